@@ -1,0 +1,23 @@
+//! What every daemon does that isn't its job: configuration, telemetry, gRPC plumbing, tasks, shutdown, back-off.
+
+pub mod args;
+pub mod backoff;
+pub mod clock;
+pub mod config;
+pub mod grpc;
+pub mod metrics;
+pub mod ready;
+pub mod run;
+pub mod shutdown;
+pub mod tasks;
+pub mod telemetry;
+pub mod tls;
+pub mod trace;
+
+pub use args::CommonArgs;
+pub use run::{Context, Settings, run};
+pub use shutdown::Shutdown;
+pub use tasks::{OnFailure, Tasks};
+
+/// Any error that can travel between threads.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,269 @@
+//! A deterministic engine without weights, for tests of everything above the seam.
+//!
+//! A folder that holds `fake-model.json` is a model:
+//!
+//! ```json
+//! {"task": "embed", "dimensions": 32, "context": 512, "slots": 8, "step_ms": 0, "tokens_per_step": 64}
+//! ```
+//!
+//! Only `task` (`embed` or `generate`) is required. `poison` makes requests whose text holds that substring fail, `panic` makes
+//! them panic the model's thread, `output_tokens` fixes the natural length of a generation, `weight_bytes` the size it claims.
+//! A file `weights.bin` beside it, if there, belongs to the model too (so that tests can fetch something big).
+
+mod embed;
+mod generate;
+mod words;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use words::FakeTokens;
+
+use crate::{
+    Class, Engine, EngineError, LoadOptions, Model, ModelCard, Output, Request, RequestId, Step, Task, Tokens, Turns,
+};
+
+/// Name of the file that makes a folder a fake model.
+pub const FAKE_MODEL_FILE: &str = "fake-model.json";
+const WEIGHTS_FILE: &str = "weights.bin";
+const CONFIG_BYTES_MAX: u64 = 64 << 10;
+const KV_BYTES_PER_TOKEN: u64 = 1024;
+
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    task: TaskName,
+    #[serde(default = "default_dimensions")]
+    dimensions: u32,
+    #[serde(default = "default_context")]
+    context: u32,
+    #[serde(default = "default_slots")]
+    slots: u32,
+    #[serde(default)]
+    step_ms: u64,
+    #[serde(default = "default_tokens_per_step")]
+    tokens_per_step: usize,
+    #[serde(default = "default_weight_bytes")]
+    weight_bytes: u64,
+    output_tokens: Option<u32>,
+    poison: Option<String>,
+    panic: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TaskName {
+    Embed,
+    Generate,
+}
+
+fn default_dimensions() -> u32 {
+    32
+}
+fn default_context() -> u32 {
+    512
+}
+fn default_slots() -> u32 {
+    8
+}
+fn default_tokens_per_step() -> usize {
+    64
+}
+fn default_weight_bytes() -> u64 {
+    1 << 20
+}
+
+/// The engine; see the module's text.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FakeEngine;
+
+impl FakeEngine {
+    /// The same as any other.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+impl Engine for FakeEngine {
+    fn backend(&self) -> String {
+        concat!("fake-", env!("CARGO_PKG_VERSION")).into()
+    }
+
+    fn files(&self, names: &[String]) -> Option<Vec<String>> {
+        let has = |name: &str| names.iter().any(|other| other == name);
+        has(FAKE_MODEL_FILE)
+            .then(|| [FAKE_MODEL_FILE, WEIGHTS_FILE].into_iter().filter(|name| has(name)).map(String::from).collect())
+    }
+
+    fn inspect(&self, dir: &Path) -> Result<ModelCard, EngineError> {
+        Ok(card(&read_config(dir)?))
+    }
+
+    fn load(&self, options: &LoadOptions) -> Result<Box<dyn Model>, EngineError> {
+        let mut config = read_config(&options.dir)?;
+        config.context = config.context.min(options.context.max(1));
+        config.slots = config.slots.min(options.slots).max(1);
+        let tokens = Arc::new(FakeTokens::new(config.context));
+        Ok(Box::new(FakeModel { card: card(&config), config, tokens, turns: Turns::default(), joined: Vec::new() }))
+    }
+}
+
+fn read_config(dir: &Path) -> Result<Config, EngineError> {
+    let fail = |problem: String| EngineError::Model { file: FAKE_MODEL_FILE.into(), problem };
+    let path = dir.join(FAKE_MODEL_FILE);
+    let size = std::fs::metadata(&path).map_err(|error| fail(error.to_string()))?.len();
+    if size > CONFIG_BYTES_MAX {
+        return Err(fail(format!("at most {CONFIG_BYTES_MAX} bytes expected, found {size}")));
+    }
+    let text = std::fs::read(&path).map_err(|error| fail(error.to_string()))?;
+    let config: Config = serde_json::from_slice(&text).map_err(|error| fail(error.to_string()))?;
+    if !(1..=65_536).contains(&config.dimensions) || config.context < 4 || config.tokens_per_step == 0 {
+        return Err(fail("dimensions must be 1 to 65536, context at least 4, tokens_per_step at least 1".into()));
+    }
+    Ok(config)
+}
+
+fn card(config: &Config) -> ModelCard {
+    let embeds = config.task == TaskName::Embed;
+    ModelCard {
+        task: if embeds { Task::Embed } else { Task::Generate },
+        architecture: "fake".into(),
+        quantisation: "F32".into(),
+        parameters: config.weight_bytes / 4,
+        weight_bytes: config.weight_bytes,
+        bytes_per_token: config.weight_bytes,
+        kv_bytes_per_token: if embeds { 0 } else { KV_BYTES_PER_TOKEN },
+        context: config.context,
+        dimensions: if embeds { config.dimensions } else { 0 },
+        layers: 1,
+        width: config.dimensions,
+    }
+}
+
+/// A request that has joined.
+enum Work {
+    Embed(embed::Embedding),
+    Generate(Box<generate::Generation>),
+}
+
+struct Joined {
+    id: RequestId,
+    work: Work,
+    trap: Option<Trap>,
+}
+
+/// What the model's file asks to happen to a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trap {
+    Poison,
+    Panic,
+}
+
+struct FakeModel {
+    card: ModelCard,
+    config: Config,
+    tokens: Arc<FakeTokens>,
+    turns: Turns,
+    joined: Vec<Joined>,
+}
+
+impl FakeModel {
+    fn trap<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Option<Trap> {
+        let holds = |text: &str, word: &Option<String>| word.as_ref().is_some_and(|word| text.contains(word.as_str()));
+        texts.into_iter().find_map(|text| match () {
+            () if holds(text, &self.config.panic) => Some(Trap::Panic),
+            () if holds(text, &self.config.poison) => Some(Trap::Poison),
+            () => None,
+        })
+    }
+
+    fn work_on(&mut self, at: usize, out: &mut Vec<Output>) -> bool {
+        let joined = &mut self.joined[at];
+        match joined.trap {
+            Some(Trap::Panic) => panic!("the fake model panics, as its file asks"),
+            Some(Trap::Poison) => {
+                let error = EngineError::Compute("poisonous text, as the model's file asks".into());
+                out.push(Output::Failed { id: joined.id, error });
+                return true;
+            }
+            None => {}
+        }
+        match &mut joined.work {
+            Work::Embed(work) => work.step(joined.id, self.config.tokens_per_step, out),
+            Work::Generate(work) => work.step(joined.id, self.config.tokens_per_step, out),
+        }
+    }
+}
+
+impl Model for FakeModel {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn tokens(&self) -> Arc<dyn Tokens> {
+        Arc::clone(&self.tokens) as Arc<dyn Tokens>
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let held = self.joined.iter().map(|joined| match &joined.work {
+            Work::Embed(_) => 0,
+            Work::Generate(work) => work.tokens_held() * KV_BYTES_PER_TOKEN,
+        });
+        self.card.weight_bytes + held.sum::<u64>()
+    }
+
+    fn free_slots(&self) -> u32 {
+        self.config.slots.saturating_sub(u32::try_from(self.joined.len()).unwrap_or(u32::MAX))
+    }
+
+    fn join(&mut self, id: RequestId, class: Class, request: Request) -> Result<(), EngineError> {
+        if self.joined.iter().any(|joined| joined.id == id) {
+            return Err(EngineError::Input(format!("request {} is in the batch already", id.0)));
+        }
+        if self.free_slots() == 0 {
+            return Err(EngineError::Full { slots: self.config.slots });
+        }
+        let (work, trap) = match request {
+            Request::Embed(request) if self.card.task == Task::Embed => {
+                request.validate()?;
+                let trap = self.trap(request.texts.iter().map(String::as_str));
+                (Work::Embed(embed::Embedding::new(request.texts, self.config.dimensions, &self.tokens)?), trap)
+            }
+            Request::Generate(request) if self.card.task == Task::Generate => {
+                request.validate()?;
+                let trap = match &request.prompt {
+                    crate::Prompt::Messages(messages) => self.trap(messages.iter().map(|m| m.content.as_str())),
+                    crate::Prompt::Tokens(_) => None,
+                };
+                let work = generate::Generation::new(request, self.config.output_tokens, &self.tokens)?;
+                (Work::Generate(Box::new(work)), trap)
+            }
+            _ => return Err(EngineError::Input("this model doesn't do what the request asks".into())),
+        };
+        self.turns.join(id, class);
+        self.joined.push(Joined { id, work, trap });
+        Ok(())
+    }
+
+    fn leave(&mut self, id: RequestId) {
+        self.turns.leave(id);
+        self.joined.retain(|joined| joined.id != id);
+    }
+
+    fn step(&mut self, out: &mut Vec<Output>) -> Result<Step, EngineError> {
+        let Some(id) = self.turns.next_turn() else { return Ok(Step::Idle) };
+        if self.config.step_ms > 0 {
+            std::thread::sleep(Duration::from_millis(self.config.step_ms));
+        }
+        let at = self.joined.iter().position(|joined| joined.id == id).expect("who has turns has joined");
+        if self.work_on(at, out) {
+            self.leave(id);
+        }
+        Ok(if self.joined.is_empty() { Step::Idle } else { Step::Busy })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+use std::fs;
+
+use super::*;
+use crate::conformance::{self, Subject};
+use crate::{EmbedRequest, GenerateRequest, Message, Prompt, Resume, Sampling};
+
+fn folder(config: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(FAKE_MODEL_FILE), config).unwrap();
+    dir
+}
+
+fn load(dir: &tempfile::TempDir) -> Box<dyn Model> {
+    let options = LoadOptions { dir: dir.path().into(), threads: 1, context: 4096, slots: 8 };
+    FakeEngine.load(&options).unwrap()
+}
+
+fn drain(model: &mut dyn Model) -> Vec<Output> {
+    let mut out = Vec::new();
+    while model.step(&mut out).unwrap() == Step::Busy {}
+    out
+}
+
+#[test]
+fn the_fake_embeds_as_every_engine_must() {
+    let dir = folder(r#"{"task":"embed","dimensions":16,"context":64,"tokens_per_step":16}"#);
+    conformance::embed::run(&Subject { engine: &FakeEngine, dir: dir.path(), tolerance: 1e-6 });
+}
+
+#[test]
+fn the_fake_generates_as_every_engine_must() {
+    let dir = folder(r#"{"task":"generate","context":256,"tokens_per_step":4,"output_tokens":40}"#);
+    conformance::generate::run(&Subject { engine: &FakeEngine, dir: dir.path(), tolerance: 0.0 });
+}
+
+#[test]
+fn only_its_own_folders_are_models() {
+    let names = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(FakeEngine.files(&names(&["model.gguf"])), None);
+    assert_eq!(FakeEngine.files(&names(&["x/fake-model.json"])), None);
+    let files = FakeEngine.files(&names(&["weights.bin", "README.md", "fake-model.json"]));
+    assert_eq!(files, Some(names(&["fake-model.json", "weights.bin"])));
+}
+
+#[test]
+fn a_bad_model_file_says_what_is_wrong() {
+    for (text, word) in [
+        ("{}", "task"),
+        (r#"{"task":"embed","colour":1}"#, "colour"),
+        (r#"{"task":"embed","dimensions":0}"#, "dimensions"),
+        ("[", "EOF"),
+    ] {
+        let error = FakeEngine.inspect(folder(text).path()).unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains(FAKE_MODEL_FILE), "{error}");
+    }
+}
+
+#[test]
+fn a_poisonous_text_fails_its_own_request_and_no_other() {
+    let dir = folder(r#"{"task":"embed","poison":"arsenic"}"#);
+    let mut model = load(&dir);
+    let embed = |text: &str| Request::Embed(EmbedRequest { texts: vec!["fine".into(), text.into()], normalise: true });
+    model.join(RequestId(1), Class::Batch, embed("a glass of arsenic")).unwrap();
+    model.join(RequestId(2), Class::Batch, embed("a glass of milk")).unwrap();
+    let out = drain(model.as_mut());
+    assert!(out.iter().any(|o| matches!(o, Output::Failed { id: RequestId(1), error: EngineError::Compute(_) })));
+    assert!(out.iter().any(|o| matches!(o, Output::Done { id: RequestId(2), .. })));
+    assert_eq!(model.free_slots(), 8);
+}
+
+#[test]
+fn the_panic_word_panics() {
+    let dir = folder(r#"{"task":"generate","panic":"earthquake"}"#);
+    let mut model = load(&dir);
+    let request = GenerateRequest {
+        prompt: Prompt::Messages(vec![Message { role: "user".into(), content: "an earthquake".into() }]),
+        resume: Resume::default(),
+        sampling: Sampling::default(),
+        max_tokens: 4,
+        stop: vec![],
+        logprobs: 0,
+    };
+    model.join(RequestId(1), Class::Batch, Request::Generate(request)).unwrap();
+    let step = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.step(&mut Vec::new())));
+    assert!(step.is_err());
+}
+
+#[test]
+fn texts_that_share_words_are_near() {
+    let dir = folder(r#"{"task":"embed","dimensions":64}"#);
+    let mut model = load(&dir);
+    let texts = ["the red fox", "a red fox", "tax return 2019"].map(String::from).to_vec();
+    model.join(RequestId(1), Class::Batch, Request::Embed(EmbedRequest { texts, normalise: true })).unwrap();
+    let vectors: Vec<Vec<f32>> = drain(model.as_mut())
+        .into_iter()
+        .filter_map(|o| match o {
+            Output::Embedding { vector, .. } => Some(vector),
+            _ => None,
+        })
+        .collect();
+    let dot = |a: usize, b: usize| vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum::<f32>();
+    assert!(dot(0, 1) > dot(0, 2) + 0.2, "{} {}", dot(0, 1), dot(0, 2));
+}
+
+#[test]
+fn token_offsets_cover_the_text() {
+    let text = "  Über-langeszusammengesetztes Wort,\n\nende 🔥 ";
+    let encoding = FakeTokens::new(64).encode(text).unwrap();
+    let joined: String = encoding.offsets.iter().map(|&(start, end)| &text[start..end]).collect();
+    assert_eq!(joined, text);
+    assert!(encoding.ids.len() > 4);
+}

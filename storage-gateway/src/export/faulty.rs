@@ -1,0 +1,1 @@
+//! Seeded faults around any export.

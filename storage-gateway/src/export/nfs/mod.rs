@@ -1,0 +1,1 @@
+//! NFSv3 in user space.

@@ -1,0 +1,1 @@
+//! The built-in NFSv3 server.

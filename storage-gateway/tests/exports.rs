@@ -1,0 +1,104 @@
+//! Every export that needs no server: the conformance suite, and what only a directory of this machine can show.
+
+use ingle_gateway::export::conformance;
+use ingle_gateway::export::local::LocalExport;
+use ingle_gateway::export::{Export, ExportError, Kind, Replace};
+use ingle_proto::ObjectPath;
+
+fn path(text: &str) -> ObjectPath {
+    ObjectPath::new(text).expect("a valid path")
+}
+
+/// A directory named `root` in a tempdir of its own: the suite puts things beside it.
+fn root() -> (tempfile::TempDir, std::path::PathBuf) {
+    let base = tempfile::tempdir().expect("a tempdir");
+    let root = base.path().join("root");
+    std::fs::create_dir(&root).expect("a directory");
+    (base, root)
+}
+
+#[tokio::test]
+async fn local_conforms() {
+    let (_base, root) = root();
+    let export = LocalExport::open(&root, false).expect("open");
+    conformance::all(&export, &root).await;
+}
+
+#[tokio::test]
+async fn read_only_local_reads_and_refuses_every_change() {
+    let (_base, root) = root();
+    let export = LocalExport::open(&root, true).expect("open");
+    conformance::reading(&export, &root).await;
+    assert!(!export.abilities().await.expect("abilities").write);
+    std::fs::write(root.join("doc"), "text").expect("behind");
+    let (doc, new) = (path("doc"), path("new"));
+    for answer in [
+        export.create(&new).await,
+        export.write_at(&doc, 0, "x".into()).await,
+        export.commit(&doc).await,
+        export.link(&doc, &new).await,
+        export.rename(&doc, &new, Replace::Nothing).await,
+        export.remove(&doc).await,
+        export.make_directory(&new).await,
+        export.remove_directory(&new).await,
+    ] {
+        assert!(matches!(answer, Err(ExportError::ReadOnly(_))), "{answer:?}");
+    }
+    assert_eq!(std::fs::read(root.join("doc")).expect("behind"), b"text");
+}
+
+#[test]
+fn a_root_that_is_none_is_refused() {
+    let (base, root) = root();
+    std::fs::write(base.path().join("file"), "x").expect("behind");
+    let missing = LocalExport::open(&root.join("none"), false).expect_err("missing");
+    assert!(matches!(missing, ExportError::NotFound(_)), "{missing:?}");
+    let file = LocalExport::open(&base.path().join("file"), false).expect_err("a file");
+    assert!(matches!(file, ExportError::Kind { .. }), "{file:?}");
+}
+
+/// A symlink swapped in between any two system calls is never followed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn symlink_swapped_between_check_and_open() {
+    let (base, root) = root();
+    std::fs::write(base.path().join("secret"), "secret").expect("behind");
+    std::fs::create_dir(root.join("d")).expect("behind");
+    let name = root.join("d/doc");
+    let export = LocalExport::open(&root, false).expect("open");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let swapper = std::thread::spawn({
+        let (stop, spare) = (stop.clone(), root.join("spare"));
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::fs::write(&spare, "public").expect("behind");
+                std::fs::rename(&spare, &name).expect("behind");
+                std::os::unix::fs::symlink("../../secret", &spare).expect("behind");
+                std::fs::rename(&spare, &name).expect("behind");
+            }
+        }
+    });
+    let mut seen = [0; 2];
+    for _ in 0..3000 {
+        match export.read_at(&path("d/doc"), 0, 100).await {
+            Ok(bytes) => {
+                assert_ne!(bytes, "secret".as_bytes(), "left the root");
+                seen[0] += 1;
+            }
+            Err(ExportError::Kind { .. }) => seen[1] += 1,
+            Err(ExportError::NotFound(_)) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    swapper.join().expect("the swapper ends");
+    assert!(seen[0] > 0 && seen[1] > 0, "both were met: {seen:?}");
+}
+
+#[tokio::test]
+async fn devices_are_named_but_not_opened() {
+    // /dev/null as an "export's" entry: nothing has to be made for it.
+    let export = LocalExport::open(std::path::Path::new("/dev"), true).expect("open");
+    assert_eq!(export.stat(&path("null")).await.expect("stat").kind, Kind::Other);
+    let answer = export.read_at(&path("null"), 0, 1).await;
+    assert!(matches!(answer, Err(ExportError::Kind { .. })), "{answer:?}");
+}

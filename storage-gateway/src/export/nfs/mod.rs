@@ -1,1 +1,279 @@
-//! NFSv3 in user space.
+//! NFS version 3 in user space: no mount, no kernel client, no root needed.
+//!
+//! From the wire up: `record` (fragments), `rpc` (many calls in flight on a connection), `dial` and `pool` (connections),
+//! `mount` (the root handle), `wire` (procedures), `resolve` (paths to handles, component by component), then what the
+//! contract asks for: `listing`, `names` (changes whose replies may be lost), `writes` (verifiers), `status` (errors).
+
+mod dial;
+mod handles;
+mod listing;
+mod mount;
+mod names;
+mod pool;
+pub(crate) mod record;
+mod resolve;
+mod rpc;
+mod status;
+mod url;
+mod wire;
+mod writes;
+pub(crate) mod xdr;
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use ingle_proto::ObjectPath;
+use nfs3_types::nfs3::{FSF3_LINK, nfsstat3};
+
+use self::handles::Handles;
+use self::resolve::Mounted;
+use self::status::Fault;
+pub use self::url::NfsOptions;
+use self::url::NfsUrl;
+use self::wire::{Handle, Server};
+use self::writes::Writes;
+use self::xdr::Malformed;
+use super::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace};
+
+/// Most bytes of one read of the export.
+const READ_MAX: u32 = 1 << 20;
+/// READs or WRITEs in flight for one call of the export, where the server takes small ones only.
+const CHUNKS_AT_ONCE: usize = 8;
+/// Longest that a listing may take: each page has the RPC's deadline, and big directories have many pages.
+const LISTING_MAX: Duration = Duration::from_secs(600);
+/// RPC deadlines that one call of the export may use up: to resolve, to act, to look after a lost reply.
+const DEADLINES_PER_CALL: u32 = 3;
+
+/// A directory of an NFS server.
+pub struct NfsExport {
+    url: NfsUrl,
+    server: Server,
+    deadline: Duration,
+    mounted: tokio::sync::Mutex<Option<Mounted>>,
+    handles: Mutex<Handles>,
+    writes: Mutex<Writes>,
+}
+
+impl NfsExport {
+    /// Reads the URL and opens nothing: the first call mounts, and every later one mounts again where it must.
+    /// So a gateway starts while its NAS is down.
+    ///
+    /// # Errors
+    /// The URL can't be read: says which part, and what was expected.
+    pub fn new(url: &str, options: &NfsOptions) -> Result<Self, ExportError> {
+        let url = NfsUrl::parse(url)?;
+        Ok(Self {
+            server: Server::new(&url, options),
+            deadline: options.deadline,
+            url,
+            mounted: tokio::sync::Mutex::new(None),
+            handles: Mutex::default(),
+            writes: Mutex::default(),
+        })
+    }
+
+    /// Reads the URL and mounts.
+    ///
+    /// # Errors
+    /// The URL can't be read; the server can't be reached, refuses, or speaks version 4 only. Each says what to do.
+    pub async fn connect(url: &str, options: &NfsOptions) -> Result<Self, ExportError> {
+        let export = Self::new(url, options)?;
+        export.abilities().await?;
+        Ok(export)
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writes(&self) -> MutexGuard<'_, Writes> {
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the caller, about the object at `path`.
+    fn about(&self, path: &ObjectPath, fault: Fault) -> ExportError {
+        let shown = if path.is_root() { "the export's root".to_owned() } else { path.display() };
+        fault.about(shown, &self.url, self.server.pool.unprivileged())
+    }
+
+    /// One read of the server's size, continued where the server gave less without the file ending.
+    async fn read_chunk(&self, file: &Handle, offset: u64, length: u32) -> Result<Bytes, Fault> {
+        let (first, mut end) = self.server.read(file, offset, length).await?;
+        if end || first.len() == length as usize {
+            return Ok(first);
+        }
+        let mut out = BytesMut::from(first);
+        while !end && out.len() < length as usize {
+            let left = length - u32::try_from(out.len()).expect("shorter than `length`");
+            let (more, ended) = self.server.read(file, offset + out.len() as u64, left).await?;
+            if more.is_empty() && !ended {
+                return Err(Malformed(format!("no bytes at {} and no end there", offset + out.len() as u64)).into());
+            }
+            out.extend_from_slice(&more);
+            end = ended;
+        }
+        Ok(out.freeze())
+    }
+
+    async fn read_now(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, Fault> {
+        let size = self.mounted().await?.info.read_size;
+        let file = self.file(path).await?;
+        // Servers differ over offsets that no file can have; for us they are past the end.
+        if length == 0 || i64::try_from(offset.saturating_add(length.into())).is_err() {
+            return Ok(Bytes::new());
+        }
+        if length <= size {
+            return self.read_chunk(&file, offset, length).await;
+        }
+        let mut chunks = futures::stream::iter((0..length).step_by(size as usize))
+            .map(|start| {
+                let want = size.min(length - start);
+                let read = self.read_chunk(&file, offset + u64::from(start), want);
+                async move { read.await.map(|data| (data.len() < want as usize, data)) }
+            })
+            .buffered(CHUNKS_AT_ONCE);
+        let mut out = BytesMut::with_capacity(length as usize);
+        while let Some(chunk) = chunks.next().await {
+            let (short, data) = chunk?;
+            out.extend_from_slice(&data);
+            if short {
+                break;
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    async fn write_now(&self, path: &ObjectPath, offset: u64, data: &Bytes) -> Result<(), Fault> {
+        let size = self.mounted().await?.info.write_size as usize;
+        let file = self.file(path).await?;
+        let mut chunks = futures::stream::iter((0..data.len()).step_by(size))
+            .map(|start| {
+                let chunk = data.slice(start..data.len().min(start + size));
+                self.write_chunk(path, &file, offset + start as u64, chunk)
+            })
+            .buffered(CHUNKS_AT_ONCE);
+        while let Some(chunk) = chunks.next().await {
+            chunk?;
+        }
+        Ok(())
+    }
+
+    async fn write_chunk(&self, path: &ObjectPath, file: &Handle, offset: u64, data: Bytes) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < data.len() {
+            let (taken, verifier) = self.server.write(file, offset + done as u64, &data[done..]).await?;
+            if taken == 0 {
+                return Err(Malformed("a WRITE that took no bytes".to_owned()).into());
+            }
+            done += taken as usize;
+            if !self.writes().wrote(path, verifier, Instant::now()) {
+                let why = format!("{}: too many files are being written; commit or remove some", path.display());
+                return Err(ExportError::Unavailable(why).into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit_now(&self, path: &ObjectPath) -> Result<(), Fault> {
+        let file = self.file(path).await?;
+        let verifier = self.server.commit(&file).await?;
+        if self.writes().committed(path, verifier) {
+            Ok(())
+        } else {
+            Err(ExportError::VerifierChanged(path.display()).into())
+        }
+    }
+
+    async fn create_now(&self, path: &ObjectPath, verifier: [u8; 8]) -> Result<(), Fault> {
+        let (directory, name) = self.parent(path).await?;
+        let made = match self.server.create(&directory, name, Some(verifier)).await {
+            // A server without exclusive creation. A lost reply then reads as "taken", which is safe: another name.
+            Err(fault) if fault.is(nfsstat3::NFS3ERR_NOTSUPP) => {
+                match self.server.create(&directory, name, None).await {
+                    Err(fault) if fault.lost() => self.server.create(&directory, name, None).await,
+                    other => other,
+                }
+            }
+            other => other,
+        }?;
+        self.writes().forget(path);
+        self.handles().forget(path);
+        let file = match made {
+            Some(handle) => handle,
+            None => self.server.lookup(&directory, name).await?.handle,
+        };
+        self.server.settle(&file).await
+    }
+}
+
+#[async_trait]
+impl Export for NfsExport {
+    fn url(&self) -> String {
+        self.url.shown.clone()
+    }
+
+    async fn abilities(&self) -> Result<Abilities, ExportError> {
+        let mounted = self.run(&[&ObjectPath::root()], || self.mounted()).await?;
+        // Whether it may be written depends on the directory and the user: each write says so itself.
+        Ok(Abilities { write: true, link: mounted.info.properties & FSF3_LINK != 0 })
+    }
+
+    async fn stat(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
+        let found = self.run(&[path], || self.look(path)).await?;
+        match found.attr.kind {
+            Kind::Symlink => Err(self.about(path, Fault::Is { kind: Kind::Symlink, expected: "a file or directory" })),
+            _ => Ok(found.attr),
+        }
+    }
+
+    async fn list(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, ExportError> {
+        let list = || async {
+            let directory = self.directory(path).await?;
+            listing::all(&self.server, &directory, path, limit).await
+        };
+        self.run_within(LISTING_MAX, &[path], list).await
+    }
+
+    async fn read_at(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, ExportError> {
+        let length = length.min(READ_MAX);
+        self.run(&[path], || self.read_now(path, offset, length)).await
+    }
+
+    async fn create(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        // One verifier for all repetitions: the server knows by it that the file is this call's own.
+        let verifier = fastrand::u64(..).to_be_bytes();
+        self.run(&[path], || self.create_now(path, verifier)).await
+    }
+
+    async fn write_at(&self, path: &ObjectPath, offset: u64, data: Bytes) -> Result<(), ExportError> {
+        self.run(&[path], || self.write_now(path, offset, &data)).await
+    }
+
+    async fn commit(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.run(&[path], || self.commit_now(path)).await
+    }
+
+    async fn link(&self, from: &ObjectPath, to: &ObjectPath) -> Result<(), ExportError> {
+        self.run(&[to, from], || self.link_now(from, to)).await
+    }
+
+    async fn rename(&self, from: &ObjectPath, to: &ObjectPath, replace: Replace) -> Result<(), ExportError> {
+        let moved = OnceLock::new();
+        self.run(&[to, from], || self.rename_now(from, to, replace, &moved)).await
+    }
+
+    async fn remove(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.run(&[path], || self.remove_now(path)).await
+    }
+
+    async fn make_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.run(&[path], || self.make_directory_now(path)).await
+    }
+
+    async fn remove_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.run(&[path], || self.remove_directory_now(path)).await
+    }
+}

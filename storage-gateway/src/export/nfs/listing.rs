@@ -1,0 +1,89 @@
+//! A directory, page by page: cookies that lead nowhere are found out, a cookie that went bad starts over once.
+
+use std::collections::HashSet;
+
+use futures::StreamExt as _;
+use ingle_proto::ObjectPath;
+use nfs3_types::nfs3::{cookieverf3, nfsstat3};
+
+use super::status::Fault;
+use super::wire::{self, Handle, Named, Server};
+use super::xdr::Malformed;
+use crate::export::{Entry, ExportError};
+
+/// Attributes asked for one by one, at once, where the listing brought none.
+const LOOKUPS_MAX: usize = 16;
+
+/// All entries but `.` and `..`.
+pub(crate) async fn all(
+    server: &Server,
+    directory: &Handle,
+    path: &ObjectPath,
+    limit: usize,
+) -> Result<Vec<Entry>, Fault> {
+    match once(server, directory, path, limit).await {
+        Err(fault) if fault.is(nfsstat3::NFS3ERR_BAD_COOKIE) => once(server, directory, path, limit).await,
+        other => other,
+    }
+}
+
+async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, Fault> {
+    let mut out: Vec<Entry> = Vec::new();
+    let mut visited = HashSet::from([0]);
+    let (mut cookie, mut verifier, mut plus) = (0, cookieverf3::default(), true);
+    loop {
+        let page = match server.page(directory, cookie, verifier, plus).await {
+            // A server without READDIRPLUS: names only, and each is looked up.
+            Err(fault) if plus && cookie == 0 && unsupported(&fault) => {
+                plus = false;
+                continue;
+            }
+            other => other?,
+        };
+        verifier = page.verifier;
+        let last = page.entries.last().map(|entry| entry.cookie);
+        for entry in complete(server, directory, page.entries).await? {
+            if out.len() == limit {
+                return Err(ExportError::TooMany { path: path.display(), limit }.into());
+            }
+            out.push(entry);
+        }
+        if page.end {
+            return Ok(out);
+        }
+        // Each page must lead to a place where we have not been.
+        match last {
+            Some(next) if visited.insert(next) => cookie = next,
+            Some(next) => return Err(Malformed(format!("the listing comes back to its cookie {next}")).into()),
+            None => return Err(Malformed("the listing has an empty page before its end".to_owned()).into()),
+        }
+    }
+}
+
+fn unsupported(fault: &Fault) -> bool {
+    use super::rpc::RpcError;
+    fault.is(nfsstat3::NFS3ERR_NOTSUPP) || matches!(fault, Fault::Rpc(RpcError::ProcedureUnavailable))
+}
+
+/// Entries with attributes; those gone in the meantime are left out.
+async fn complete(server: &Server, directory: &Handle, page: Vec<Named>) -> Result<Vec<Entry>, Fault> {
+    let named = page.into_iter().filter(|named| named.name != b"." && named.name != b"..");
+    let mut looked_up = futures::stream::iter(named)
+        .map(|named| async move {
+            let attr = match named.attr {
+                Some(attr) => wire::attr(&attr),
+                None => server.lookup(directory, &named.name).await?.attr,
+            };
+            Ok(Entry { name: named.name, attr })
+        })
+        .buffered(LOOKUPS_MAX);
+    let mut out = Vec::new();
+    while let Some(entry) = looked_up.next().await {
+        match entry {
+            Ok(entry) => out.push(entry),
+            Err(fault) if Fault::is(&fault, nfsstat3::NFS3ERR_NOENT) => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(out)
+}

@@ -143,10 +143,7 @@ impl<R: Record> Members<R> {
             self.watch = None;
         }
         self.apply(listing);
-        self.list_at = Instant::now() + self.relist;
-        if let Some(settles) = self.settles_at {
-            self.list_at = self.list_at.min(settles);
-        }
+        // Only now is the list done with: whoever drops us in the middle finds that it is still to be made.
         if self.watch.is_none() {
             match self.membership.watch(self.prefix.clone(), revision).await {
                 Ok(watch) => {
@@ -156,8 +153,13 @@ impl<R: Record> Members<R> {
                 Err(error) => {
                     tracing::debug!(%error, "can't watch members yet");
                     self.list_soon();
+                    return;
                 }
             }
+        }
+        self.list_at = Instant::now() + self.relist;
+        if let Some(settles) = self.settles_at {
+            self.list_at = self.list_at.min(settles);
         }
     }
 

@@ -1,6 +1,6 @@
-//! Every error code has a page in docs/errors, and every page a code.
+//! Every error code has a page in docs/errors that says the same as the code, and every page a code.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::{Finding, Tree};
 
@@ -17,47 +17,70 @@ pub fn check(tree: &Tree) -> Vec<Finding> {
     if codes.is_empty() {
         found.push(Finding::new(CODES, "holds no lines of the form `Name = \"CODE\", GrpcCode, retryable;`"));
     }
-    for code in &codes {
+    for (code, line) in &codes {
         let page = format!("{PAGES}/{code}.md");
         match tree.text(&page) {
             None => found.push(Finding::new(&page, format!("is missing: {code} is in {CODES}"))),
-            Some(text) => found.extend(page_problems(code, text).map(|problem| Finding::new(&page, problem))),
+            Some(text) => found.extend(page_problems(code, line, text).map(|problem| Finding::new(&page, problem))),
         }
     }
     for page in tree.in_folder(PAGES) {
         let name = page.rsplit('/').next().unwrap_or(page);
         let code = name.trim_end_matches(".md");
-        if name != "README.md" && !codes.contains(code) {
+        if name != "README.md" && !codes.contains_key(code) {
             found.push(Finding::new(page, format!("is the page of no code in {CODES}")));
         }
     }
     found
 }
 
-/// The codes in the table: second column of lines such as `NoNode = "NO_NODE", Unavailable, true;`.
-fn codes(text: &str) -> BTreeSet<&str> {
+/// The codes in the table, from lines such as `NoNode = "NO_NODE", Unavailable, true;`, each with what its page says of it.
+fn codes(text: &str) -> BTreeMap<&str, String> {
     text.lines()
         .filter_map(|line| {
             let (name, rest) = line.trim().split_once(" = \"")?;
             let (code, tail) = rest.split_once("\", ")?;
-            let row = name.chars().all(char::is_alphanumeric) && tail.ends_with(';');
-            (row && code.chars().all(|c| c.is_ascii_uppercase() || c == '_')).then_some(code)
+            let (grpc, retry) = tail.strip_suffix(';')?.split_once(", ")?;
+            let row = name.chars().all(char::is_alphanumeric) && matches!(retry, "true" | "false");
+            let known = row && code.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+            let again = if retry == "true" { "worth trying again" } else { "the same call will fail again" };
+            known.then(|| (code, format!("gRPC status `{}`; {again}.", shouted(grpc))))
         })
         .collect()
 }
 
-fn page_problems<'a>(code: &'a str, text: &'a str) -> impl Iterator<Item = String> + 'a {
+/// `NotFound` as gRPC writes it: `NOT_FOUND`.
+fn shouted(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        if c.is_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.extend(c.to_uppercase());
+    }
+    text
+}
+
+fn page_problems(code: &str, line: &str, text: &str) -> impl Iterator<Item = String> {
+    let mut problems = Vec::new();
     let title = format!("# {code}");
-    let untitled = (text.lines().next() != Some(title.as_str())).then(|| format!("should begin with `{title}`"));
-    let missing = HEADINGS.iter().filter(|heading| !text.lines().any(|line| line == **heading));
-    let short = HEADINGS.iter().filter(|heading| {
-        text.split_once(*heading)
-            .is_some_and(|(_, after)| after.split("\n## ").next().unwrap_or_default().split_whitespace().count() < 5)
-    });
-    untitled
-        .into_iter()
-        .chain(missing.map(|heading| format!("has no heading `{heading}`")))
-        .chain(short.map(|heading| format!("says nothing under `{heading}`")))
+    if text.lines().next() != Some(title.as_str()) {
+        problems.push(format!("should begin with `{title}`"));
+    }
+    if !text.lines().any(|there| there == line) {
+        problems.push(format!("should say: {line}"));
+    }
+    for heading in HEADINGS {
+        match text.split_once(&format!("\n{heading}\n")) {
+            None => problems.push(format!("has no heading `{heading}`")),
+            Some((_, after)) => {
+                if after.split("\n## ").next().unwrap_or_default().split_whitespace().count() < 5 {
+                    problems.push(format!("says nothing under `{heading}`"));
+                }
+            }
+        }
+    }
+    problems.into_iter()
 }
 
 #[cfg(test)]
@@ -65,7 +88,7 @@ mod tests {
     use super::*;
 
     const TABLE: &str = "codes! {\n    /// Busy.\n    NoNode = \"NO_NODE\", Unavailable, true;\n}\nlet x = \"y\";\n";
-    const PAGE: &str = "# NO_NODE\n\n## What you see\n\nA call that ends at once.\n\n## Why\n\nThere is no node here now.\n\n\
+    const PAGE: &str = "# NO_NODE\n\ngRPC status `UNAVAILABLE`; worth trying again.\n\n## What you see\n\nA call that ends at once.\n\n## Why\n\nThere is no node here now.\n\n\
                         ## What to do\n\nStart a node, then try again.\n";
 
     fn problems(table: &str, page: &str, name: &str) -> Vec<String> {
@@ -89,6 +112,7 @@ mod tests {
     fn a_page_answers_three_questions() {
         let page = |text: &str| problems(TABLE, text, "docs/errors/NO_NODE.md");
         assert_eq!(page(&PAGE.replace("# NO_NODE", "# NODE")), ["should begin with `# NO_NODE`"]);
+        assert_eq!(page(&PAGE.replace("UNAVAILABLE", "ABORTED")).len(), 1);
         assert_eq!(page(&PAGE.replace("## Why", "## How")), ["has no heading `## Why`"]);
         assert_eq!(page(&PAGE.replace("There is no node here now.", "")), ["says nothing under `## Why`"]);
     }

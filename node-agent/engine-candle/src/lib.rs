@@ -1,0 +1,104 @@
+//! The only crate that compiles candle: opens model folders and runs them behind the seam of `ingle-engine`.
+//!
+//! Threads. Our own loops and candle's matrix products run in one rayon pool of [`CandleEngine::new`]'s size. Candle's quantised
+//! products use a pool of their own, which is made at the first use in the process and takes its size from the environment
+//! alone: set `CANDLE_NUM_THREADS` (else `RAYON_NUM_THREADS`, else the physical cores count) before the process starts to bound it.
+
+mod embed;
+mod folder;
+mod llm;
+mod memory;
+pub mod weights;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use ingle_engine::{Engine, EngineError, LoadOptions, Model, ModelCard};
+
+/// Threads at most, whatever is asked for.
+const THREADS_MAX: usize = 1024;
+
+/// One way to run a folder's model.
+struct Architecture {
+    /// `general.architecture` of a GGUF, or `model_type` of config.json.
+    name: &'static str,
+    inspect: fn(&Path) -> Result<ModelCard, EngineError>,
+    load: fn(&LoadOptions, Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError>,
+}
+
+/// Models in GGUF files.
+const GGUF: [Architecture; 1] = [Architecture { name: "llama", inspect: llm::inspect, load: llm::load }];
+
+/// Models in safetensors with config.json.
+const SAFETENSORS: [Architecture; 1] = [Architecture { name: "bert", inspect: embed::inspect, load: embed::load }];
+
+/// Candle on the CPU.
+pub struct CandleEngine {
+    threads: usize,
+    pools: Mutex<Vec<Arc<rayon::ThreadPool>>>,
+}
+
+impl CandleEngine {
+    /// `threads` bounds the compute threads of each model; [`LoadOptions::threads`] may ask for fewer.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        Self { threads: threads.clamp(1, THREADS_MAX), pools: Mutex::new(Vec::new()) }
+    }
+
+    /// Models of one size share a pool: their steps take turns there instead of fighting for the cores.
+    fn pool(&self, threads: usize) -> Result<Arc<rayon::ThreadPool>, EngineError> {
+        let threads = threads.clamp(1, self.threads);
+        let mut pools = self.pools.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(pool) = pools.iter().find(|pool| pool.current_num_threads() == threads) {
+            return Ok(Arc::clone(pool));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|error| EngineError::Compute(format!("{threads} compute threads can't be started: {error}")))?;
+        let pool = Arc::new(pool);
+        pools.push(Arc::clone(&pool));
+        Ok(pool)
+    }
+}
+
+impl Engine for CandleEngine {
+    fn backend(&self) -> String {
+        concat!("candle-0.11.1-cpu-", env!("CARGO_PKG_VERSION")).into()
+    }
+
+    fn files(&self, names: &[String]) -> Option<Vec<String>> {
+        folder::files(names)
+    }
+
+    fn inspect(&self, dir: &Path) -> Result<ModelCard, EngineError> {
+        (architecture(dir)?.inspect)(dir)
+    }
+
+    fn load(&self, options: &LoadOptions) -> Result<Box<dyn Model>, EngineError> {
+        let architecture = architecture(&options.dir)?;
+        (architecture.load)(options, self.pool(options.threads)?)
+    }
+}
+
+fn architecture(dir: &Path) -> Result<&'static Architecture, EngineError> {
+    let found = folder::find(&folder::names(dir)?);
+    let (file, name, table) = match found {
+        Err(problem) => return Err(EngineError::Model { file: ".".into(), problem }),
+        Ok(folder::Found::Gguf(file)) => {
+            let name = llm::architecture_name(dir, &file)?;
+            (file, name, &GGUF)
+        }
+        Ok(folder::Found::Safetensors) => ("config.json".into(), embed::architecture_name(dir)?, &SAFETENSORS),
+    };
+    table.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
+        let known: Vec<_> = table.iter().map(|architecture| architecture.name).collect();
+        EngineError::Model { file, problem: format!("architecture {name:?} can't be run, {} can", known.join(", ")) }
+    })
+}
+
+/// An error of candle's.
+pub(crate) fn compute(error: candle_core::Error) -> EngineError {
+    EngineError::Compute(error.to_string())
+}

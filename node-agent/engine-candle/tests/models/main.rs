@@ -1,0 +1,8 @@
+//! Whole models through the engine's seam: tiny ones with seeded random weights that the tests write themselves, and the starter
+//! models where they have been fetched (`INGLE_TEST_MODELS`, else `.cache/models` of the repository).
+
+mod golden;
+mod language;
+mod refusals;
+mod starter;
+mod tiny;

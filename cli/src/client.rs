@@ -1,0 +1,127 @@
+//! Calls to the coordinator: one connection, a deadline on every call, failures in a person's terms.
+
+use std::future::Future;
+use std::time::Duration;
+
+use ingle_daemon::config::TlsConfig;
+use ingle_daemon::grpc::{Channel, ConnectError, ConnectOptions, connect};
+use ingle_proto::v1;
+use tonic::{Request, Response, Status};
+use v1::cluster_client::ClusterClient;
+use v1::inference_client::InferenceClient;
+use v1::jobs_client::JobsClient;
+use v1::models_client::ModelsClient;
+
+use crate::args::Global;
+use crate::exit::{Exit, Failure};
+use crate::out::Out;
+
+/// How long a call may take unless `--timeout` says otherwise.
+const CALL: Duration = Duration::from_secs(30);
+/// The same for calls that wait for a model.
+const LONG_CALL: Duration = Duration::from_secs(600);
+/// Largest answer taken, in bytes: vectors of 512 texts at 8192 dimensions.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
+
+/// Where to call, how long to wait, how to print.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) out: Out,
+    pub(crate) endpoint: String,
+    tls: TlsConfig,
+    timeout: Option<Duration>,
+}
+
+impl Client {
+    pub(crate) fn new(global: &Global) -> Self {
+        Self {
+            out: Out::new(global.json),
+            endpoint: global.coordinator.clone(),
+            tls: TlsConfig { ca: global.tls_ca.clone(), cert: global.tls_cert.clone(), key: global.tls_key.clone() },
+            timeout: global.timeout,
+        }
+    }
+
+    /// The same, elsewhere.
+    pub(crate) fn at(&self, endpoint: String) -> Self {
+        Self { endpoint, ..self.clone() }
+    }
+
+    async fn channel(&self) -> Result<Channel, Failure> {
+        connect(&self.endpoint, &self.tls, &ConnectOptions::default()).await.map_err(|error| match &error {
+            ConnectError::Unreachable { reason, .. } => Failure::unreachable(&self.endpoint, reason),
+            ConnectError::Plaintext { .. } => Failure::usage(error.to_string())
+                .hint("give --tls-ca, --tls-cert and --tls-key, or call a coordinator on this machine"),
+            _ => Failure::usage(error.to_string()),
+        })
+    }
+
+    pub(crate) async fn jobs(&self) -> Result<JobsClient<Channel>, Failure> {
+        Ok(JobsClient::new(self.channel().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn inference(&self) -> Result<InferenceClient<Channel>, Failure> {
+        Ok(InferenceClient::new(self.channel().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn cluster(&self) -> Result<ClusterClient<Channel>, Failure> {
+        Ok(ClusterClient::new(self.channel().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    pub(crate) async fn models(&self) -> Result<ModelsClient<Channel>, Failure> {
+        Ok(ModelsClient::new(self.channel().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    /// Waits for an answer, no longer than a call may take.
+    pub(crate) async fn call<T>(
+        &self,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        self.within(self.timeout.unwrap_or(CALL), answer).await
+    }
+
+    /// [`Self::call`] where a model may have to be loaded first.
+    pub(crate) async fn long_call<T>(
+        &self,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        self.within(self.timeout.unwrap_or(LONG_CALL), answer).await
+    }
+
+    async fn within<T>(
+        &self,
+        bound: Duration,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(bound, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.failure(&status)),
+            Err(_) => Err(Failure::new(
+                Exit::TryLater,
+                format!("{} did not answer within {}", self.endpoint, crate::human::duration(bound)),
+            )
+            .hint("give it longer with --timeout")),
+        }
+    }
+
+    /// A status in a person's terms.
+    pub(crate) fn failure(&self, status: &Status) -> Failure {
+        Failure::from_status(&self.endpoint, status)
+    }
+
+    /// A request that tells the coordinator how long we wait, so that it doesn't work for nobody.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        timed(message, self.timeout.unwrap_or(CALL))
+    }
+
+    /// [`Self::request`] for [`Self::long_call`].
+    pub(crate) fn long_request<T>(&self, message: T) -> Request<T> {
+        timed(message, self.timeout.unwrap_or(LONG_CALL))
+    }
+}
+
+fn timed<T>(message: T, bound: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(bound);
+    request
+}

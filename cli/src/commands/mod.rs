@@ -1,0 +1,12 @@
+//! One file per command: its options, its calls, what it prints.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod embed;
+pub(crate) mod jobs;
+pub(crate) mod models;
+pub(crate) mod nodes;
+pub(crate) mod sampling;
+pub(crate) mod status;
+pub(crate) mod submit;
+pub(crate) mod wait;

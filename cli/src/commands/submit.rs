@@ -1,0 +1,318 @@
+//! `ingle submit`: a folder job, and with `--wait` its end.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use ingle_daemon::backoff::Backoff;
+use ingle_proto::{job, v1};
+use serde_json::json;
+
+use super::sampling::SamplingArgs;
+use super::wait;
+use crate::client::Client;
+use crate::exit::Failure;
+use crate::human::{now_ms, parse_duration};
+use crate::out::note;
+use crate::{input, json};
+
+/// How often a submission is sent again when its answer got lost. The key makes that safe.
+const RETRIES: u32 = 3;
+
+const EXAMPLES: &str = "\
+INPUT is nas://EXPORT/path (a file or everything below a directory), a glob such as
+'nas://docs/**/*.md' (quote it), text:… for a text itself, or - for a text per line of standard input.
+
+Examples:
+  ingle submit embed nas://docs/ --output nas://docs/.index --wait
+  ingle submit generate 'nas://docs/**/*.md' --output nas://docs/summaries --max-tokens 80 \\
+        --prompt 'Summarise in two sentences: {{ document }}' --wait
+  ingle submit generate nas://docs/letters --output nas://docs/replies --prompt @reply.txt --temperature 0.7
+  cut -f2 questions.tsv | ingle submit generate - --output nas://docs/answers --prompt '{{ document }}'";
+
+/// Submit a job over the documents of a folder
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct SubmitArgs {
+    /// What to do with each document
+    kind: Kind,
+    /// What to read
+    input: String,
+    /// Directory for the results, as nas://EXPORT/path; made if absent
+    #[arg(long, value_name = "NAS-URL")]
+    output: String,
+    /// Name of a model; needed only where several would do
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    model: String,
+    /// generate: what to ask of each document; sees document, path and name. @FILE reads a file
+    #[arg(long, value_name = "TEMPLATE|@FILE")]
+    prompt: Option<String>,
+    /// generate: what the model is told first. @FILE reads a file
+    #[arg(long, value_name = "TEXT|@FILE")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// embed: longest passage that becomes one vector, in tokens (at least 16) [default: the model's limit]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=1_000_000), help_heading = "Passages")]
+    passage_tokens: Option<u32>,
+    /// embed: how much a passage shares with the one before, in tokens [default: an eighth of a passage]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(0..=500_000), help_heading = "Passages")]
+    overlap_tokens: Option<u32>,
+    /// Interactive work goes before batch work
+    #[arg(long, value_enum, default_value = "batch")]
+    priority: Priority,
+    /// The same key and job again answers with the first job instead of a second one
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Do documents again that have not changed
+    #[arg(long)]
+    force: bool,
+    /// A label to find the job by; may be given up to 32 times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Cancel the job if it is not done by then, e.g. 8h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    deadline: Option<Duration>,
+    /// Show progress until the job ends; exit with 1 if any document failed
+    #[arg(long)]
+    wait: bool,
+}
+
+/// A job's kind as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Documents to vectors
+    Embed,
+    /// Documents through a prompt to text
+    Generate,
+    /// Pages to text
+    Ocr,
+}
+
+impl Kind {
+    pub(crate) const fn to_wire(self) -> v1::JobKind {
+        match self {
+            Self::Embed => v1::JobKind::Embed,
+            Self::Generate => v1::JobKind::Generate,
+            Self::Ocr => v1::JobKind::Ocr,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Priority {
+    /// Before batch work: someone waits
+    Interactive,
+    /// When the nodes have time
+    Batch,
+}
+
+pub(crate) async fn run(client: &Client, args: SubmitArgs) -> Result<(), Failure> {
+    let spec = spec(&args, std::io::stdin())?;
+    // A key of our own makes a submission whose answer got lost safe to send again.
+    let key = args.idempotency_key.clone().unwrap_or_else(|| format!("cli-{:032x}", fastrand::u128(..)));
+    let answer = submit(client, v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key }).await?;
+    let job = answer.job.unwrap_or_default();
+    let out = client.out;
+    if args.wait {
+        if answer.existed && args.idempotency_key.is_some() {
+            note(out, format!("{} was submitted before with this key", job.job_id));
+        }
+        return wait::to_the_end(client, &job.job_id).await;
+    }
+    if out.json {
+        return out
+            .json(&json!({ "job": json::job(&job), "existed": answer.existed && args.idempotency_key.is_some() }));
+    }
+    out.line(&job.job_id)?;
+    note(out, format!("accepted; `ingle jobs watch {}` shows how it goes", job.job_id));
+    Ok(())
+}
+
+async fn submit(client: &Client, request: v1::SubmitJobRequest) -> Result<v1::SubmitJobResponse, Failure> {
+    let mut jobs = client.jobs().await?;
+    let mut backoff = Backoff::new(Duration::from_millis(300), Duration::from_secs(2));
+    loop {
+        match client.call(jobs.submit_job(client.request(request.clone()))).await {
+            Err(failure) if failure.retryable() && backoff.attempt() < RETRIES => {
+                tokio::time::sleep(backoff.next_random()).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// The job that the options stand for, checked as far as can be from here.
+fn spec(args: &SubmitArgs, stdin: impl std::io::Read) -> Result<v1::JobSpec, Failure> {
+    let only = |given: bool, option: &str, kind: Kind| {
+        if given && args.kind != kind {
+            let name = kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+            return Err(Failure::usage(format!("{option} is for `submit {name}` only")));
+        }
+        Ok(())
+    };
+    only(args.prompt.is_some(), "--prompt", Kind::Generate)?;
+    only(args.system.is_some(), "--system", Kind::Generate)?;
+    only(args.sampling.given(), "--max-tokens, --temperature and other options for choosing tokens", Kind::Generate)?;
+    only(args.passage_tokens.is_some(), "--passage-tokens", Kind::Embed)?;
+    only(args.overlap_tokens.is_some(), "--overlap-tokens", Kind::Embed)?;
+    let mut labels = BTreeMap::new();
+    for (key, value) in &args.label {
+        if labels.insert(key.clone(), value.clone()).is_some() {
+            return Err(Failure::usage(format!("--label {key} is given twice")));
+        }
+    }
+    let deadline_ms = args.deadline.map_or(0, |d| now_ms() + i64::try_from(d.as_millis()).unwrap_or(i64::MAX / 2));
+    let spec = v1::JobSpec {
+        kind: args.kind.to_wire().into(),
+        model: args.model.clone(),
+        output: Some(input::output(&args.output)?),
+        input: Some(input::parse(&args.input, stdin)?),
+        priority: match args.priority {
+            Priority::Interactive => v1::Priority::Interactive,
+            Priority::Batch => v1::Priority::Batch,
+        }
+        .into(),
+        deadline_ms,
+        generate: (args.kind == Kind::Generate).then(|| generate(args)).transpose()?,
+        embed: (args.kind == Kind::Embed).then(|| v1::EmbedOptions {
+            passage_tokens: args.passage_tokens.unwrap_or(0),
+            overlap_tokens: args.overlap_tokens,
+        }),
+        force: args.force,
+        labels: labels.into_iter().collect(),
+    };
+    // What the coordinator would refuse is said without asking it; what it can do is its own to say.
+    if args.kind != Kind::Ocr {
+        job::validate_spec(spec.clone())?;
+    }
+    Ok(spec)
+}
+
+fn generate(args: &SubmitArgs) -> Result<v1::GenerateOptions, Failure> {
+    Ok(v1::GenerateOptions {
+        prompt: args.prompt.as_deref().map(|p| text_or_file("--prompt", p)).transpose()?.unwrap_or_default(),
+        system: args.system.as_deref().map(|s| text_or_file("--system", s)).transpose()?.unwrap_or_default(),
+        max_tokens: args.sampling.max_tokens.unwrap_or(0),
+        sampling: args.sampling.to_wire(),
+        stop: args.sampling.stop.clone(),
+    })
+}
+
+/// The text itself, or a file's for `@FILE`.
+pub(crate) fn text_or_file(option: &str, text: &str) -> Result<String, Failure> {
+    let Some(path) = text.strip_prefix('@') else { return Ok(text.to_owned()) };
+    let fail = |why: String| Failure::usage(format!("{option} @{path}: {why}"));
+    let metadata = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(fail("is not a file".into()));
+    }
+    if metadata.len() > job::PROMPT_BYTES_MAX as u64 {
+        return Err(fail(format!("is longer than {}", crate::human::bytes(job::PROMPT_BYTES_MAX as u64))));
+    }
+    let read = std::fs::read_to_string(path).map_err(|error| fail(format!("can't be read as UTF-8 text: {error}")))?;
+    if read.trim().is_empty() { Err(fail("is empty".into())) } else { Ok(read) }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("expected KEY=VALUE, got {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::exit::Exit;
+    use clap::Parser as _;
+
+    fn parsed(line: &[&str]) -> Result<v1::JobSpec, Failure> {
+        let cli = Cli::try_parse_from(["ingle", "submit"].iter().chain(line)).expect("a command line");
+        let Command::Submit(args) = cli.command else { panic!("another command") };
+        spec(&args, std::io::empty())
+    }
+
+    #[test]
+    fn options_become_a_specification() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "Say it shorter: {{ document }}").expect("room");
+        let prompt = format!("@{}", file.path().display());
+        let spec = parsed(&[
+            "generate",
+            "nas://docs/",
+            "--output",
+            "nas://docs/out",
+            "--model",
+            "m",
+            "--prompt",
+            &prompt,
+            "--system",
+            "Be brief.",
+            "--max-tokens",
+            "48",
+            "--temperature",
+            "0.5",
+            "--stop",
+            "END",
+            "--priority",
+            "interactive",
+            "--force",
+            "--label",
+            "a=b=c",
+        ])
+        .expect("a job");
+        let generate = spec.generate.clone().expect("options");
+        assert_eq!(generate.prompt, "Say it shorter: {{ document }}");
+        assert_eq!((generate.system.as_str(), generate.max_tokens), ("Be brief.", 48));
+        assert_eq!(generate.sampling.and_then(|s| s.temperature), Some(0.5));
+        assert_eq!(generate.stop, ["END"]);
+        assert_eq!(spec.priority(), v1::Priority::Interactive);
+        assert_eq!(spec.labels.get("a").map(String::as_str), Some("b=c"));
+        assert!(spec.force && spec.embed.is_none() && spec.deadline_ms == 0);
+    }
+
+    #[test]
+    fn what_can_not_be_is_said_here() {
+        for (line, word) in [
+            (&["embed", "docs", "--output", "nas://docs/x"][..], "nas://"),
+            (&["embed", "nas://docs/", "--output", "x"], "--output"),
+            (&["embed", "nas://docs/", "--output", "nas://docs/.inglenook/x"], ".inglenook"),
+            (&["embed", "nas://docs/", "--output", "nas://docs/x", "--prompt", "p"], "--prompt"),
+            (&["embed", "nas://docs/", "--output", "nas://docs/x", "--temperature", "1"], "--temperature"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--passage-tokens", "64"], "--passage-tokens"),
+            (
+                &["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "@/nowhere/at/all"],
+                "/nowhere/at/all",
+            ),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "@/"], "not a file"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--stop", ""], "stop[0]"),
+            (&["embed", "nas://docs/", "--output", "nas://docs/x", "--label", "a=1", "--label", "a=2"], "twice"),
+            (
+                &[
+                    "embed",
+                    "nas://docs/",
+                    "--output",
+                    "nas://docs/x",
+                    "--passage-tokens",
+                    "32",
+                    "--overlap-tokens",
+                    "17",
+                ],
+                "overlap",
+            ),
+        ] {
+            let failure = parsed(line).expect_err(word);
+            assert_eq!(failure.exit, Exit::Usage, "{line:?}");
+            assert!(failure.message.contains(word), "{line:?}: {}", failure.message);
+        }
+    }
+
+    #[test]
+    fn labels_need_a_key() {
+        assert!(label("=x").is_err());
+        assert!(label("x").is_err());
+        assert_eq!(label("x="), Ok(("x".into(), String::new())));
+    }
+}

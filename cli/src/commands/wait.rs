@@ -1,0 +1,330 @@
+//! Following a job to its end: a bar, a summary by outcome, and the documents that did not make it.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ingle_daemon::backoff::Backoff;
+use ingle_proto::storage::display_bytes;
+use ingle_proto::v1::{self, ItemOutcome, JobState};
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::json;
+use crate::out::{Colour, Out, note, printable};
+
+/// How long a coordinator may be away before we stop waiting for it. The job goes on without us.
+const AWAY_MAX: Duration = Duration::from_secs(300);
+/// Most documents listed that did not make it.
+const LISTED_MAX: u32 = 20;
+/// How often progress is said where no bar can be drawn.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Outcomes that make a job end in failure.
+pub(crate) const BAD: [ItemOutcome; 3] = [ItemOutcome::Failed, ItemOutcome::Quarantined, ItemOutcome::Conflict];
+
+/// Shows progress until the job ends, then a summary.
+///
+/// # Errors
+/// With exit code 1 if any document failed, was quarantined or met a conflict, or the job did not finish.
+pub(crate) async fn to_the_end(client: &Client, job_id: &str) -> Result<(), Failure> {
+    let mut bar = Bar::new(client.out);
+    let followed = follow(client, job_id, |seen| {
+        match seen {
+            Seen::Job(job) => bar.show(job),
+            Seen::Away(failure) => bar.away(failure),
+        }
+        Ok(())
+    })
+    .await;
+    bar.clear();
+    let job = followed?;
+    let problems = if trouble(&job) { problems(client, job_id).await? } else { Vec::new() };
+    if client.out.json {
+        let listed = problems.iter().map(json::item).collect::<Value>();
+        client.out.json(&json!({ "job": json::job(&job), "problems": listed }))?;
+    } else {
+        summary(client.out, &job, &problems)?;
+    }
+    verdict(&job)
+}
+
+/// What a watcher sees.
+pub(crate) enum Seen<'a> {
+    /// The job as it is now.
+    Job(&'a v1::Job),
+    /// The coordinator is away; we go on trying.
+    Away(&'a Failure),
+}
+
+/// Watches a job until it ends, over restarts of the coordinator.
+pub(crate) async fn follow(
+    client: &Client,
+    job_id: &str,
+    mut seen: impl FnMut(Seen<'_>) -> Result<(), Failure>,
+) -> Result<v1::Job, Failure> {
+    let watching = async {
+        let mut jobs = client.jobs().await?;
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut last_heard = Instant::now();
+        let mut ever = false;
+        loop {
+            let failure = match jobs.watch_job(v1::WatchJobRequest { job_id: job_id.into() }).await {
+                Ok(response) => {
+                    let mut stream = response.into_inner();
+                    loop {
+                        match stream.message().await {
+                            Ok(Some(message)) => {
+                                (ever, last_heard) = (true, Instant::now());
+                                backoff.reset();
+                                let job = message.job.unwrap_or_default();
+                                seen(Seen::Job(&job))?;
+                                if ended(job.state()) {
+                                    return Ok(job);
+                                }
+                            }
+                            // A stream that ends before the job does: the coordinator is shutting down.
+                            Ok(None) => break Failure::unreachable(&client.endpoint, "the stream ended"),
+                            Err(status) => break client.failure(&status),
+                        }
+                    }
+                }
+                Err(status) => client.failure(&status),
+            };
+            // Someone who was never there is not worth waiting for.
+            if !failure.retryable() || !ever || last_heard.elapsed() > AWAY_MAX {
+                return Err(if ever && failure.retryable() {
+                    failure.hint(format!("the job goes on by itself; `ingle jobs watch {job_id}` looks again"))
+                } else {
+                    failure
+                });
+            }
+            seen(Seen::Away(&failure))?;
+            tokio::time::sleep(backoff.next_random()).await;
+        }
+    };
+    tokio::select! {
+        job = watching => job,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("stopped waiting; {job_id} goes on"))
+            .hint(format!("`ingle jobs watch {job_id}` looks again, `ingle jobs cancel {job_id}` ends it"))),
+    }
+}
+
+/// Whether a job is in a final state.
+pub(crate) fn ended(state: JobState) -> bool {
+    matches!(state, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+}
+
+/// Whether documents did not make it.
+fn trouble(job: &v1::Job) -> bool {
+    bad(&job.counts.unwrap_or_default()) > 0
+}
+
+fn bad(counts: &v1::ItemCounts) -> u64 {
+    counts.failed + counts.quarantined + counts.conflict
+}
+
+/// Documents with a final outcome.
+pub(crate) fn settled(counts: &v1::ItemCounts) -> u64 {
+    counts.published + counts.unchanged + counts.skipped + counts.deleted + bad(counts)
+}
+
+/// What the exit code says.
+pub(crate) fn verdict(job: &v1::Job) -> Result<(), Failure> {
+    let id = &job.job_id;
+    let count = bad(&job.counts.unwrap_or_default());
+    let why = if job.reason.is_empty() { String::new() } else { format!(": {}", printable(&job.reason)) };
+    let mut failure = match job.state() {
+        JobState::Cancelled => Failure::new(Exit::WorkFailed, format!("{id} was cancelled{why}")),
+        _ if count > 0 => Failure::new(Exit::WorkFailed, format!("{count} of {id}'s documents did not make it"))
+            .hint("mend them and submit the same job again: only what is missing or changed is done"),
+        JobState::Succeeded => return Ok(()),
+        _ => Failure::new(Exit::WorkFailed, format!("{id} failed{why}"))
+            .hint(format!("`ingle jobs explain {id}` says more")),
+    };
+    failure.code = ingle_proto::ErrorCode::parse(&job.code).map(|code| code.as_str());
+    Err(failure)
+}
+
+/// The first documents that did not make it.
+async fn problems(client: &Client, job_id: &str) -> Result<Vec<v1::Item>, Failure> {
+    let mut jobs = client.jobs().await?;
+    let request = v1::ListItemsRequest {
+        job_id: job_id.into(),
+        page_size: LISTED_MAX,
+        page_token: String::new(),
+        outcomes: BAD.iter().map(|o| i32::from(*o)).collect(),
+    };
+    Ok(client.call(jobs.list_items(client.request(request))).await?.items)
+}
+
+fn summary(out: Out, job: &v1::Job, problems: &[v1::Item]) -> Result<(), Failure> {
+    let spec = job.spec.clone().unwrap_or_default();
+    let counts = job.counts.unwrap_or_default();
+    let state = json::job_state(job.state());
+    let state = out.paint(if job.state() == JobState::Succeeded { Colour::Green } else { Colour::Red }, &state);
+    let took = Duration::from_millis(u64::try_from(job.ended_ms - job.created_ms).unwrap_or(0));
+    out.line(format!("{} {state} after {}", job.job_id, human::duration(took)))?;
+    let mut facts = vec![("documents", counts.total.to_string())];
+    for (name, count) in by_outcome(&counts) {
+        if count > 0 {
+            facts.push((name, count.to_string()));
+        }
+    }
+    if counts.published > 0 && !took.is_zero() {
+        facts.push(("rate", human::rate(counts.published as f64 / took.as_secs_f64())));
+    }
+    facts.push(("results", spec.output.as_ref().map(json::object).unwrap_or_default()));
+    out.facts(&facts)?;
+    if !problems.is_empty() {
+        out.line("")?;
+        out.table(&["DOCUMENT", "OUTCOME", "CODE", "REASON"], problems.iter().map(|i| problem_row(out, i)).collect())?;
+        let more = bad(&counts).saturating_sub(problems.len() as u64);
+        if more > 0 {
+            out.line(format!("… and {more} more: `ingle jobs items {} --outcome failed --all`", job.job_id))?;
+        }
+    }
+    if counts.skipped > 0 {
+        note(out, format!("`ingle jobs items {} --outcome skipped` says why documents were skipped", job.job_id));
+    }
+    Ok(())
+}
+
+fn problem_row(out: Out, item: &v1::Item) -> Vec<String> {
+    let limit = if out.terminal { 100 } else { 2000 };
+    vec![display_bytes(&item.name), json::outcome(item.outcome()), item.code.clone(), human::cut(&item.reason, limit)]
+}
+
+/// Counts by final outcome, in the order people want to know them.
+pub(crate) fn by_outcome(counts: &v1::ItemCounts) -> [(&'static str, u64); 7] {
+    [
+        ("published", counts.published),
+        ("unchanged", counts.unchanged),
+        ("skipped", counts.skipped),
+        ("deleted", counts.deleted),
+        ("failed", counts.failed),
+        ("quarantined", counts.quarantined),
+        ("conflict", counts.conflict),
+    ]
+}
+
+/// A bar on terminals, a line now and then elsewhere.
+struct Bar {
+    out: Out,
+    bar: ProgressBar,
+    styled_for_length: bool,
+    last_said: Option<Instant>,
+    last_count: u64,
+}
+
+impl Bar {
+    fn new(out: Out) -> Self {
+        let bar = if out.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self { out, bar, styled_for_length: false, last_said: None, last_count: 0 }
+    }
+
+    fn show(&mut self, job: &v1::Job) {
+        let counts = job.counts.unwrap_or_default();
+        let text = progress(job, &counts);
+        if job.state() == JobState::Listing || counts.total == 0 {
+            self.bar.set_message(text.clone());
+        } else {
+            if !self.styled_for_length {
+                let style = ProgressStyle::with_template("{bar:30.green} {pos}/{len} documents  {msg}")
+                    .map(|style| style.progress_chars("━╸─"));
+                if let Ok(style) = style {
+                    self.bar.set_style(style);
+                }
+                self.styled_for_length = true;
+            }
+            self.bar.set_length(counts.total);
+            self.bar.set_position(settled(&counts));
+            self.bar.set_message(text.clone());
+        }
+        let due = self.last_said.is_none_or(|at| at.elapsed() >= SAY_EVERY) && settled(&counts) != self.last_count;
+        if self.bar.is_hidden() && !self.out.json && due {
+            note(self.out, format!("{}: {}/{} documents  {text}", job.job_id, settled(&counts), counts.total));
+            self.last_said = Some(Instant::now());
+            self.last_count = settled(&counts);
+        }
+    }
+
+    fn away(&mut self, failure: &Failure) {
+        self.bar.set_message(format!("{}; trying again", failure.message));
+        if self.bar.is_hidden() && self.last_said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+            note(self.out, format!("{}; trying again", failure.message));
+            self.last_said = Some(Instant::now());
+        }
+    }
+
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Rate, time left and trouble, in words.
+fn progress(job: &v1::Job, counts: &v1::ItemCounts) -> String {
+    let mut words = Vec::new();
+    match job.state() {
+        JobState::Listing => words.push(format!("listing, {} documents so far", counts.total)),
+        JobState::Paused => words.push("paused".to_owned()),
+        JobState::Cancelling => words.push("cancelling".to_owned()),
+        _ => {}
+    }
+    if job.items_per_second > 0.0 {
+        words.push(human::rate(job.items_per_second));
+    }
+    if job.eta_ms > 0 {
+        words.push(format!("{} left", human::duration(Duration::from_millis(job.eta_ms.unsigned_abs()))));
+    }
+    if bad(counts) > 0 {
+        words.push(format!("{} failed", bad(counts)));
+    }
+    if !job.reason.is_empty() && !ended(job.state()) {
+        words.push(human::cut(&job.reason, 80));
+    }
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(state: JobState, counts: v1::ItemCounts) -> v1::Job {
+        v1::Job { job_id: "j-1".into(), state: state.into(), counts: Some(counts), ..Default::default() }
+    }
+
+    #[test]
+    fn the_exit_code_follows_the_documents() {
+        let good = v1::ItemCounts { total: 3, published: 1, skipped: 1, unchanged: 1, ..Default::default() };
+        assert!(verdict(&job(JobState::Succeeded, good)).is_ok());
+        for counts in [
+            v1::ItemCounts { failed: 1, ..good },
+            v1::ItemCounts { quarantined: 1, ..good },
+            v1::ItemCounts { conflict: 1, ..good },
+        ] {
+            let failure = verdict(&job(JobState::Failed, counts)).expect_err("trouble");
+            assert_eq!(failure.exit, Exit::WorkFailed);
+        }
+        let failure = verdict(&v1::Job {
+            reason: "the model fits on no node".into(),
+            code: "MODEL_DOES_NOT_FIT".into(),
+            ..job(JobState::Failed, good)
+        })
+        .expect_err("failed as a whole");
+        assert!(failure.message.contains("fits on no node"));
+        assert_eq!(failure.code, Some("MODEL_DOES_NOT_FIT"));
+        assert_eq!(verdict(&job(JobState::Cancelled, good)).expect_err("cancelled").exit, Exit::WorkFailed);
+    }
+
+    #[test]
+    fn progress_says_rate_time_left_and_trouble() {
+        let counts =
+            v1::ItemCounts { total: 9, published: 3, failed: 1, running: 2, committed: 1, ..Default::default() };
+        let job = v1::Job { items_per_second: 2.5, eta_ms: 2400, ..job(JobState::Running, counts) };
+        assert_eq!(progress(&job, &counts), "2.5/s, 2.4 s left, 1 failed");
+        assert_eq!(settled(&counts), 4, "what runs or is not visible yet isn't settled");
+    }
+}

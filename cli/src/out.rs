@@ -1,0 +1,166 @@
+//! What goes to standard output: lines, tables, JSON. A reader that goes away ends us quietly.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use crate::exit::{Exit, Failure};
+
+/// How we print.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Out {
+    /// One JSON document, or one per line for streams, instead of text.
+    pub(crate) json: bool,
+    /// Standard output is a terminal.
+    pub(crate) terminal: bool,
+    colour: bool,
+}
+
+/// The few colours there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Colour {
+    Red,
+    Green,
+    Yellow,
+    Dim,
+    Bold,
+}
+
+impl Colour {
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Red => "31",
+            Self::Green => "32",
+            Self::Yellow => "33",
+            Self::Dim => "2",
+            Self::Bold => "1",
+        }
+    }
+}
+
+impl Out {
+    pub(crate) fn new(json: bool) -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        Self { json, terminal, colour: terminal && colours_wanted() }
+    }
+
+    /// A line of text.
+    pub(crate) fn line(self, text: impl AsRef<str>) -> Result<(), Failure> {
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{}", text.as_ref())?;
+        Ok(())
+    }
+
+    /// Text without a line's end, shown at once.
+    pub(crate) fn text(self, text: &str) -> Result<(), Failure> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// A JSON document: on one line when it is one of many, or nobody looks.
+    pub(crate) fn json(self, value: &Value) -> Result<(), Failure> {
+        let text = if self.terminal { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+        self.line(text.map_err(|error| Failure::new(Exit::WorkFailed, format!("JSON: {error}")))?)
+    }
+
+    /// A JSON document of a stream: always on one line, shown at once.
+    pub(crate) fn json_line(self, value: &Value) -> Result<(), Failure> {
+        self.text(&format!("{value}\n"))
+    }
+
+    /// A table: columns under headings, cut to the terminal's width; whole where nobody looks.
+    pub(crate) fn table(self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_content_arrangement(if self.terminal {
+            ContentArrangement::Dynamic
+        } else {
+            ContentArrangement::Disabled
+        });
+        table.set_header(headings);
+        for row in rows {
+            table.add_row(row);
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let text: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+        let Some((head, body)) = text.split_first() else { return Ok(()) };
+        self.line(self.paint(Colour::Bold, head))?;
+        body.iter().try_for_each(|line| self.line(line))
+    }
+
+    /// Names and values, aligned.
+    pub(crate) fn facts(self, facts: &[(&str, String)]) -> Result<(), Failure> {
+        let width = facts.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        facts.iter().filter(|(_, value)| !value.is_empty()).try_for_each(|(name, value)| {
+            let pad = " ".repeat(width - name.chars().count());
+            self.line(format!("{}{pad}  {value}", self.paint(Colour::Dim, name)))
+        })
+    }
+
+    /// Coloured on terminals only.
+    pub(crate) fn paint(self, colour: Colour, text: &str) -> String {
+        paint(self.colour, colour, text)
+    }
+}
+
+/// Something for a person beside the output proper: to standard error, never in JSON mode.
+pub(crate) fn note(out: Out, text: impl AsRef<str>) {
+    if !out.json {
+        // Whether anyone reads our notes changes nothing.
+        let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+    }
+}
+
+/// Says how it ended, on standard error.
+pub(crate) fn report(json: bool, failure: &Failure) {
+    let mut stderr = std::io::stderr().lock();
+    let colour = std::io::stderr().is_terminal() && colours_wanted();
+    // Nobody is left to tell when this fails too.
+    let _ = match (failure.exit, json) {
+        (Exit::BrokenPipe, _) => Ok(()),
+        (_, true) => writeln!(stderr, "{}", failure.to_json()),
+        (_, false) => {
+            let code = failure.code.map(|code| format!(" [{code}]")).unwrap_or_default();
+            let said = writeln!(stderr, "{} {}{code}", paint(colour, Colour::Red, "error:"), failure.message);
+            match &failure.hint {
+                Some(hint) => said.and_then(|()| writeln!(stderr, "{} {hint}", paint(colour, Colour::Yellow, "hint:"))),
+                None => said,
+            }
+        }
+    };
+}
+
+/// Whether there is a terminal that takes colours (`NO_COLOR` and `TERM=dumb` say no).
+fn colours_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+fn paint(on: bool, colour: Colour, text: &str) -> String {
+    if on { format!("\x1b[{}m{text}\x1b[0m", colour.code()) } else { text.to_owned() }
+}
+
+/// Text from a model or a file as a terminal may show it: without escape sequences.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b]0;title\x07b\n\tc"), "a]0;titleb\n\tc");
+    }
+
+    #[test]
+    fn colours_only_where_they_are_wanted() {
+        assert_eq!(paint(false, Colour::Red, "x"), "x");
+        assert_eq!(paint(true, Colour::Red, "x"), "\x1b[31mx\x1b[0m");
+    }
+}

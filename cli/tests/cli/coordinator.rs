@@ -1,0 +1,217 @@
+//! A coordinator played for the tests: real gRPC on a free port, answers that a test writes down.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use ingle_proto::{ErrorCode, Problem, v1};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status};
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What one WatchJob call answers: jobs, and then how the stream ends.
+pub(crate) type Watched = (Vec<v1::Job>, Option<Status>);
+/// What one Generate call answers.
+pub(crate) type Generated = Vec<Result<v1::GenerateResponse, Status>>;
+
+/// What happens, and what was asked.
+#[derive(Default)]
+pub(crate) struct Script {
+    pub(crate) submissions: Mutex<Vec<v1::SubmitJobRequest>>,
+    /// SubmitJob fails this often before it answers.
+    pub(crate) submit_failures: AtomicUsize,
+    /// One entry per call of WatchJob; the last is repeated.
+    pub(crate) watches: Mutex<Vec<Watched>>,
+    pub(crate) watch_calls: AtomicUsize,
+    pub(crate) items: Vec<v1::Item>,
+    /// One entry per call of Generate; the last is repeated.
+    pub(crate) generations: Mutex<Vec<Generated>>,
+    pub(crate) generate_calls: Mutex<Vec<v1::GenerateRequest>>,
+}
+
+#[derive(Clone)]
+struct Played(Arc<Script>);
+
+/// A coordinator that serves until it is dropped.
+pub(crate) struct Coordinator {
+    pub(crate) endpoint: String,
+    pub(crate) script: Arc<Script>,
+    address: SocketAddr,
+    server: JoinHandle<()>,
+}
+
+impl Coordinator {
+    pub(crate) async fn start(script: Script) -> Self {
+        Self::serve(Arc::new(script), "127.0.0.1:0".parse().expect("an address")).await
+    }
+
+    async fn serve(script: Arc<Script>, address: SocketAddr) -> Self {
+        // The port of one that was killed just now may take a moment to be free again.
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(_) if address.port() != 0 => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let address = listener.local_addr().expect("bound");
+        let played = Played(Arc::clone(&script));
+        let serving = tonic::transport::Server::builder()
+            .add_service(v1::jobs_server::JobsServer::new(played.clone()))
+            .add_service(v1::inference_server::InferenceServer::new(played))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        #[allow(clippy::disallowed_methods, reason = "aborted and awaited by kill, aborted by drop")]
+        let server = tokio::spawn(async move { serving.await.expect("it serves") });
+        Self { endpoint: format!("http://{address}"), script, address, server }
+    }
+
+    /// Ends it with all its connections and starts it again at the same address.
+    pub(crate) async fn restart(mut self) -> Self {
+        self.server.abort();
+        let _ = (&mut self.server).await;
+        Self::serve(Arc::clone(&self.script), self.address).await
+    }
+
+    /// Runs `ingle` against it.
+    pub(crate) async fn ingle(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = super::ingle(arguments);
+        command.args(["--coordinator", &self.endpoint]);
+        tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("the binary starts")
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn not_played<T>() -> Result<T, Status> {
+    Err(Problem::new(ErrorCode::Unimplemented, "not played").into())
+}
+
+#[tonic::async_trait]
+impl v1::jobs_server::Jobs for Played {
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let request = request.into_inner();
+        self.0.submissions.lock().unwrap().push(request.clone());
+        if self.0.submit_failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(Problem::new(ErrorCode::NotLeader, "another leads now").into());
+        }
+        if request.idempotency_key == "used" {
+            return Err(Problem::new(ErrorCode::IdempotencyKeyReused, "the key named another job").into());
+        }
+        let job = v1::Job {
+            job_id: "j-1".into(),
+            spec: request.spec,
+            state: v1::JobState::Listing.into(),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::SubmitJobResponse { job: Some(job), existed: false }))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
+        Err(Problem::new(ErrorCode::JobNotFound, format!("no job {}", request.into_inner().job_id)).into())
+    }
+
+    async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        not_played()
+    }
+
+    async fn list_items(
+        &self,
+        request: Request<v1::ListItemsRequest>,
+    ) -> Result<Response<v1::ListItemsResponse>, Status> {
+        let request = request.into_inner();
+        let start: usize = request.page_token.parse().unwrap_or(0);
+        let matching: Vec<v1::Item> = self
+            .0
+            .items
+            .iter()
+            .filter(|i| request.outcomes.is_empty() || request.outcomes.contains(&i.outcome))
+            .cloned()
+            .collect();
+        let page: Vec<v1::Item> = matching.iter().skip(start).take(request.page_size as usize).cloned().collect();
+        let end = start + page.len();
+        let next_page_token = if end < matching.len() { end.to_string() } else { String::new() };
+        Ok(Response::new(v1::ListItemsResponse { items: page, next_page_token }))
+    }
+
+    type WatchJobStream = Streamed<v1::WatchJobResponse>;
+
+    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        if request.into_inner().job_id != "j-1" {
+            return Err(Problem::new(ErrorCode::JobNotFound, "no such job").into());
+        }
+        let call = self.0.watch_calls.fetch_add(1, Ordering::SeqCst);
+        let (jobs, end) = {
+            let watches = self.0.watches.lock().unwrap();
+            watches[call.min(watches.len() - 1)].clone()
+        };
+        let frames = jobs.into_iter().map(|job| Ok(v1::WatchJobResponse { job: Some(job) }));
+        let frames = tokio_stream::iter(frames);
+        // Without an end the stream stays open, as a job's does that goes on.
+        match end {
+            Some(status) => Ok(Response::new(Box::pin(frames.chain(tokio_stream::iter([Err(status)]))))),
+            None => Ok(Response::new(Box::pin(frames.chain(tokio_stream::pending())))),
+        }
+    }
+
+    async fn cancel_job(&self, _: Request<v1::CancelJobRequest>) -> Result<Response<v1::CancelJobResponse>, Status> {
+        not_played()
+    }
+
+    async fn pause_job(&self, _: Request<v1::PauseJobRequest>) -> Result<Response<v1::PauseJobResponse>, Status> {
+        Err(Problem::new(ErrorCode::JobState, "it has ended").into())
+    }
+
+    async fn resume_job(&self, _: Request<v1::ResumeJobRequest>) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        not_played()
+    }
+
+    async fn explain_job(&self, _: Request<v1::ExplainJobRequest>) -> Result<Response<v1::ExplainJobResponse>, Status> {
+        not_played()
+    }
+}
+
+#[tonic::async_trait]
+impl v1::inference_server::Inference for Played {
+    async fn embed(&self, request: Request<v1::EmbedRequest>) -> Result<Response<v1::EmbedResponse>, Status> {
+        let request = request.into_inner();
+        if request.model == "absent" {
+            return Err(Problem::new(ErrorCode::ModelNotFound, "no node sees a model \"absent\"").into());
+        }
+        let embeddings = request
+            .texts
+            .iter()
+            .map(|text| v1::Embedding { vector: vec![text.len() as f32, 0.5], tokens: 3, truncated: text.len() > 100 })
+            .collect();
+        let model = Some(v1::ModelRef { name: "m".into(), digest: vec![7; 32].into() });
+        Ok(Response::new(v1::EmbedResponse { embeddings, model, ..Default::default() }))
+    }
+
+    type GenerateStream = Streamed<v1::GenerateResponse>;
+
+    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+        let call = {
+            let mut calls = self.0.generate_calls.lock().unwrap();
+            calls.push(request.into_inner());
+            calls.len() - 1
+        };
+        let generations = self.0.generations.lock().unwrap();
+        let frames = generations[call.min(generations.len() - 1)].clone();
+        Ok(Response::new(Box::pin(tokio_stream::iter(frames))))
+    }
+
+    async fn ocr(&self, _: Request<tonic::Streaming<v1::OcrRequest>>) -> Result<Response<v1::OcrResponse>, Status> {
+        not_played()
+    }
+}

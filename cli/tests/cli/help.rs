@@ -1,0 +1,75 @@
+//! The help texts, whole: a change of the command line shows in the change that makes it.
+
+use super::{code, ingle, run, stdout};
+
+/// Every command whose help is kept.
+const COMMANDS: &[&str] = &[
+    "",
+    "up",
+    "submit",
+    "jobs",
+    "jobs list",
+    "jobs show",
+    "jobs items",
+    "jobs watch",
+    "jobs cancel",
+    "jobs pause",
+    "jobs resume",
+    "jobs explain",
+    "nodes",
+    "nodes list",
+    "nodes show",
+    "nodes drain",
+    "nodes uncordon",
+    "embed",
+    "chat",
+    "models",
+    "models list",
+    "models show",
+    "models load",
+    "models unload",
+    "models fit",
+    "models pull",
+    "completions",
+    "status",
+];
+
+#[test]
+fn help_is_as_written_down() {
+    let mut text = String::new();
+    for command in COMMANDS {
+        let mut arguments: Vec<&str> = command.split_whitespace().collect();
+        arguments.push("--help");
+        let output = ingle(&arguments).env("COLUMNS", "100").output().expect("the binary starts");
+        assert_eq!(code(&output), 0, "{command}");
+        text.push_str(&format!("$ ingle {}\n{}\n", arguments.join(" "), stdout(&output)));
+    }
+    let text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/help.txt");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(path, &text).expect("room");
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    for (number, (now, then)) in text.lines().zip(written.lines()).enumerate() {
+        assert_eq!(now, then, "line {} of help.txt; BLESS=1 writes it anew", number + 1);
+    }
+    assert_eq!(text.lines().count(), written.lines().count(), "BLESS=1 writes help.txt anew");
+}
+
+#[test]
+fn help_says_the_exit_codes() {
+    let text = stdout(&run(&["--help"]));
+    for word in ["Exit codes:", "documents failed", "can't be reached", "not found", "INGLE_COORDINATOR"] {
+        assert!(text.contains(word), "{word}");
+    }
+    assert!(stdout(&run(&["--version"])).starts_with("ingle "));
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(code(&output), 0);
+        assert!(stdout(&output).contains("uncordon"), "{shell}");
+    }
+}

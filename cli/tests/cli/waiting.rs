@@ -1,0 +1,198 @@
+//! `submit` and `--wait`: what is sent, how it ends, and that a coordinator may go away meanwhile.
+
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ingle_proto::v1::{self, ItemOutcome, JobState};
+use tonic::Status;
+
+use super::coordinator::{Coordinator, Script, Watched};
+use super::{code, json, stderr, stdout};
+
+const SUBMIT: [&str; 5] = ["submit", "embed", "nas://docs/", "--output", "nas://docs/.index"];
+
+fn job(state: JobState, counts: v1::ItemCounts) -> v1::Job {
+    let spec = v1::JobSpec {
+        output: Some(v1::ObjectRef { export: "docs".into(), path: b".index".to_vec().into() }),
+        ..Default::default()
+    };
+    v1::Job {
+        job_id: "j-1".into(),
+        state: state.into(),
+        counts: Some(counts),
+        spec: Some(spec),
+        created_ms: 1_000,
+        ended_ms: 3_000,
+        ..Default::default()
+    }
+}
+
+fn counts(published: u64, failed: u64, total: u64) -> v1::ItemCounts {
+    v1::ItemCounts { published, failed, total, ..Default::default() }
+}
+
+fn watches(list: Vec<Watched>) -> Script {
+    Script { watches: Mutex::new(list), ..Script::default() }
+}
+
+fn with_wait(more: &[&'static str]) -> Vec<&'static str> {
+    SUBMIT.iter().copied().chain(["--wait"]).chain(more.iter().copied()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_documents_all_made_it_exits_with_0() {
+    let seen = vec![
+        job(JobState::Listing, counts(0, 0, 0)),
+        job(JobState::Running, counts(1, 0, 3)),
+        job(JobState::Succeeded, v1::ItemCounts { published: 2, skipped: 1, total: 3, ..Default::default() }),
+    ];
+    let coordinator = Coordinator::start(watches(vec![(seen, None)])).await;
+    let output = coordinator.ingle(&with_wait(&[])).await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let said = stdout(&output);
+    for word in ["j-1", "succeeded", "published", "skipped", "nas://docs/.index", "1.0/s"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let sent = coordinator.script.submissions.lock().unwrap().remove(0);
+    assert!(sent.idempotency_key.starts_with("cli-"), "a key of its own makes it safe to send again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_that_failed_exit_with_1_and_are_listed() {
+    let item = |i: usize| v1::Item {
+        name: format!("notes/{i:02}.txt").into_bytes().into(),
+        outcome: if i < 24 { ItemOutcome::Failed } else { ItemOutcome::Published }.into(),
+        code: "DOCUMENT_MALFORMED".into(),
+        reason: "not UTF-8 and not Latin-1".into(),
+        ..Default::default()
+    };
+    let script = Script {
+        items: (0..30).map(item).collect(),
+        ..watches(vec![(vec![job(JobState::Failed, counts(6, 24, 30))], None)])
+    };
+    let coordinator = Coordinator::start(script).await;
+    let output = coordinator.ingle(&with_wait(&[])).await;
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(said.contains("notes/00.txt") && said.contains("notes/19.txt") && !said.contains("notes/20.txt"), "{said}");
+    assert!(said.contains("not UTF-8") && said.contains("4 more"), "{said}");
+    assert!(stderr(&output).contains("error: 24 of j-1's documents"), "{}", stderr(&output));
+
+    let output = coordinator.ingle(&with_wait(&["--json"])).await;
+    assert_eq!(code(&output), 1);
+    let document = json(&stdout(&output));
+    assert_eq!(document["job"]["counts"]["failed"], 24);
+    assert_eq!(document["problems"].as_array().map(Vec::len), Some(20));
+    assert_eq!(document["problems"][0]["code"], "DOCUMENT_MALFORMED");
+    assert_eq!(json(&stderr(&output))["error"]["exit_code"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quarantine_conflict_cancellation_and_whole_failure_exit_with_1() {
+    for last in [
+        job(JobState::Failed, v1::ItemCounts { quarantined: 1, total: 1, ..Default::default() }),
+        job(JobState::Failed, v1::ItemCounts { conflict: 1, total: 1, ..Default::default() }),
+        job(JobState::Cancelled, counts(1, 0, 3)),
+        v1::Job {
+            reason: "fits on no node".into(),
+            code: "MODEL_DOES_NOT_FIT".into(),
+            ..job(JobState::Failed, counts(0, 0, 0))
+        },
+    ] {
+        let coordinator = Coordinator::start(watches(vec![(vec![last.clone()], None)])).await;
+        let output = coordinator.ingle(&["jobs", "watch", "j-1"]).await;
+        assert_eq!(code(&output), 1, "{last:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(&last.reason));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_breaks_is_taken_up_again() {
+    let running = |n| job(JobState::Running, counts(n, 0, 3));
+    let coordinator = Coordinator::start(watches(vec![
+        (vec![running(0)], Some(Status::unavailable("transport error"))),
+        (
+            vec![running(1)],
+            Some(ingle_proto::Problem::new(ingle_proto::ErrorCode::ShuttingDown, "shutting down").into()),
+        ),
+        (vec![running(2), job(JobState::Succeeded, counts(3, 0, 3))], None),
+    ]))
+    .await;
+    let output = coordinator.ingle(&["jobs", "watch", "j-1", "--json"]).await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(coordinator.script.watch_calls.load(Ordering::SeqCst), 3);
+    let lines: Vec<_> = stdout(&output).lines().map(json).collect();
+    let published: Vec<_> = lines.iter().map(|l| l["counts"]["published"].as_u64()).collect();
+    assert_eq!(published, [Some(0), Some(1), Some(2), Some(3)]);
+    assert_eq!(lines.last().map(|l| l["state"].clone()), Some("succeeded".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_survives_a_restart_of_the_coordinator() {
+    let script = watches(vec![
+        (vec![job(JobState::Running, counts(1, 0, 3))], None),
+        (vec![job(JobState::Succeeded, counts(3, 0, 3))], None),
+    ]);
+    let coordinator = Coordinator::start(script).await;
+    let mut command = super::ingle(&with_wait(&["--coordinator"]));
+    command.arg(&coordinator.endpoint);
+    let waiting = tokio::task::spawn_blocking(move || command.output());
+    while coordinator.script.watch_calls.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let coordinator = coordinator.restart().await;
+    let output = waiting.await.expect("no panic").expect("the binary starts");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(coordinator.script.watch_calls.load(Ordering::SeqCst), 2);
+    assert_eq!(coordinator.script.submissions.lock().unwrap().len(), 1, "it is not submitted twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submission_is_sent_again_with_the_same_key() {
+    let script = Script { submit_failures: 2.into(), ..Script::default() };
+    let coordinator = Coordinator::start(script).await;
+    let output = coordinator.ingle(&SUBMIT).await;
+    assert_eq!((code(&output), stdout(&output).trim()), (0, "j-1"), "{}", stderr(&output));
+    let sent = coordinator.script.submissions.lock().unwrap().clone();
+    assert_eq!(sent.len(), 3);
+    assert!(sent.iter().all(|s| s == &sent[0]), "key and specification stay the same");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_carry_their_code() {
+    let coordinator = Coordinator::start(Script::default()).await;
+    let used: Vec<&str> = SUBMIT.iter().copied().chain(["--idempotency-key", "used"]).collect();
+    for (line, exit, word) in [
+        (&["jobs", "show", "j-9"][..], 4, "JOB_NOT_FOUND"),
+        (&["jobs", "watch", "j-9"], 4, "JOB_NOT_FOUND"),
+        (&["jobs", "pause", "j-1"], 5, "JOB_STATE"),
+        (&["embed", "x", "--model", "absent"], 4, "MODEL_NOT_FOUND"),
+        (&used, 5, "IDEMPOTENCY_KEY_REUSED"),
+    ] {
+        let output = coordinator.ingle(line).await;
+        assert_eq!(code(&output), exit, "{line:?}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(
+            said.starts_with("error: ") && said.contains(&format!("[{word}]")) && said.contains("\nhint: "),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_are_listed_page_by_page() {
+    let item = |i: usize| v1::Item {
+        name: format!("{i}").into_bytes().into(),
+        outcome: ItemOutcome::Published.into(),
+        ..Default::default()
+    };
+    let script = Script { items: (0..2345).map(item).collect(), ..Script::default() };
+    let coordinator = Coordinator::start(script).await;
+    let output = coordinator.ingle(&["jobs", "items", "j-1", "--all", "--json"]).await;
+    let names: Vec<String> =
+        stdout(&output).lines().map(|l| json(l)["name"].as_str().expect("a name").to_owned()).collect();
+    assert_eq!(names, (0..2345).map(|i| i.to_string()).collect::<Vec<_>>());
+    let output = coordinator.ingle(&["jobs", "items", "j-1", "--limit", "5"]).await;
+    assert_eq!(stdout(&output).lines().count(), 7, "headings, five, and that there is more: {}", stdout(&output));
+}

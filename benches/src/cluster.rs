@@ -1,0 +1,181 @@
+//! A real cluster on this machine: `ingle up` with one node, documents over the built-in NFS, asked over gRPC.
+
+use std::io::BufReader;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use ingle_proto::v1;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use v1::inference_client::InferenceClient;
+use v1::jobs_client::JobsClient;
+
+/// The share's name, and the folder in it that jobs read.
+const SHARE: &str = "bench";
+const INPUT: &str = "in";
+/// What a job may take before the bench gives up.
+const JOB_MAX: Duration = Duration::from_secs(1200);
+const STOP_MAX: Duration = Duration::from_secs(45);
+
+/// A running cluster; stopped when dropped.
+pub(crate) struct Cluster {
+    up: Child,
+    runtime: Runtime,
+    channel: Channel,
+    jobs: u32,
+    // Last: the daemons write into it until they have ended.
+    _folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Writes one document per text into a share and starts a cluster over it.
+    ///
+    /// # Errors
+    /// If the binaries are missing or the cluster doesn't come up.
+    pub(crate) fn start(binaries: &Path, models: &Path, texts: &[String]) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ingle-bench-").tempdir()?;
+        let share = folder.path().join("share");
+        for (index, text) in texts.iter().enumerate() {
+            // Some folders, as a share has them.
+            let place = share.join(INPUT).join(format!("{:02}", index % 20));
+            std::fs::create_dir_all(&place)?;
+            std::fs::write(place.join(format!("{index:05}.txt")), text)?;
+        }
+        let ingle = binaries.join("ingle");
+        let log = std::fs::File::create(folder.path().join("up.log"))?;
+        let mut up = Command::new(&ingle)
+            .args(["--json", "up", "--nodes", "1", "--port-base", "0"])
+            .arg("--share")
+            .arg(format!("{SHARE}={}", share.display()))
+            .arg("--models")
+            .arg(std::path::absolute(models)?)
+            .arg("--data")
+            .arg(folder.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}: build the binaries first", ingle.display()))?;
+        let stdout = up.stdout.take().context("a pipe was asked for")?;
+        let endpoint = match endpoint(BufReader::new(stdout)) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                stop(&mut up);
+                let words = std::fs::read_to_string(folder.path().join("up.log")).unwrap_or_default();
+                return Err(error.context(format!("ingle up: {}", words.trim())));
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let channel = {
+            let _inside = runtime.enter();
+            Channel::from_shared(endpoint)?.connect_lazy()
+        };
+        Ok(Self { up, runtime, channel, jobs: 0, _folder: folder })
+    }
+
+    /// Embeds every document of the share into a new place; the time from submitting to the job's end.
+    pub(crate) fn embed(&mut self, documents: usize) -> anyhow::Result<Duration> {
+        self.jobs += 1;
+        let object = |path: String| v1::ObjectRef { export: SHARE.into(), path: path.into_bytes().into() };
+        let spec = v1::JobSpec {
+            kind: v1::JobKind::Embed.into(),
+            input: Some(v1::InputSpec { input: Some(v1::input_spec::Input::Tree(object(INPUT.into()))) }),
+            output: Some(object(format!("out-{}", self.jobs))),
+            ..v1::JobSpec::default()
+        };
+        let mut client = JobsClient::new(self.channel.clone());
+        let run = async {
+            let begun = Instant::now();
+            let request = v1::SubmitJobRequest { spec: Some(spec), ..v1::SubmitJobRequest::default() };
+            let job = client.submit_job(request).await?.into_inner().job.context("an answer without a job")?;
+            let request = v1::WatchJobRequest { job_id: job.job_id };
+            let mut changes = client.watch_job(request).await?.into_inner();
+            let mut last = None;
+            while let Some(change) = changes.message().await? {
+                last = change.job;
+            }
+            let (took, job) = (begun.elapsed(), last.context("a watch without a job")?);
+            let published = job.counts.as_ref().map_or(0, |counts| counts.published);
+            anyhow::ensure!(
+                job.state == i32::from(v1::JobState::Succeeded) && published == documents as u64,
+                "the job ended {:?} with {published} of {documents} documents: {}",
+                job.state(),
+                job.reason
+            );
+            Ok(took)
+        };
+        self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, run).await? })
+    }
+
+    /// Milliseconds from asking to the first token of an answer.
+    pub(crate) fn first_token_ms(&self, question: &str) -> anyhow::Result<f64> {
+        let mut client = InferenceClient::new(self.channel.clone());
+        let part = v1::ContentPart { part: Some(v1::content_part::Part::Text(question.into())) };
+        let message = v1::ChatMessage { role: "user".into(), content: vec![part], ..v1::ChatMessage::default() };
+        let request =
+            v1::GenerateRequest { messages: vec![message], max_tokens: Some(1), ..v1::GenerateRequest::default() };
+        let run = async {
+            let begun = Instant::now();
+            let mut frames = client.generate(request).await?.into_inner();
+            let mut first = None;
+            while let Some(frame) = frames.message().await? {
+                if let Some(v1::generate_response::Frame::Delta(_)) = frame.frame {
+                    first.get_or_insert_with(|| begun.elapsed());
+                }
+            }
+            first.map(|first| first.as_secs_f64() * 1000.0).context("no token came")
+        };
+        self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, run).await? })
+    }
+}
+
+/// The coordinator's address, from the line that `ingle up --json` prints when it is ready.
+fn endpoint(lines: impl std::io::BufRead) -> anyhow::Result<String> {
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(&line?).context("a line that isn't JSON")?;
+        if line["event"] == "ready" {
+            return line["coordinator"].as_str().map(Into::into).context("ready, but no `coordinator`");
+        }
+    }
+    anyhow::bail!("it ended before it was ready")
+}
+
+/// Asks for an end as a person's Ctrl-C would, and insists after a while.
+fn stop(up: &mut Child) {
+    let asked = i32::try_from(up.id()).ok().and_then(Pid::from_raw);
+    if let Some(pid) = asked {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < STOP_MAX {
+        if !matches!(up.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _ = up.kill();
+    let _ = up.wait();
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        stop(&mut self.up);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ready_line_names_the_coordinator() {
+        let lines = "{\"event\":\"starting\"}\n{\"event\":\"ready\",\"coordinator\":\"http://127.0.0.1:1\"}\n";
+        assert_eq!(endpoint(lines.as_bytes()).expect("ready"), "http://127.0.0.1:1");
+        assert!(endpoint("{\"event\":\"starting\"}\n".as_bytes()).is_err());
+        assert!(endpoint("oh no\n".as_bytes()).is_err());
+    }
+}

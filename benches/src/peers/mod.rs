@@ -1,0 +1,4 @@
+//! Programs that do the same, run beside us: found or named as missing, never guessed.
+
+pub(crate) mod llama_cpp;
+pub(crate) mod onnx;

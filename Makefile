@@ -1,0 +1,27 @@
+# Each target is a line or two that calls cargo, xtask or a script.
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check soak bench-main clean-demo
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build every binary into target/release
+	cargo build --release --locked
+
+demo: ## Two nodes, real models, a share over NFS: see it work (KEEP=1 leaves it running)
+	@deploy/demo/run.sh
+
+test: ## Prove everything: format, lints, tidy, unit, conformance, whole clusters, kill -9, real models
+	cargo xtask test
+
+check: ## The quick part of that: format, lints, tidy
+	cargo xtask check
+
+soak: ## The long part: wider seeds, longer rounds
+	cargo xtask soak
+
+bench-main: ## Speed, beside peers where there are any (KEEP=1 keeps the results)
+	cargo run --release --locked --package ingle-benches -- main
+
+clean-demo: ## Remove what the demonstration left, models and all
+	rm -rf .demo

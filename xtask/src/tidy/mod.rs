@@ -8,6 +8,7 @@ pub mod licences;
 pub mod linked;
 pub mod manifests;
 pub mod metadata;
+pub mod metrics;
 pub mod modules;
 pub mod places;
 pub mod rpcs;
@@ -49,6 +50,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("places", |tree, _| places::check(tree)),
     ("codes", |tree, _| codes::check(tree)),
     ("rpcs", |tree, _| rpcs::check(tree)),
+    ("metrics", |tree, _| metrics::check(tree)),
     ("docs", |tree, _| docs::check(tree)),
 ];
 

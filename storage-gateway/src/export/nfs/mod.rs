@@ -6,6 +6,8 @@
 
 mod dial;
 mod handles;
+#[cfg(test)]
+mod hostile;
 mod listing;
 mod mount;
 mod names;

@@ -1,0 +1,52 @@
+//! The node's library: takes attempts from the leader, runs them on models in memory, and forgets. Never compiles candle.
+//!
+//! `app` puts everything together. `session` and `beat` speak to the coordinator, `storage` to the gateway. `agent` holds
+//! what runs, `pipeline` does it, one file per kind of work. `weights` knows which models there are, `loaded` which are in
+//! memory, `executor` gives each of those a thread. `slots`, `pipeline::passages` and `weights::folders` are pure.
+
+pub mod agent;
+mod app;
+mod beat;
+pub mod config;
+pub mod device;
+pub mod epoch;
+pub mod error;
+pub mod executor;
+pub mod limits;
+pub mod loaded;
+pub mod metrics;
+pub mod outbox;
+pub mod pipeline;
+mod register;
+mod session;
+pub mod slots;
+pub mod storage;
+pub mod weights;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser as _;
+use ingle_engine::Engine;
+
+pub use app::{Deps, Listeners, run};
+pub use config::NodeConfig;
+pub use error::{Failure, StartError};
+
+/// The whole of the binary's `main`. `engine` is called once with the number of compute threads.
+pub fn main(engine: impl FnOnce(usize) -> Arc<dyn Engine>) -> ExitCode {
+    let args = config::Args::parse();
+    ingle_daemon::run("ingle-node", "INGLE_NODE", &args.common, args.overrides(), |context| async move {
+        let context: ingle_daemon::Context<NodeConfig> = context;
+        let deps = Deps {
+            engine: engine(context.config.compute_threads()),
+            metrics: context.metrics.clone(),
+            readiness: context.readiness.clone(),
+            listeners: Listeners::bind(&context.config).await?,
+            membership: None,
+            config: context.config.clone(),
+        };
+        run(deps, context.shutdown.clone(), |addresses| context.announce(addresses)).await?;
+        Ok(())
+    })
+}

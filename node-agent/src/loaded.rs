@@ -1,0 +1,314 @@
+//! Models in memory: loaded on demand within the budget, idle ones unloaded to make room, those in use never.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ingle_engine::{Engine, LoadOptions};
+use ingle_proto::v1;
+use ingle_proto::{Digest, ErrorCode, Problem};
+use tokio::sync::Notify;
+
+use crate::error::Failure;
+use crate::executor::{ModelHandle, Totals};
+use crate::metrics::NodeMetrics;
+use crate::slots::{Need, Refusal, Resident, admit, need};
+use crate::weights::{Catalogue, ReadyModel};
+
+/// How models are loaded here.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadSettings {
+    /// Compute threads.
+    pub threads: usize,
+    /// Tokens of context per request.
+    pub context: u32,
+    /// Requests in a model at once.
+    pub slots: u32,
+    /// Memory for models, in bytes.
+    pub budget: u64,
+}
+
+struct Held {
+    model: Arc<ReadyModel>,
+    handle: Arc<ModelHandle>,
+    /// Counted by those who use the model.
+    users: Arc<()>,
+    need: Need,
+    last_used: u64,
+}
+
+impl Held {
+    fn bytes(&self) -> u64 {
+        self.need.total.max(self.handle.memory_bytes())
+    }
+
+    fn busy(&self) -> bool {
+        Arc::strong_count(&self.users) > 1
+    }
+}
+
+#[derive(Default)]
+struct State {
+    held: BTreeMap<String, Held>,
+    clock: u64,
+}
+
+/// The models in memory.
+pub struct Loaded {
+    engine: Arc<dyn Engine>,
+    catalogue: Arc<Catalogue>,
+    settings: LoadSettings,
+    totals: Arc<Totals>,
+    metrics: NodeMetrics,
+    state: Mutex<State>,
+    /// One load at a time: two at once would both count the same free memory.
+    loading: tokio::sync::Mutex<()>,
+    /// A model was loaded, unloaded or measured again.
+    pub changed: Notify,
+}
+
+/// A model in use: it stays loaded while this lives.
+#[derive(Clone)]
+pub struct Lease {
+    /// What it is and where its files lie.
+    pub model: Arc<ReadyModel>,
+    /// Its thread.
+    pub handle: Arc<ModelHandle>,
+    /// Time spent on loading it for this use; zero if it was there.
+    pub load: Duration,
+    _user: Arc<()>,
+}
+
+impl Loaded {
+    /// None yet.
+    #[must_use]
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        catalogue: Arc<Catalogue>,
+        settings: LoadSettings,
+        totals: Arc<Totals>,
+        metrics: NodeMetrics,
+    ) -> Self {
+        Self {
+            engine,
+            catalogue,
+            settings,
+            totals,
+            metrics,
+            state: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// A model for use, loaded now if need be. With a digest, that very content.
+    ///
+    /// # Errors
+    /// [`Failure`]: the model isn't seen, can't be used, doesn't fit, or has to wait for others.
+    pub async fn acquire(&self, wanted: &v1::ModelRef) -> Result<Lease, Failure> {
+        let digest = match wanted.digest.is_empty() {
+            true => None,
+            false => Some(Digest::from_wire("model.digest", &wanted.digest).map_err(Failure::input)?),
+        };
+        if let Some(lease) = self.held(&wanted.name, digest) {
+            return Ok(lease);
+        }
+        let _loading = self.loading.lock().await;
+        if let Some(lease) = self.held(&wanted.name, digest) {
+            return Ok(lease);
+        }
+        let model = self.catalogue.ready(&wanted.name, digest).await.map_err(not_ready)?;
+        let need = need(&model.card, self.settings.context, self.settings.slots);
+        self.make_room(&model.name, &need).await?;
+        let begun = Instant::now();
+        let handle = Arc::new(self.load(&model).await?);
+        let load = begun.elapsed();
+        self.metrics.loads.inc();
+        self.metrics.load_seconds.observe(load.as_secs_f64());
+        tracing::info!(model = %model.name, bytes = handle.memory_bytes(), ?load, "model loaded");
+        let users = Arc::new(());
+        let lease = Lease { model: Arc::clone(&model), handle: Arc::clone(&handle), load, _user: Arc::clone(&users) };
+        {
+            let mut state = self.lock();
+            state.clock += 1;
+            let last_used = state.clock;
+            state.held.insert(model.name.clone(), Held { model, handle, users, need, last_used });
+        }
+        self.note_change();
+        Ok(lease)
+    }
+
+    fn held(&self, name: &str, digest: Option<Digest>) -> Option<Lease> {
+        let mut state = self.lock();
+        state.clock += 1;
+        let now = state.clock;
+        let held = state.held.get_mut(name)?;
+        if held.handle.is_dead() || digest.is_some_and(|digest| digest != held.model.digest) {
+            return None;
+        }
+        held.last_used = now;
+        Some(Lease {
+            model: Arc::clone(&held.model),
+            handle: Arc::clone(&held.handle),
+            load: Duration::ZERO,
+            _user: Arc::clone(&held.users),
+        })
+    }
+
+    async fn make_room(&self, name: &str, need: &Need) -> Result<(), Failure> {
+        let budget = self.settings.budget;
+        // An older content or a dead thread of the same name goes first, unless somebody still uses it.
+        let stale = {
+            let mut state = self.lock();
+            let goes = state.held.get(name).is_some_and(|held| held.handle.is_dead() || !held.busy());
+            if !goes && state.held.contains_key(name) {
+                return Err(Failure::node(
+                    ErrorCode::Overloaded,
+                    format!("an older content of model `{name}` is still in use"),
+                    Duration::from_secs(2),
+                ));
+            }
+            state.held.remove(name)
+        };
+        if let Some(held) = stale {
+            held.handle.stop().await;
+        }
+        let gone: Vec<Held> = {
+            let mut state = self.lock();
+            let residents: BTreeMap<String, Resident> = state
+                .held
+                .iter()
+                .map(|(name, held)| {
+                    (name.clone(), Resident { bytes: held.bytes(), last_used: held.last_used, busy: held.busy() })
+                })
+                .collect();
+            let reserved: u64 = residents.values().map(|resident| resident.bytes).sum();
+            let evict = admit(&residents, need.total, budget).map_err(|refusal| match refusal {
+                Refusal::Never => Failure::model(
+                    ErrorCode::ModelDoesNotFit,
+                    format!(
+                        "model `{name}` needs {} bytes of memory and this node has {budget} for models",
+                        need.total
+                    ),
+                ),
+                Refusal::Busy => Failure::node(
+                    ErrorCode::Overloaded,
+                    format!(
+                        "model `{name}` needs {} bytes; {reserved} of {budget} are taken by models in use",
+                        need.total
+                    ),
+                    Duration::from_secs(2),
+                ),
+            })?;
+            evict.iter().filter_map(|name| state.held.remove(name)).collect()
+        };
+        for held in gone {
+            tracing::info!(model = %held.model.name, "model unloaded to make room");
+            held.handle.stop().await;
+        }
+        Ok(())
+    }
+
+    async fn load(&self, model: &ReadyModel) -> Result<ModelHandle, Failure> {
+        let (engine, totals, metrics) = (Arc::clone(&self.engine), Arc::clone(&self.totals), self.metrics.clone());
+        let options = LoadOptions {
+            dir: model.dir.clone(),
+            threads: self.settings.threads,
+            context: self.settings.context,
+            slots: self.settings.slots,
+        };
+        match tokio::task::spawn_blocking(move || ModelHandle::load(engine, options, totals, metrics)).await {
+            Ok(Ok(handle)) => Ok(handle),
+            Ok(Err(error)) => Err(Failure::model(
+                match error {
+                    ingle_engine::EngineError::Memory { .. } => ErrorCode::ModelDoesNotFit,
+                    _ => ErrorCode::ModelUnusable,
+                },
+                format!("model `{}`: {error}", model.name),
+            )),
+            Err(error) => {
+                Err(Failure::model(ErrorCode::ModelUnusable, format!("loading `{}` failed: {error}", model.name)))
+            }
+        }
+    }
+
+    /// Unloads a model that nobody uses.
+    ///
+    /// # Errors
+    /// `MODEL_NOT_FOUND` if it isn't loaded, `OVERLOADED` if it is in use.
+    pub async fn unload(&self, name: &str) -> Result<u64, Problem> {
+        let held = {
+            let mut state = self.lock();
+            match state.held.get(name) {
+                None => {
+                    return Err(Problem::new(ErrorCode::ModelNotFound, format!("model `{name}` isn't loaded here")));
+                }
+                Some(held) if held.busy() => {
+                    return Err(Problem::new(ErrorCode::Overloaded, format!("model `{name}` is in use here"))
+                        .retry_after(Duration::from_secs(2)));
+                }
+                Some(_) => state.held.remove(name),
+            }
+        };
+        let Some(held) = held else { return Ok(0) };
+        let bytes = held.bytes();
+        held.handle.stop().await;
+        tracing::info!(model = name, "model unloaded");
+        self.note_change();
+        Ok(bytes)
+    }
+
+    /// Ends all threads.
+    pub async fn stop(&self) {
+        let all = std::mem::take(&mut self.lock().held);
+        for held in all.into_values() {
+            held.handle.stop().await;
+        }
+    }
+
+    /// Says that speeds were measured again.
+    pub fn note_change(&self) {
+        let digests = self.lock().held.values().map(|held| held.model.digest).collect();
+        self.catalogue.pin(digests);
+        self.metrics.model_bytes.set(i64::try_from(self.reserved()).unwrap_or(i64::MAX));
+        self.changed.notify_one();
+    }
+
+    /// Memory that loaded models take, in bytes.
+    #[must_use]
+    pub fn reserved(&self) -> u64 {
+        self.lock().held.values().map(Held::bytes).sum()
+    }
+
+    /// What the coordinator is told.
+    #[must_use]
+    pub fn infos(&self) -> Vec<v1::LoadedModel> {
+        let state = self.lock();
+        let info = |held: &Held| {
+            let rates = held.handle.rates();
+            v1::LoadedModel {
+                model: Some(v1::ModelRef { name: held.model.name.clone(), digest: held.model.digest.to_wire() }),
+                memory_bytes: held.bytes(),
+                slots: held.handle.slots(),
+                free_slots: held.handle.free_slots(),
+                prefill_tokens_per_second: rates.prefill,
+                decode_tokens_per_second: rates.decode,
+                document_bytes_per_second: rates.document_bytes,
+            }
+        };
+        state.held.values().filter(|held| !held.handle.is_dead()).map(info).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_ready(problem: Problem) -> Failure {
+    match problem.code {
+        ErrorCode::ModelNotFound | ErrorCode::ModelUnusable | ErrorCode::ModelDoesNotFit => {
+            Failure { kind: v1::FailureKind::Model, problem }
+        }
+        _ => Failure::storage(problem),
+    }
+}

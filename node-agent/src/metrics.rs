@@ -1,0 +1,76 @@
+//! What the node counts; names without the `ingle_` prefix that the registry adds.
+
+use ingle_daemon::metrics::Metrics;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// Labels of an attempt that ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AttemptLabels {
+    /// `embed`, `generate`, `join`, `embed_call`, `generate_call`.
+    pub kind: &'static str,
+    /// `done`, or the kind of failure.
+    pub outcome: &'static str,
+}
+
+/// The node's metrics. Clones share them.
+#[derive(Clone)]
+pub struct NodeMetrics {
+    /// Attempts ended.
+    pub attempts: Family<AttemptLabels, Counter>,
+    /// Attempts running.
+    pub running: Gauge,
+    /// Requests waiting for a slot of a model.
+    pub waiting: Gauge,
+    /// Engine steps.
+    pub steps: Counter,
+    /// Seconds of one engine step.
+    pub step_seconds: Histogram,
+    /// Tokens read by models.
+    pub tokens_in: Counter,
+    /// Tokens written by models.
+    pub tokens_out: Counter,
+    /// Passages embedded for jobs.
+    pub passages: Counter,
+    /// Models loaded.
+    pub loads: Counter,
+    /// Seconds of one load.
+    pub load_seconds: Histogram,
+    /// Bytes of memory that loaded models take.
+    pub model_bytes: Gauge,
+    /// Bytes read from gateways.
+    pub read_bytes: Counter,
+    /// Bytes staged at gateways.
+    pub staged_bytes: Counter,
+    /// Storage calls tried again.
+    pub storage_retries: Counter,
+    /// Model threads that panicked or failed and were reloaded.
+    pub model_restarts: Counter,
+}
+
+impl NodeMetrics {
+    /// Registers all of them.
+    #[must_use]
+    pub fn new(metrics: &Metrics) -> Self {
+        Self {
+            attempts: metrics.counters("node_attempts", "Attempts ended, by kind and outcome"),
+            running: metrics.gauge("node_attempts_running", "Attempts running"),
+            waiting: metrics.gauge("node_requests_waiting", "Requests waiting for a slot of a model"),
+            steps: metrics.counter("node_engine_steps", "Engine steps"),
+            step_seconds: metrics.seconds("node_engine_step_seconds", "Time of one engine step"),
+            tokens_in: metrics.counter("node_tokens_read", "Tokens read by models"),
+            tokens_out: metrics.counter("node_tokens_written", "Tokens written by models"),
+            passages: metrics.counter("node_passages", "Passages embedded for jobs"),
+            loads: metrics.counter("node_model_loads", "Models loaded"),
+            load_seconds: metrics.seconds("node_model_load_seconds", "Time of loading a model"),
+            model_bytes: metrics.gauge("node_model_bytes", "Memory that loaded models take"),
+            read_bytes: metrics.counter("node_read_bytes", "Bytes read from gateways"),
+            staged_bytes: metrics.counter("node_staged_bytes", "Bytes staged at gateways"),
+            storage_retries: metrics.counter("node_storage_retries", "Storage calls tried again"),
+            model_restarts: metrics.counter("node_model_restarts", "Models reloaded after a failure of their thread"),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Embedding a batch: documents to passages to vectors, staged as one Parquet blob for the join.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use ingle_engine::{Class, EmbedRequest, EngineError, Request, Task, plan_by_tokens};
+use ingle_proto::storage::display_bytes;
+use ingle_proto::v1::{self, ItemOutcome};
+use ingle_proto::{ErrorCode, Problem};
+use tokio::sync::mpsc;
+
+use super::manifest::{Manifest, NoResult};
+use super::passages::{Passage, Sizes, split};
+use super::schema::{PartWriter, Row};
+use super::source::{self, Content, Document};
+use super::text::{Text, decode};
+use super::{Attempt, Outcome};
+use crate::error::Failure;
+use crate::executor::Event;
+use crate::limits;
+use crate::loaded::Lease;
+
+/// A passage on its way through the model.
+struct Pending {
+    item: usize,
+    path: Arc<str>,
+    number: i32,
+    byte_start: i64,
+    byte_end: i64,
+    text: String,
+    tokens: usize,
+}
+
+struct Batch<'a> {
+    attempt: &'a Attempt,
+    lease: Lease,
+    sizes: Sizes,
+    manifest: Manifest,
+    window: Vec<Pending>,
+    window_tokens: usize,
+    rows: Vec<Row>,
+}
+
+/// Embeds the entries of a batch.
+///
+/// # Errors
+/// [`Failure`]; documents that can't be done are told in the manifest instead.
+pub async fn batch(attempt: &Attempt, work: v1::BatchWork) -> Result<Outcome, Failure> {
+    let gateway = attempt.gateway()?;
+    let (entries, payload) = source::entries(&gateway, &work).await?;
+    let lease = attempt.agent.loaded.acquire(&attempt.model).await?;
+    if lease.handle.card().task != Task::Embed {
+        return Err(Failure::model(ErrorCode::ModelUnusable, format!("model `{}` doesn't embed", lease.model.name)));
+    }
+    let options = work.embed.unwrap_or_default();
+    let sizes = Sizes::new(options.passage_tokens, options.overlap_tokens, lease.handle.tokens().max_tokens());
+    let mut batch = Batch {
+        attempt,
+        manifest: Manifest::new(attempt, work.segment.clone()),
+        lease,
+        sizes,
+        window: Vec::new(),
+        window_tokens: 0,
+        rows: Vec::new(),
+    };
+    let (to, mut from) = mpsc::channel(1);
+    // Reading goes on while the model works.
+    let read = async {
+        let documents = source::documents(attempt, &gateway, entries, payload);
+        tokio::pin!(documents);
+        while let Some(document) = documents.next().await {
+            if to.send(document).await.is_err() {
+                break;
+            }
+        }
+        drop(to);
+        std::future::pending::<()>().await;
+    };
+    let compute = async {
+        let mut count = 0;
+        while let Some(document) = from.recv().await {
+            batch.add(document?).await?;
+            count += 1;
+            if attempt.agent.draining() {
+                break;
+            }
+        }
+        batch.flush().await?;
+        Ok::<u32, Failure>(count)
+    };
+    let count = tokio::select! {
+        count = compute => count?,
+        () = read => return Err(Failure::item(ErrorCode::Internal, "reading ended before the documents did")),
+    };
+    batch.finish(&gateway, work.bucket, count).await
+}
+
+impl Batch<'_> {
+    async fn add(&mut self, document: Document) -> Result<(), Failure> {
+        let unchanged = document.unchanged();
+        let Document { index, entry, content, .. } = document;
+        let content = match content {
+            Ok(content) => content,
+            Err(why) => {
+                self.manifest.no_result(index, &why);
+                return Ok(());
+            }
+        };
+        self.manifest.bytes += content.size;
+        let item = v1::ItemResult {
+            index,
+            content_digest: content.digest.to_wire(),
+            size: content.size,
+            mtime_ns: content.mtime_ns,
+            ..Default::default()
+        };
+        if unchanged {
+            self.manifest.message.items.push(v1::ItemResult { outcome: ItemOutcome::Unchanged.into(), ..item });
+            return Ok(());
+        }
+        match self.passages(content).await? {
+            Ok((text, passages)) => self.enqueue(item, &entry.name, &text, &passages).await,
+            Err(why) => {
+                self.manifest.no_result(index, &why);
+                Ok(())
+            }
+        }
+    }
+
+    async fn passages(&self, content: Content) -> Result<Result<(Text, Vec<Passage>), NoResult>, Failure> {
+        let (tokens, sizes) = (Arc::clone(self.lease.handle.tokens()), self.sizes);
+        let work = move || {
+            let text = match decode(content.bytes) {
+                Ok(text) => text,
+                Err(reason) => return Err(NoResult::failed(ErrorCode::DocumentMalformed, reason)),
+            };
+            match split(&text.text, tokens.as_ref(), sizes) {
+                Ok(passages) => Ok((text, passages)),
+                Err(error) => {
+                    Err(NoResult::failed(ErrorCode::DocumentMalformed, format!("can't be tokenised: {error}")))
+                }
+            }
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| {
+            Failure::item(ErrorCode::ComputeFailed, format!("splitting into passages failed: {error}"))
+        })
+    }
+
+    async fn enqueue(
+        &mut self,
+        item: v1::ItemResult,
+        name: &Bytes,
+        text: &Text,
+        passages: &[Passage],
+    ) -> Result<(), Failure> {
+        let at = self.manifest.message.items.len();
+        self.manifest.message.items.push(v1::ItemResult {
+            outcome: ItemOutcome::Committed.into(),
+            passages: u32::try_from(passages.len()).unwrap_or(u32::MAX),
+            ..item
+        });
+        let path: Arc<str> = display_bytes(name).into();
+        let offset = |at: usize| i64::try_from(text.base + at as u64).unwrap_or(i64::MAX);
+        for (number, passage) in (0i32..).zip(passages) {
+            self.window.push(Pending {
+                item: at,
+                path: Arc::clone(&path),
+                number,
+                byte_start: offset(passage.range.start),
+                byte_end: offset(passage.range.end),
+                text: text.text[passage.range.clone()].to_owned(),
+                tokens: passage.tokens,
+            });
+            self.window_tokens += passage.tokens;
+            if self.window_tokens >= limits::EMBED_WINDOW_TOKENS {
+                self.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the passages that were gathered through the model.
+    async fn flush(&mut self) -> Result<(), Failure> {
+        let window = std::mem::take(&mut self.window);
+        self.window_tokens = 0;
+        if !window.is_empty() {
+            let lengths: Vec<usize> = window.iter().map(|pending| pending.tokens).collect();
+            let plan = plan_by_tokens(&lengths, limits::EMBED_REQUEST_TOKENS, limits::EMBED_REQUEST_TEXTS);
+            let (lease, texts) = (&self.lease, &window);
+            let answers: Vec<(Vec<usize>, Answer)> = futures::stream::iter(plan)
+                .map(|group| async move {
+                    let asked = group.iter().map(|&at| texts[at].text.clone()).collect();
+                    vectors(lease, Class::Batch, asked).await.map(|answer| (group, answer))
+                })
+                .buffer_unordered(limits::EMBED_REQUESTS_IN_FLIGHT)
+                .try_collect()
+                .await
+                .map_err(|error| as_item(&error))?;
+            let mut of: Vec<Option<(Vec<f32>, u32, bool)>> = vec![None; window.len()];
+            for (group, answer) in answers {
+                self.manifest.busy_us += answer.busy_us;
+                for (at, vector) in group.into_iter().zip(answer.vectors) {
+                    of[at] = Some(vector);
+                }
+            }
+            self.attempt.agent.metrics.passages.inc_by(window.len() as u64);
+            let model = self.lease.model.digest.hex();
+            for (pending, vector) in window.into_iter().zip(of) {
+                let Some((vector, tokens, truncated)) = vector else {
+                    return Err(Failure::item(ErrorCode::ComputeFailed, "the model left out a passage"));
+                };
+                let item = &mut self.manifest.message.items[pending.item];
+                item.tokens = item.tokens.saturating_add(tokens);
+                item.truncated |= truncated;
+                self.rows.push(Row {
+                    path: pending.path.to_string(),
+                    passage: pending.number,
+                    byte_start: pending.byte_start,
+                    byte_end: pending.byte_end,
+                    text: pending.text,
+                    vector,
+                    model: model.clone(),
+                });
+            }
+        }
+        let done = u32::try_from(self.manifest.message.items.len()).unwrap_or(u32::MAX);
+        self.attempt.progress(done, self.manifest.bytes, "embedding");
+        Ok(())
+    }
+
+    async fn finish(mut self, gateway: &crate::storage::Gateway, bucket: u32, count: u32) -> Result<Outcome, Failure> {
+        if !self.rows.is_empty() {
+            let mut rows = std::mem::take(&mut self.rows);
+            let (dimensions, name) = (self.lease.handle.card().dimensions, self.lease.model.name.clone());
+            let part = tokio::task::spawn_blocking(move || {
+                rows.sort_by(|a, b| (&a.path, a.passage).cmp(&(&b.path, b.passage)));
+                let mut writer = PartWriter::new(Vec::new(), dimensions, &name)?;
+                for row in rows {
+                    writer.push(row)?;
+                }
+                writer.finish()
+            })
+            .await
+            .map_err(|error| Failure::item(ErrorCode::Internal, format!("writing Parquet failed: {error}")))?
+            .map_err(|error| Failure::item(ErrorCode::Internal, error.to_string()))?;
+            let blob = gateway.stage_blob(&self.attempt.token, part.into()).await.map_err(Failure::storage)?;
+            self.manifest.message.partials.push(v1::PartialResult { blob: Some(blob), bucket });
+        }
+        self.lease.handle.measured_documents(self.manifest.bytes, self.manifest.busy_us);
+        let digest = self.lease.model.digest;
+        self.manifest.complete(self.attempt, gateway, count, Some(digest)).await
+    }
+}
+
+/// What the model said of some texts.
+pub(super) struct Answer {
+    /// Vector, tokens and whether it was cut, for each text.
+    pub(super) vectors: Vec<(Vec<f32>, u32, bool)>,
+    /// Tokens read in all.
+    pub(super) tokens: u32,
+    /// Microseconds of the model's time.
+    pub(super) busy_us: u64,
+    /// Time spent reading.
+    pub(super) prefill: std::time::Duration,
+}
+
+/// Sends texts through the model.
+pub(super) async fn vectors(lease: &Lease, class: Class, texts: Vec<String>) -> Result<Answer, EngineError> {
+    let mut of: Vec<Option<(Vec<f32>, u32, bool)>> = vec![None; texts.len()];
+    let mut ticket = lease.handle.submit(class, Request::Embed(EmbedRequest { texts, normalise: true })).await?;
+    loop {
+        match ticket.next().await? {
+            Event::Embedding { index, vector, tokens, truncated } => {
+                if let Some(slot) = of.get_mut(index as usize) {
+                    *slot = Some((vector, tokens, truncated));
+                }
+            }
+            Event::Done { prompt_tokens, timings, .. } => {
+                let vectors = of.into_iter().collect::<Option<Vec<_>>>();
+                let vectors = vectors.ok_or_else(|| EngineError::Compute("the model left out a text".into()))?;
+                let busy_us = ticket.busy_us();
+                return Ok(Answer { vectors, tokens: prompt_tokens, busy_us, prefill: timings.prefill });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// In a batch the texts are the documents': what a model refuses is an item's fault, not the job's.
+pub(super) fn as_item(error: &EngineError) -> Failure {
+    let mut failure = Failure::engine(error);
+    if failure.kind == v1::FailureKind::Input {
+        failure =
+            Failure { kind: v1::FailureKind::Item, problem: Problem::new(ErrorCode::ComputeFailed, error.to_string()) };
+    }
+    failure
+}

@@ -1,0 +1,58 @@
+//! Which models there are and where their files lie: listed through the gateway or in a directory, cached by content.
+//!
+//! A model is named after its folder. Its digest is BLAKE3 over the (name, size, digest) list of its files; a model that
+//! is read through the gateway is copied once into `cache_dir/models/<digest>` and used from there.
+
+mod cache;
+mod catalogue;
+mod fetch;
+mod folders;
+
+pub use cache::Cache;
+pub use catalogue::{Catalogue, ReadyModel};
+pub use folders::{FileStamp, Folder};
+
+use ingle_proto::Digest;
+
+/// One file of a model, as its identity counts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Relative to the model's folder.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Of its content.
+    pub digest: Digest,
+}
+
+/// A model's identity. Lengths stand before names, so that no two lists read the same.
+#[must_use]
+pub fn model_digest(files: &[FileDigest]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for file in files {
+        hasher.update(&(file.name.len() as u64).to_le_bytes());
+        hasher.update(file.name.as_bytes());
+        hasher.update(&file.size.to_le_bytes());
+        hasher.update(&file.digest.0);
+    }
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_follows_names_sizes_and_contents() {
+        let file = |name: &str, text: &str| FileDigest {
+            name: name.into(),
+            size: text.len() as u64,
+            digest: Digest::of(text.as_bytes()),
+        };
+        let base = model_digest(&[file("a", "1"), file("b", "2")]);
+        assert_eq!(base, model_digest(&[file("a", "1"), file("b", "2")]));
+        assert_ne!(base, model_digest(&[file("b", "2"), file("a", "1")]));
+        assert_ne!(base, model_digest(&[file("a", "1"), file("c", "2")]));
+        assert_ne!(base, model_digest(&[file("a", "1"), file("b", "3")]));
+    }
+}

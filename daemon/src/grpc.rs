@@ -258,7 +258,7 @@ fn endpoint(endpoint: &str, tls: &TlsConfig, options: &ConnectOptions) -> Result
     let secure = tls.is_some();
     let (scheme, authority) = endpoint.split_once("://").unwrap_or((if secure { "https" } else { "http" }, endpoint));
     let uri: http::Uri = format!("{scheme}://{authority}").parse().map_err(|_| bad("it can't be parsed"))?;
-    let host = uri.host().ok_or_else(|| bad("it has no host"))?;
+    let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| bad("it has no host"))?;
     if uri.port_u16().is_none() {
         return Err(bad("it has no port"));
     }

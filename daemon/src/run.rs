@@ -109,18 +109,35 @@ impl Readiness {
     }
 }
 
+/// A clean end.
+const CODE_GOOD: u8 = 0;
+/// Something failed.
+const CODE_FAILED: u8 = 1;
+/// Settings that can't be used.
+const CODE_SETTINGS: u8 = 2;
+
 /// Runs a daemon from its options to its exit code: 0 for a clean end, 1 for a failure, 2 for settings that can't be used.
 ///
 /// `prefix` is that of environment variables, e.g. `INGLE_NODE`; `overrides` holds what the daemon's own options set, and
 /// the common ones are added to it. `body` returns when the daemon has nothing more to do: usually it starts tasks,
 /// calls [`Context::announce`] and waits for the shutdown.
-pub fn run<C, F, W>(
+pub fn run<C, F, W>(service: &'static str, prefix: &str, args: &CommonArgs, overrides: toml::Table, body: F) -> ExitCode
+where
+    C: Settings,
+    F: FnOnce(Context<C>) -> W,
+    W: Future<Output = Result<(), BoxError>>,
+{
+    ExitCode::from(run_to_code(service, prefix, args, overrides, body))
+}
+
+/// [`run`] for a caller that ends the process by itself.
+pub fn run_to_code<C, F, W>(
     service: &'static str,
     prefix: &str,
     args: &CommonArgs,
     mut overrides: toml::Table,
     body: F,
-) -> ExitCode
+) -> u8
 where
     C: Settings,
     F: FnOnce(Context<C>) -> W,
@@ -141,19 +158,19 @@ where
         Ok(config) => config,
         Err(error) => {
             say(&format!("{service}: {}", describe(&*error)));
-            return ExitCode::from(2);
+            return CODE_SETTINGS;
         }
     };
     if args.check_config {
         say(&format!("{service}: settings are good"));
-        return ExitCode::SUCCESS;
+        return CODE_GOOD;
     }
     crate::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(service).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("{service}: can't start threads: {error}"));
-            return ExitCode::FAILURE;
+            return CODE_FAILED;
         }
     };
     let entered = runtime.enter();
@@ -161,7 +178,7 @@ where
         Ok(guard) => guard,
         Err(error) => {
             say(&format!("{service}: {}", describe(&error)));
-            return ExitCode::from(2);
+            return CODE_SETTINGS;
         }
     };
     drop(entered);
@@ -182,7 +199,7 @@ fn check<C: Settings>(config: &C) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn supervise<C, F, W>(service: &'static str, config: C, ready_file: Option<PathBuf>, body: F) -> ExitCode
+async fn supervise<C, F, W>(service: &'static str, config: C, ready_file: Option<PathBuf>, body: F) -> u8
 where
     C: Settings,
     F: FnOnce(Context<C>) -> W,
@@ -194,9 +211,16 @@ where
     let metrics = Metrics::new(service);
     let readiness = Readiness::default();
     let drain = config.drain_deadline();
+    let signals = match shutdown.clone().on_signal() {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("{service}: can't listen to signals: {error}"));
+            return CODE_FAILED;
+        }
+    };
     // Not among the tasks: it must go on listening for the second signal until the very end.
     #[allow(clippy::disallowed_methods, reason = "lives as long as the process")]
-    let signals = tokio::spawn(shutdown.clone().signal());
+    let signals = tokio::spawn(signals);
 
     let outcome = async {
         let mut metrics_address = None;
@@ -227,15 +251,15 @@ where
     readiness.waiting("stopping");
     let left = tasks.shutdown_all(drain).await;
     signals.abort();
-    let mut code = ExitCode::SUCCESS;
+    let mut code = CODE_GOOD;
     if let Err(error) = outcome {
         tracing::error!(reason = %describe(&*error), "failed");
         say(&format!("{service}: {}", describe(&*error)));
-        code = ExitCode::FAILURE;
+        code = CODE_FAILED;
     }
     if let Some(reason) = tasks.failure() {
         say(&format!("{service}: {reason}"));
-        code = ExitCode::FAILURE;
+        code = CODE_FAILED;
     }
     if !left.is_empty() {
         tracing::warn!(?left, ?drain, "did not end in time and were dropped");

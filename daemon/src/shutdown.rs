@@ -42,25 +42,36 @@ impl Shutdown {
         Self(self.0.child_token())
     }
 
-    /// Waits for SIGTERM or SIGINT, then begins; a second signal ends the process at once with 130.
-    /// Returns only if signals can't be listened to.
+    /// Listens for SIGTERM and SIGINT from now on, and begins with the first; a second one ends the process at once
+    /// with 130. What it answers must be polled, and never ends. Needs a current tokio runtime.
     ///
     /// # Errors
     /// What the system said when the handlers were installed.
-    pub async fn signal(self) -> std::io::Result<()> {
+    pub fn on_signal(self) -> std::io::Result<impl Future<Output = ()> + Send> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        loop {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            if self.begun() {
-                tracing::warn!(signal = name, "asked again while stopping: ending at once");
-                std::process::exit(130);
+        Ok(async move {
+            loop {
+                let name = tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                };
+                if self.begun() {
+                    tracing::warn!(signal = name, "asked again while stopping: ending at once");
+                    std::process::exit(130);
+                }
+                tracing::info!(signal = name, "stopping");
+                self.begin();
             }
-            tracing::info!(signal = name, "stopping");
-            self.begin();
-        }
+        })
+    }
+
+    /// [`Self::on_signal`], installed when first polled.
+    ///
+    /// # Errors
+    /// As [`Self::on_signal`].
+    pub async fn signal(self) -> std::io::Result<()> {
+        self.on_signal()?.await;
+        Ok(())
     }
 }

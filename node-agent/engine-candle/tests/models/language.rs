@@ -74,7 +74,7 @@ fn the_prompt_is_the_templates_to_the_letter() {
     let Some(mut model) = load() else { return };
     let (start, end) = (1, 2);
     let tokens = model.tokens();
-    let mut plain = |text: &str| tokens.encode(text).unwrap().ids;
+    let plain = |text: &str| tokens.encode(text).unwrap().ids;
     let expected = [
         vec![start],
         plain("system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"),

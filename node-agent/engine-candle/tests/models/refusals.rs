@@ -62,7 +62,9 @@ fn ggufs_whose_numbers_lie() {
     check(&llama(&[("llama.attention.head_count_kv", Some(Value::U32(4)))]), &["attn_k", "shape"]);
     check(&llama(&[("llama.block_count", Some(Value::U32(3)))]), &["blk.2."]);
     check(&llama(&[("llama.block_count", Some(Value::U32(u32::MAX)))]), &["block_count"]);
-    check(&llama(&[("llama.embedding_length", Some(Value::U32(128)))]), &["128"]);
+    check(&llama(&[("llama.rope.dimension_count", Some(Value::U32(8)))]), &["size of a head, 16"]);
+    let wide = ("llama.embedding_length", Some(Value::U32(128)));
+    check(&llama(&[wide, ("llama.rope.dimension_count", None)]), &["token_embd", "shape", "128"]);
     check(&llama(&[("llama.feed_forward_length", None)]), &["feed_forward_length"]);
     check(&llama(&[("llama.attention.layer_norm_rms_epsilon", Some(Value::F32(f32::NAN)))]), &["epsilon"]);
     check(&llama(&[("tokenizer.ggml.token_type", Some(Value::Array(vec![Value::I32(1)])))]), &["token_type"]);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The folder of all-MiniLM-L6-v2.
-pub fn embedding() -> Option<PathBuf> {
+pub(crate) fn embedding() -> Option<PathBuf> {
     find("config.json with model.safetensors", &|dir| {
         dir.join("config.json").is_file()
             && dir.join("model.safetensors").is_file()
@@ -12,7 +12,7 @@ pub fn embedding() -> Option<PathBuf> {
 }
 
 /// The folder of SmolLM2-135M-Instruct Q4_1.
-pub fn language() -> Option<PathBuf> {
+pub(crate) fn language() -> Option<PathBuf> {
     find("SmolLM2-135M-Instruct.Q4_1.gguf", &|dir| dir.join("SmolLM2-135M-Instruct.Q4_1.gguf").is_file())
 }
 

@@ -50,10 +50,10 @@ fn alphabet() -> Vec<String> {
 }
 
 /// What a test changes of the metadata; `None` leaves a key out.
-pub type Changes<'a> = &'a [(&'a str, Option<Value>)];
+pub(crate) type Changes<'a> = &'a [(&'a str, Option<Value>)];
 
 /// Writes a llama of two layers.
-pub fn write_llama(dir: &Path, changes: Changes<'_>) {
+pub(crate) fn write_llama(dir: &Path, changes: Changes<'_>) {
     let mut tokens: Vec<String> = SPECIALS.iter().map(ToString::to_string).collect();
     tokens.extend(alphabet());
     let merges = ["h e", "t he", "Ġ the", "i n", "o r", "Ġ a"];
@@ -113,7 +113,7 @@ pub fn write_llama(dir: &Path, changes: Changes<'_>) {
 }
 
 /// Writes a BERT of two layers with a tokenizer that, like all-MiniLM-L6-v2's, asks for truncation and padding nobody wants.
-pub fn write_bert(dir: &Path) {
+pub(crate) fn write_bert(dir: &Path) {
     let words = [
         "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "kettle", "on", "the", "hob", "hearth", "and", "paper", ".", "one",
         "two", "words", "##s", "quick",

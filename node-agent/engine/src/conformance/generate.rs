@@ -251,8 +251,9 @@ fn interactive_goes_before_batch(subject: &Subject) {
     while !out.iter().any(|output| matches!(output, Output::Done { id: RequestId(2), .. })) {
         step(model.as_mut(), &mut out);
     }
-    assert!(out.iter().all(|output| owner(output) == RequestId(2)), "batch work was done while a person waited");
-    out.clear();
+    // The step that ended the person's request may have gone on with the batch.
+    let waited = out.iter().take_while(|output| !matches!(output, Output::Done { id: RequestId(2), .. }));
+    assert!(waited.map(owner).all(|id| id == RequestId(2)), "batch work was done while a person waited");
     while step(model.as_mut(), &mut out) == Step::Busy {}
     assert!(
         out.iter().any(|output| matches!(output, Output::Done { id: RequestId(1), .. })),

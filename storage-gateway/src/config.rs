@@ -1,0 +1,250 @@
+//! Settings of the gateway: what the file and the environment (`INGLE_GATEWAY_…`) may hold, defaults, and checks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ingle_daemon::config::{ConfigError, TelemetryConfig, TlsConfig};
+use ingle_daemon::run::Settings;
+use serde::{Deserialize, Serialize};
+
+use crate::export::nfs::{NfsExport, NfsOptions};
+use crate::limits::Limits;
+
+/// Prefix of environment variables.
+pub const PREFIX: &str = "INGLE_GATEWAY";
+/// Name under which metrics and errors speak of the state export.
+pub const STATE_EXPORT: &str = "state";
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where gRPC is served.
+    pub listen: SocketAddr,
+    /// Where metrics are served; nowhere if absent.
+    pub metrics: Option<SocketAddr>,
+    /// What others dial to reach us, `HOST:PORT`; `listen` if absent.
+    pub advertise: Option<String>,
+    /// Where to register: `http://HOST:PORT` of a coordinator, or `etcd://HOST,HOST`; nowhere if absent.
+    pub membership: Option<String>,
+    /// Holds the highest epoch seen, our identity, and the list of places. A local disk, not the NAS.
+    pub state_dir: PathBuf,
+    /// Where blobs lie; `<state_dir>/state` if absent.
+    pub state_export: Option<ExportConfig>,
+    /// What is served, by the name that jobs use.
+    pub exports: BTreeMap<String, ExportConfig>,
+    /// Caps.
+    pub limits: Limits,
+    /// Certificates.
+    pub tls: TlsConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+}
+
+/// One export.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportConfig {
+    /// `nfs://HOST[:PORT]/PATH` or `file:///DIRECTORY`.
+    pub url: String,
+    /// Nothing is ever written to it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// How an `nfs://` server is talked to.
+    #[serde(default)]
+    pub nfs: NfsConfig,
+}
+
+/// How an NFS server is talked to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NfsConfig {
+    /// User id presented to the server; this process's own if absent.
+    pub uid: Option<u32>,
+    /// Group id presented to the server; this process's own if absent.
+    pub gid: Option<u32>,
+    /// Further groups, at most 16.
+    pub groups: Vec<u32>,
+    /// TCP connections, 1 to 16.
+    pub connections: usize,
+    /// Longest that one call to the server may take, in seconds, 1 to 600.
+    pub deadline_s: u64,
+}
+
+impl Default for NfsConfig {
+    fn default() -> Self {
+        let usual = NfsOptions::default();
+        Self {
+            uid: None,
+            gid: None,
+            groups: Vec::new(),
+            connections: usual.connections,
+            deadline_s: usual.deadline.as_secs(),
+        }
+    }
+}
+
+impl NfsConfig {
+    /// As the client takes it.
+    #[must_use]
+    pub fn options(&self) -> NfsOptions {
+        let usual = NfsOptions::default();
+        NfsOptions {
+            deadline: Duration::from_secs(self.deadline_s),
+            connections: self.connections,
+            uid: self.uid.unwrap_or(usual.uid),
+            gid: self.gid.unwrap_or(usual.gid),
+            groups: self.groups.clone(),
+        }
+    }
+
+    fn check(&self, key: &str) -> Result<(), ConfigError> {
+        let invalid = |name: &str, words: &str| Err(ConfigError::invalid(format!("{key}.nfs.{name}"), words));
+        if !(1..=16).contains(&self.connections) {
+            return invalid("connections", "expected 1 to 16");
+        }
+        if !(1..=600).contains(&self.deadline_s) {
+            return invalid("deadline_s", "expected 1 to 600 seconds");
+        }
+        if self.groups.len() > 16 {
+            return invalid("groups", "expected at most 16");
+        }
+        Ok(())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7720)),
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 7782))),
+            advertise: None,
+            membership: None,
+            state_dir: PathBuf::from("/var/lib/inglenook/gateway"),
+            state_export: None,
+            exports: BTreeMap::new(),
+            limits: Limits::default(),
+            tls: TlsConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Where blobs lie.
+    #[must_use]
+    pub fn state_export(&self) -> ExportConfig {
+        self.state_export.clone().unwrap_or_else(|| ExportConfig {
+            url: format!("file://{}", self.state_dir.join("state").display()),
+            ..ExportConfig::default()
+        })
+    }
+}
+
+impl Settings for Config {
+    fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    fn tls(&self) -> &TlsConfig {
+        &self.tls
+    }
+
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        for (name, export) in &self.exports {
+            let key = format!("exports.{name}");
+            ingle_proto::storage::export_name(name).map_err(|problem| ConfigError::invalid(&key, problem.message))?;
+            check_url(&format!("{key}.url"), &export.url)?;
+            export.nfs.check(&key)?;
+        }
+        let state = self.state_export();
+        check_url("state_export.url", &state.url)?;
+        if state.read_only {
+            return Err(ConfigError::invalid("state_export.read_only", "is true, but blobs are written there"));
+        }
+        if self.membership.is_none() && self.advertise.is_some() {
+            return Err(ConfigError::invalid("advertise", "is told to members, but membership isn't set"));
+        }
+        let limits = &self.limits;
+        for (key, value, most) in [
+            ("limits.reads_max", limits.reads_max, 65_536),
+            ("limits.read_mib_max", limits.read_mib_max, 1 << 20),
+            ("limits.reads_waiting_max", limits.reads_waiting_max, 1 << 20),
+            ("limits.scans_max", limits.scans_max, 1024),
+            ("limits.scan_entries_max", limits.scan_entries_max, 100_000_000),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(ConfigError::invalid(key, format!("expected 1 to {most}, got {value}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_url(key: &str, url: &str) -> Result<(), ConfigError> {
+    let expected = "expected nfs://HOST/PATH or file:///DIRECTORY";
+    match url.split_once("://") {
+        Some(("file", path)) if path.starts_with('/') => Ok(()),
+        // Read, not dialled: a NAS that is down is no mistake of the settings.
+        Some(("nfs", _)) => {
+            NfsExport::new(url, &NfsOptions::default()).map(drop).map_err(|error| ConfigError::invalid(key, error))
+        }
+        Some(("iscsi", _)) => Err(ConfigError::invalid(key, format!("iscsi:// can't be read yet; {expected}"))),
+        _ => Err(ConfigError::invalid(key, format!("{url:?}: {expected}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("gateway.toml");
+        std::fs::write(&file, text).unwrap();
+        let config: Config = ingle_daemon::config::load_from(PREFIX, Some(&file), Vec::new(), toml::Table::new())
+            .map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_usual_file_is_taken() {
+        let config = load(
+            "state_dir = '/tmp/x'\n[exports.docs]\nurl = 'nfs://nas/docs'\nread_only = true\n[exports.out]\nurl = 'file:///srv/out'\n",
+        )
+        .unwrap();
+        assert!(config.exports["docs"].read_only);
+        assert_eq!(config.state_export().url, "file:///tmp/x/state");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, words) in [
+            ("[exports.'a b']\nurl = 'file:///x'", "exports.a b"),
+            ("[exports.docs]\nurl = 'file://relative'", "exports.docs.url"),
+            ("[exports.docs]\nurl = 'http://x/y'", "exports.docs.url"),
+            ("[exports.docs]\nurl = 'iscsi://x/y/0'", "iscsi"),
+            ("[exports.docs]\nurl = 'nfs:///y'", "exports.docs.url"),
+            ("[exports.docs]\nread_only = true", "url"),
+            ("[exports.docs]\nurl = 'file:///x'\nreadonly = true", "readonly"),
+            ("[state_export]\nurl = 'file:///x'\nread_only = true", "state_export.read_only"),
+            ("advertise = '10.0.0.5:7720'", "advertise"),
+            ("[limits]\nreads_max = 0", "limits.reads_max"),
+            ("[exports.docs]\nurl = 'nfs://nas/docs'\n[exports.docs.nfs]\nconnections = 17", "docs.nfs.connections"),
+        ] {
+            let error = load(text).expect_err(text);
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The exports by name: opened when first needed, and again after they could not be, so that a NAS that is down at the
+//! start stops nobody.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ingle_proto::storage::export_name;
+use ingle_proto::{ErrorCode, ObjectPath, Problem, v1};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::config::{Config, ExportConfig, STATE_EXPORT};
+use crate::export::local::LocalExport;
+use crate::export::nfs::NfsExport;
+use crate::export::{Export, ExportError};
+use crate::limits::PROBE_DEADLINE;
+use crate::metered::Metered;
+use crate::metrics::Meters;
+
+/// After an export could not be opened, how long the same answer is given without asking again.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+
+struct Slot {
+    name: String,
+    config: ExportConfig,
+    /// Ours alone: its directory is made.
+    ours: bool,
+    opened: Mutex<Opened>,
+}
+
+#[derive(Default)]
+struct Opened {
+    export: Option<Arc<dyn Export>>,
+    failed: Option<(Instant, ExportError)>,
+}
+
+/// See the module.
+pub struct Exports {
+    slots: BTreeMap<String, Slot>,
+    meters: Meters,
+}
+
+impl Exports {
+    /// Those of the configuration. Opens nothing.
+    #[must_use]
+    pub fn new(config: &Config, meters: Meters) -> Self {
+        Self::from_list(config.exports.iter().map(|(name, export)| (name.clone(), export.clone())), false, meters)
+    }
+
+    /// The state export alone, under the name that errors and metrics give it.
+    #[must_use]
+    pub fn state(config: &Config, meters: Meters) -> Self {
+        Self::from_list([(STATE_EXPORT.to_owned(), config.state_export())], true, meters)
+    }
+
+    /// None yet: see [`Exports::with`].
+    #[must_use]
+    pub fn empty(meters: Meters) -> Self {
+        Self::from_list([], false, meters)
+    }
+
+    fn from_list(list: impl IntoIterator<Item = (String, ExportConfig)>, ours: bool, meters: Meters) -> Self {
+        let slot = |(name, config): (String, ExportConfig)| {
+            (name.clone(), Slot { name, config, ours, opened: Mutex::default() })
+        };
+        Self { slots: list.into_iter().map(slot).collect(), meters }
+    }
+
+    /// Adds an export that is open already.
+    #[must_use]
+    pub fn with(mut self, name: &str, export: Arc<dyn Export>) -> Self {
+        let config = ExportConfig { url: export.url(), ..ExportConfig::default() };
+        let opened = Mutex::new(Opened { export: Some(export), failed: None });
+        self.slots.insert(name.to_owned(), Slot { name: name.to_owned(), config, ours: false, opened });
+        self
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.slots.keys().cloned().collect()
+    }
+
+    fn slot(&self, name: &str) -> Result<&Slot, Problem> {
+        self.slots.get(name).ok_or_else(|| match export_name(name) {
+            Err(problem) => problem,
+            Ok(_) => Problem::new(
+                ErrorCode::ExportNotFound,
+                format!("no export {name:?}; this gateway serves {}", self.names().join(", ")),
+            ),
+        })
+    }
+
+    /// An export to read from.
+    ///
+    /// # Errors
+    /// `EXPORT_NOT_FOUND`; `STORAGE_UNAVAILABLE` and others if it can't be opened now.
+    pub async fn get(&self, name: &str) -> Result<Arc<dyn Export>, Problem> {
+        self.open(self.slot(name)?).await
+    }
+
+    /// An export to write to.
+    ///
+    /// # Errors
+    /// As [`Exports::get`]; `EXPORT_READ_ONLY`.
+    pub async fn writable(&self, name: &str) -> Result<Arc<dyn Export>, Problem> {
+        let slot = self.slot(name)?;
+        let read_only = || {
+            Problem::new(
+                ErrorCode::ExportReadOnly,
+                format!(
+                    "export {name:?} is read-only; choose another for results, or set exports.{name}.read_only = false"
+                ),
+            )
+        };
+        if slot.config.read_only {
+            return Err(read_only());
+        }
+        let export = self.open(slot).await?;
+        if export.abilities().await?.write { Ok(export) } else { Err(read_only()) }
+    }
+
+    async fn open(&self, slot: &Slot) -> Result<Arc<dyn Export>, Problem> {
+        let mut opened = slot.opened.lock().await;
+        if let Some(export) = &opened.export {
+            return Ok(Arc::clone(export));
+        }
+        if let Some((at, error)) = &opened.failed
+            && at.elapsed() < REOPEN_AFTER
+        {
+            return Err(Problem::from(error.clone()));
+        }
+        match connect(slot).await {
+            Ok(export) => {
+                let export: Arc<dyn Export> =
+                    Arc::new(Metered::new(&slot.name, export, slot.config.read_only, self.meters.clone()));
+                opened.export = Some(Arc::clone(&export));
+                opened.failed = None;
+                Ok(export)
+            }
+            Err(error) => {
+                opened.failed = Some((Instant::now(), error.clone()));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What each export is, and whether it answers now.
+    pub async fn probe(&self) -> Vec<v1::ExportInfo> {
+        let probes = self.slots.values().map(|slot| async move {
+            let answer = tokio::time::timeout(PROBE_DEADLINE, async {
+                let export = self.open(slot).await?;
+                export.stat(&ObjectPath::root()).await?;
+                Ok::<_, Problem>((export.url(), export.abilities().await?))
+            })
+            .await;
+            let mut info = v1::ExportInfo {
+                name: slot.name.clone(),
+                url: without_credentials(&slot.config.url),
+                read_only: slot.config.read_only,
+                ready: false,
+                problem: String::new(),
+            };
+            match answer {
+                Ok(Ok((url, abilities))) => {
+                    info.ready = true;
+                    info.url = url;
+                    info.read_only |= !abilities.write;
+                }
+                Ok(Err(problem)) => info.problem = problem.message,
+                Err(_) => {
+                    info.problem = format!(
+                        "{}: no answer within {} s; is the NAS up, and does it serve this export to this machine?",
+                        info.url,
+                        PROBE_DEADLINE.as_secs()
+                    );
+                }
+            }
+            info
+        });
+        futures::future::join_all(probes).await
+    }
+}
+
+async fn connect(slot: &Slot) -> Result<Arc<dyn Export>, ExportError> {
+    let config = &slot.config;
+    if let Some(path) = config.url.strip_prefix("file://") {
+        let (root, read_only) = (PathBuf::from(path), config.read_only);
+        let make = slot.ours;
+        let opened = tokio::task::spawn_blocking(move || {
+            // A person's directory that is missing is a mistake to be told.
+            if make {
+                std::fs::create_dir_all(&root)
+                    .map_err(|error| ExportError::Unavailable(format!("{}: {error}", root.display())))?;
+            }
+            LocalExport::open(&root, read_only)
+        });
+        let export = opened.await.map_err(|ended| ExportError::Unavailable(format!("{}: {ended}", config.url)))??;
+        return Ok(Arc::new(export));
+    }
+    // Mounts with the first call, and again whenever it must.
+    Ok(Arc::new(NfsExport::new(&config.url, &config.nfs.options())?))
+}
+
+fn without_credentials(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
+        }
+        None => url.to_owned(),
+    }
+}

@@ -1,0 +1,49 @@
+//! The storage gateway: reads and writes the NAS, guards paths, publishes results once. It never decides.
+//!
+//! - `export/` is the seam to the NAS; `nfs_server/` a small NFSv3 server of our own.
+//! - `file`, `place`: bytes and names on an export. `blob`: the state export.
+//! - `scan/`, `stage`, `publish/`, `ledger/`: what the coordinator and nodes ask for. `sweep`: what is left over.
+//! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and for whom.
+//! - `grpc/`, `register`: the wire. `app`: all of it put together; [`run`] is the whole daemon.
+
+pub mod admission;
+pub mod app;
+pub mod blob;
+pub mod config;
+pub mod export;
+pub mod exports;
+pub mod fence;
+pub mod file;
+pub mod grpc;
+pub mod kinds;
+pub mod ledger;
+pub mod limits;
+pub mod metered;
+pub mod metrics;
+pub mod nfs_server;
+pub mod place;
+pub mod publish;
+pub mod register;
+pub mod scan;
+pub mod stage;
+pub mod sweep;
+
+pub use config::Config;
+
+use ingle_daemon::metrics::Metrics;
+use ingle_daemon::{BoxError, Shutdown, Tasks};
+use tokio::net::TcpListener;
+
+/// Runs a gateway on a listener until shutdown: what `main` and tests call.
+///
+/// # Errors
+/// The state directory or certificates can't be used, or the listener broke.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    metrics: &Metrics,
+    tasks: Tasks,
+    shutdown: Shutdown,
+) -> Result<(), BoxError> {
+    app::Gateway::new(config, metrics, tasks)?.serve(listener, shutdown).await
+}

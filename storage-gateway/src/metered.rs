@@ -1,0 +1,114 @@
+//! An export with its calls counted and timed, and read-only where the configuration says so.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ingle_proto::ObjectPath;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+use crate::export::{Abilities, Attr, Entry, Export, ExportError, Replace};
+use crate::metrics::Meters;
+
+/// See the module.
+pub struct Metered {
+    name: String,
+    inner: Arc<dyn Export>,
+    read_only: bool,
+    meters: Meters,
+}
+
+impl Metered {
+    /// Around `inner`, which the configuration calls `name`.
+    #[must_use]
+    pub fn new(name: &str, inner: Arc<dyn Export>, read_only: bool, meters: Meters) -> Self {
+        Self { name: name.to_owned(), inner, read_only, meters }
+    }
+
+    async fn count<T>(
+        &self,
+        call: &'static str,
+        work: impl Future<Output = Result<T, ExportError>>,
+    ) -> Result<T, ExportError> {
+        let begun = Instant::now();
+        let result = work.await;
+        self.meters.call(&self.name, call, result.as_ref().err(), begun.elapsed());
+        result
+    }
+
+    fn writable(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        if self.read_only {
+            Err(ExportError::ReadOnly(format!("nas://{}/{}", self.name, path.display())))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl Export for Metered {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    async fn abilities(&self) -> Result<Abilities, ExportError> {
+        let abilities = self.inner.abilities().await?;
+        Ok(Abilities { write: abilities.write && !self.read_only, ..abilities })
+    }
+
+    async fn stat(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
+        self.count("stat", self.inner.stat(path)).await
+    }
+
+    async fn list(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, ExportError> {
+        self.count("list", self.inner.list(path, limit)).await
+    }
+
+    async fn read_at(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, ExportError> {
+        let data = self.count("read", self.inner.read_at(path, offset, length)).await?;
+        self.meters.read(&self.name, data.len() as u64);
+        Ok(data)
+    }
+
+    async fn create(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(path)?;
+        self.count("create", self.inner.create(path)).await
+    }
+
+    async fn write_at(&self, path: &ObjectPath, offset: u64, data: Bytes) -> Result<(), ExportError> {
+        self.writable(path)?;
+        let size = data.len() as u64;
+        self.count("write", self.inner.write_at(path, offset, data)).await?;
+        self.meters.written(&self.name, size);
+        Ok(())
+    }
+
+    async fn commit(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(path)?;
+        self.count("commit", self.inner.commit(path)).await
+    }
+
+    async fn link(&self, from: &ObjectPath, to: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(to)?;
+        self.count("link", self.inner.link(from, to)).await
+    }
+
+    async fn rename(&self, from: &ObjectPath, to: &ObjectPath, replace: Replace) -> Result<(), ExportError> {
+        self.writable(to)?;
+        self.count("rename", self.inner.rename(from, to, replace)).await
+    }
+
+    async fn remove(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(path)?;
+        self.count("remove", self.inner.remove(path)).await
+    }
+
+    async fn make_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(path)?;
+        self.count("make_directory", self.inner.make_directory(path)).await
+    }
+
+    async fn remove_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(path)?;
+        self.count("remove_directory", self.inner.remove_directory(path)).await
+    }
+}

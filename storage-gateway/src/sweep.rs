@@ -1,0 +1,97 @@
+//! The sweeper: slowly removes what a crash or a cancelled job left in places' own directories.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ingle_daemon::{BoxError, Shutdown};
+use ingle_proto::{ObjectPath, Problem};
+
+use crate::blob::age;
+use crate::export::{ExportError, Kind};
+use crate::exports::Exports;
+use crate::limits::{DIRECTORY_ENTRIES_MAX, STAGED_KEPT, SWEEP_EVERY, SWEEP_PACE, TRASH_KEPT};
+use crate::place::Place;
+use crate::publish::Publisher;
+
+/// Rolls forward what earlier runs began, in all places known, then sweeps them every few hours until shutdown.
+///
+/// # Errors
+/// What the system said about the state directory.
+pub async fn run(exports: Arc<Exports>, publisher: Arc<Publisher>, shutdown: Shutdown) -> Result<(), BoxError> {
+    let mut backoff = ingle_daemon::backoff::Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    loop {
+        let mut all = true;
+        for object in publisher.known_places()? {
+            if shutdown.begun() {
+                return Ok(());
+            }
+            let done = async {
+                let place = Place::new(object.clone(), exports.writable(&object.export).await?)?;
+                // Reading the ledger rolls forward; only then is nothing in the directories still needed.
+                publisher.ledger(&place).await?;
+                sweep(&place, &publisher, now_ns(), SWEEP_PACE).await
+            };
+            match done.await {
+                Ok(removed) => tracing::debug!(place = %object, removed, "swept"),
+                Err(problem) => {
+                    all &= !problem.retryable();
+                    tracing::warn!(place = %object, %problem, "could not be swept; trying again later");
+                }
+            }
+        }
+        let pause = if all { SWEEP_EVERY } else { backoff.next_random() };
+        if all {
+            backoff.reset();
+        }
+        tokio::select! {
+            () = shutdown.wait() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn now_ns() -> i64 {
+    ingle_daemon::clock::unix_ms().saturating_mul(1_000_000)
+}
+
+/// Removes staged leftovers older than a day, abandoned files in the making, and trash older than thirty days.
+/// Answers how many files went.
+///
+/// # Errors
+/// Those of the export.
+pub async fn sweep(place: &Place, publisher: &Publisher, now_ns: i64, pace: Duration) -> Result<u64, Problem> {
+    let mut removed = 0;
+    let ledger_temporary = place.ledger().join(b"tmp")?;
+    for (directory, kept) in [
+        (place.staged_directory(), STAGED_KEPT),
+        (place.temporary(), STAGED_KEPT),
+        (ledger_temporary, STAGED_KEPT),
+        (place.trash_directory(), TRASH_KEPT),
+        (place.jobs_directory(), TRASH_KEPT),
+    ] {
+        for path in old(place, &directory, kept, now_ns).await? {
+            // A publish that began since may need it: it would have looked for it first, and finishes before us.
+            publisher.undisturbed(&place.object, place.export.remove(&path)).await?;
+            removed += 1;
+            tokio::time::sleep(pace).await;
+        }
+    }
+    Ok(removed)
+}
+
+async fn old(place: &Place, directory: &ObjectPath, kept: Duration, now_ns: i64) -> Result<Vec<ObjectPath>, Problem> {
+    let entries = match place.export.list(directory, DIRECTORY_ENTRIES_MAX).await {
+        Ok(entries) => entries,
+        Err(ExportError::NotFound(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        // The later of both: a rename into the trash changes ctime only, and old bytes may have an old mtime.
+        let since = entry.attr.ctime_ns.max(entry.attr.mtime_ns);
+        if entry.attr.kind == Kind::File && age(now_ns, since) > kept {
+            paths.push(directory.join(&entry.name)?);
+        }
+    }
+    Ok(paths)
+}

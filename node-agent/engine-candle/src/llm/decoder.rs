@@ -110,4 +110,33 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn products_are_close_to_those_of_the_dequantised_weights() {
+        use candle_core::Module;
+        use candle_core::quantized::{QMatMul, QTensor};
+        let mut state = 5u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let (rows, columns) = (96, 768);
+        let weights: Vec<f32> = (0..rows * columns).map(|_| next()).collect();
+        let weights = Tensor::from_vec(weights, (rows, columns), &Device::Cpu).unwrap();
+        for count in [1, 5] {
+            let inputs: Vec<f32> = (0..count * columns).map(|_| next() * 3.0).collect();
+            let inputs = Tensor::from_vec(inputs, (1, count, columns), &Device::Cpu).unwrap();
+            for kind in QUANTISATIONS {
+                let stored = std::sync::Arc::new(QTensor::quantize(&weights, storage(kind)).unwrap());
+                let plain = stored.dequantize(&Device::Cpu).unwrap();
+                let expected = inputs.broadcast_matmul(&plain.t().unwrap().unsqueeze(0).unwrap()).unwrap();
+                let found = QMatMul::from_arc(stored).unwrap().forward(&inputs).unwrap();
+                let norm =
+                    |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let error = norm(&(found - &expected).unwrap()) / norm(&expected);
+                eprintln!("{} x{count} {error}", kind.name);
+                assert!(error < 0.02, "{} with {count} rows: relative error {error}", kind.name);
+            }
+        }
+    }
 }

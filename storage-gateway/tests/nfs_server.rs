@@ -98,7 +98,10 @@ async fn a_server_that_is_down_is_waited_for_then_named() {
     let export = NfsExport::connect(&url, &options).await.expect("mount");
     server.shutdown().await;
     let said = export.stat(&path("doc")).await.expect_err("nobody answers");
-    assert!(matches!(&said, ExportError::Unavailable(words) if words.contains("127.0.0.1") && words.contains("doc")), "{said}");
+    assert!(
+        matches!(&said, ExportError::Unavailable(words) if words.contains("127.0.0.1") && words.contains("doc")),
+        "{said}"
+    );
     assert!(said.retryable());
     // The same export goes on when the server is back, also while a call waits for it.
     let waiting = tokio::spawn(async move { (export.read_at(&path("doc"), 0, 10).await, export) });

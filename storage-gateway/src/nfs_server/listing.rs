@@ -46,7 +46,12 @@ fn cookie(name: &[u8]) -> u64 {
 
 impl Snapshots {
     /// The names: fresh ones for a first page, the kept ones, if they are, for a later one.
-    fn names(&self, directory: &Object, first: bool, read: impl FnOnce() -> Result<Names, Refusal>) -> Result<Names, Refusal> {
+    fn names(
+        &self,
+        directory: &Object,
+        first: bool,
+        read: impl FnOnce() -> Result<Names, Refusal>,
+    ) -> Result<Names, Refusal> {
         let now = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|(_, at, _)| now.saturating_duration_since(*at) < AGE_MAX);
@@ -160,4 +165,3 @@ impl Programs {
         Ok(Arc::new(names))
     }
 }
-

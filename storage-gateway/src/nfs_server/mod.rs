@@ -69,8 +69,8 @@ impl NfsServer {
     /// # Errors
     /// `root` isn't a directory that can be entered, or the address can't be listened on.
     pub async fn bind(root: &Path, options: NfsServerOptions) -> io::Result<Self> {
-        let tree = Tree::open(root)
-            .map_err(|errno| io::Error::new(errno.kind(), format!("{}: {errno}", root.display())))?;
+        let tree =
+            Tree::open(root).map_err(|errno| io::Error::new(errno.kind(), format!("{}: {errno}", root.display())))?;
         let listener = TcpListener::bind(options.listen)
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", options.listen)))?;

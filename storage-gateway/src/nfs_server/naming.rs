@@ -35,11 +35,14 @@ impl Programs {
         self.tree.sync(&made)?;
         self.tree.sync(&directory)?;
         let stat = rustix::fs::fstat(&fd)?;
-        succeed(out, &MKDIR3resok {
-            obj: Nfs3Option::Some(handle_of(made.key)),
-            obj_attributes: post(&stat),
-            dir_wcc: after(&directory),
-        });
+        succeed(
+            out,
+            &MKDIR3resok {
+                obj: Nfs3Option::Some(handle_of(made.key)),
+                obj_attributes: post(&stat),
+                dir_wcc: after(&directory),
+            },
+        );
         Ok(())
     }
 

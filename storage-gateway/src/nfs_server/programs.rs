@@ -209,11 +209,8 @@ impl Programs {
     fn portmap(&self, call: Call, out: &mut Vec<u8>) -> Result<(), accept_stat_data> {
         let mut arguments = call.arguments;
         let port = u32::from(self.port);
-        let offered = [
-            (portmap::PROGRAM, portmap::VERSION),
-            (nfs3::PROGRAM, nfs3::VERSION),
-            (mount::PROGRAM, mount::VERSION),
-        ];
+        let offered =
+            [(portmap::PROGRAM, portmap::VERSION), (nfs3::PROGRAM, nfs3::VERSION), (mount::PROGRAM, mount::VERSION)];
         match PMAP_PROG::try_from(call.procedure) {
             Ok(PMAP_PROG::PMAPPROC_NULL) => {}
             Ok(PMAP_PROG::PMAPPROC_GETPORT) => {

@@ -1,8 +1,8 @@
 //! Procedures that change nothing: GETATTR, LOOKUP, ACCESS, READLINK, READ, FSSTAT, FSINFO, PATHCONF.
 
 use nfs3_types::nfs3::{
-    ACCESS3resok, FSF3_CANSETTIME, FSF3_HOMOGENEOUS, FSF3_LINK, FSINFO3resok, FSSTAT3resok, GETATTR3resok, LOOKUP3resok,
-    PATHCONF3resok, READLINK3resok, nfspath3, nfsstat3, nfstime3,
+    ACCESS3resok, FSF3_CANSETTIME, FSF3_HOMOGENEOUS, FSF3_LINK, FSINFO3resok, FSSTAT3resok, GETATTR3resok,
+    LOOKUP3resok, PATHCONF3resok, READLINK3resok, nfspath3, nfsstat3, nfstime3,
 };
 use nfs3_types::xdr_codec::Opaque;
 use rustix::fs::OFlags;
@@ -35,11 +35,14 @@ impl Programs {
             b".." => self.tree.above(&directory)?,
             name => self.tree.child(&directory, name)?,
         };
-        succeed(out, &LOOKUP3resok {
-            object: handle_of(found.key),
-            obj_attributes: post(&found.stat),
-            dir_attributes: post(&directory.stat),
-        });
+        succeed(
+            out,
+            &LOOKUP3resok {
+                object: handle_of(found.key),
+                obj_attributes: post(&found.stat),
+                dir_attributes: post(&directory.stat),
+            },
+        );
         Ok(())
     }
 
@@ -102,48 +105,57 @@ impl Programs {
     pub(super) fn fsstat(&self, mut arguments: Reader, out: &mut Vec<u8>) -> Result<(), Refusal> {
         let object = self.tree.resolve(&handle(&mut arguments)?)?;
         let fs = rustix::fs::fstatvfs(&object.fd)?;
-        succeed(out, &FSSTAT3resok {
-            obj_attributes: post(&object.stat),
-            tbytes: fs.f_blocks.saturating_mul(fs.f_frsize),
-            fbytes: fs.f_bfree.saturating_mul(fs.f_frsize),
-            abytes: fs.f_bavail.saturating_mul(fs.f_frsize),
-            tfiles: fs.f_files,
-            ffiles: fs.f_ffree,
-            afiles: fs.f_favail,
-            invarsec: 0,
-        });
+        succeed(
+            out,
+            &FSSTAT3resok {
+                obj_attributes: post(&object.stat),
+                tbytes: fs.f_blocks.saturating_mul(fs.f_frsize),
+                fbytes: fs.f_bfree.saturating_mul(fs.f_frsize),
+                abytes: fs.f_bavail.saturating_mul(fs.f_frsize),
+                tfiles: fs.f_files,
+                ffiles: fs.f_ffree,
+                afiles: fs.f_favail,
+                invarsec: 0,
+            },
+        );
         Ok(())
     }
 
     pub(super) fn fsinfo(&self, mut arguments: Reader, out: &mut Vec<u8>) -> Result<(), Refusal> {
         let object = self.tree.resolve(&handle(&mut arguments)?)?;
-        succeed(out, &FSINFO3resok {
-            obj_attributes: post(&object.stat),
-            rtmax: TRANSFER,
-            rtpref: TRANSFER,
-            rtmult: 4096,
-            wtmax: TRANSFER,
-            wtpref: TRANSFER,
-            wtmult: 4096,
-            dtpref: 128 << 10,
-            maxfilesize: i64::MAX as u64,
-            time_delta: nfstime3 { seconds: 0, nseconds: 1 },
-            properties: FSF3_LINK | FSF3_HOMOGENEOUS | FSF3_CANSETTIME,
-        });
+        succeed(
+            out,
+            &FSINFO3resok {
+                obj_attributes: post(&object.stat),
+                rtmax: TRANSFER,
+                rtpref: TRANSFER,
+                rtmult: 4096,
+                wtmax: TRANSFER,
+                wtpref: TRANSFER,
+                wtmult: 4096,
+                dtpref: 128 << 10,
+                maxfilesize: i64::MAX as u64,
+                time_delta: nfstime3 { seconds: 0, nseconds: 1 },
+                properties: FSF3_LINK | FSF3_HOMOGENEOUS | FSF3_CANSETTIME,
+            },
+        );
         Ok(())
     }
 
     pub(super) fn pathconf(&self, mut arguments: Reader, out: &mut Vec<u8>) -> Result<(), Refusal> {
         let object = self.tree.resolve(&handle(&mut arguments)?)?;
-        succeed(out, &PATHCONF3resok {
-            obj_attributes: post(&object.stat),
-            linkmax: 32_000,
-            name_max: 255,
-            no_trunc: true,
-            chown_restricted: true,
-            case_insensitive: false,
-            case_preserving: true,
-        });
+        succeed(
+            out,
+            &PATHCONF3resok {
+                obj_attributes: post(&object.stat),
+                linkmax: 32_000,
+                name_max: 255,
+                no_trunc: true,
+                chown_restricted: true,
+                case_insensitive: false,
+                case_preserving: true,
+            },
+        );
         Ok(())
     }
 }

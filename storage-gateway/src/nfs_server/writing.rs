@@ -81,7 +81,8 @@ fn apply(fd: &OwnedFd, caller: &Caller, wanted: &sattr3) -> Result<(), Refusal> 
         set_mtime::SET_TO_CLIENT_TIME(time) => timespec(time),
     };
     if [last_access.tv_nsec, last_modification.tv_nsec] != [UTIME_OMIT; 2] {
-        let only_now = [last_access.tv_nsec, last_modification.tv_nsec].iter().all(|t| [UTIME_NOW, UTIME_OMIT].contains(t));
+        let only_now =
+            [last_access.tv_nsec, last_modification.tv_nsec].iter().all(|t| [UTIME_NOW, UTIME_OMIT].contains(t));
         if !caller.owns(&stat) && !(only_now && caller.need(&stat, WRITE).is_ok()) {
             return Err(nfsstat3::NFS3ERR_PERM.into());
         }
@@ -245,11 +246,14 @@ impl Programs {
         };
         let (key, stat) = identify(&fd)?;
         self.tree.saw(key, &directory, &name);
-        succeed(out, &CREATE3resok {
-            obj: Nfs3Option::Some(handle_of(key)),
-            obj_attributes: post(&stat),
-            dir_wcc: changed(rustix::fs::fstat(&directory.fd).ok().as_ref()),
-        });
+        succeed(
+            out,
+            &CREATE3resok {
+                obj: Nfs3Option::Some(handle_of(key)),
+                obj_attributes: post(&stat),
+                dir_wcc: changed(rustix::fs::fstat(&directory.fd).ok().as_ref()),
+            },
+        );
         Ok(())
     }
 }

@@ -428,7 +428,10 @@ async fn servers_of_version_4_only_are_told_apart() {
         // PROG_MISMATCH 4 to 4, PROG_UNAVAIL.
         for outcome in [vec![0, 0, 0, 2, 4, 4], vec![0, 0, 0, 1]] {
             let said = refused(Deed::Words(outcome), which).await;
-            assert!(matches!(&said, ExportError::Unsupported(words) if words.contains("version 3; enable it")), "{said}");
+            assert!(
+                matches!(&said, ExportError::Unsupported(words) if words.contains("version 3; enable it")),
+                "{said}"
+            );
             assert!(!said.retryable());
         }
     }
@@ -486,7 +489,9 @@ async fn cookies_survive_changes_and_restarts() {
             }
             1 => {
                 server.take().expect("once").shutdown().await;
-                server = Some(NfsServer::bind(root.path(), NfsServerOptions { listen, ..Default::default() }).await.unwrap());
+                server = Some(
+                    NfsServer::bind(root.path(), NfsServerOptions { listen, ..Default::default() }).await.unwrap(),
+                );
             }
             _ => {}
         }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use ingle_daemon::backoff::Backoff;
 use nfs3_types::mount::{self, MOUNT_PROGRAM, dirpath, mountstat3};
 use nfs3_types::nfs3::{self, NFS3_FHSIZE};
 use nfs3_types::portmap::{self, IPPROTO_TCP, PMAP_PORT, PMAP_PROG, mapping};
 use nfs3_types::rpc::{auth_flavor, opaque_auth};
 use nfs3_types::xdr_codec::{Opaque, Void};
+use tokio::time::Instant;
 
 use super::dial::dial;
 use super::rpc::{Connection, Procedure, RpcError};
@@ -17,6 +19,8 @@ use crate::export::ExportError;
 
 /// Where NFS listens when nobody says otherwise.
 const NFS_PORT: u16 = 2049;
+/// First and longest pause before mounting is tried again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Most kinds of credential that a server may offer for an export.
 const FLAVORS_MAX: usize = 64;
 /// What to do about a server without version 3.
@@ -59,17 +63,33 @@ pub(crate) async fn root(
             Err(why) => return Err(without_mount(url, &why, deadline).await),
         },
     };
-    let dialed = dial(&url.host, port).await.map_err(&unavailable)?;
-    let connection = Connection::new(dialed.stream);
     let to =
         Procedure { program: mount::PROGRAM, version: mount::VERSION, number: MOUNT_PROGRAM::MOUNTPROC3_MNT as u32 };
     let path = dirpath(Opaque::borrowed(&url.path));
-    let reply = connection.call(to, credential, &path, deadline).await.map_err(|error| match error {
+    let until = Instant::now() + deadline;
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    // Mounting twice is like mounting once: repeated until the deadline, for servers restart.
+    let (privileged, answer) = loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let (privileged, answer) = match dial(&url.host, port).await {
+            Ok(dialed) => {
+                let connection = Connection::new(dialed.stream);
+                (dialed.privileged, connection.call(to, credential, &path, left).await)
+            }
+            Err(why) => (true, Err(RpcError::NotSent(why))),
+        };
+        let again = matches!(answer, Err(RpcError::NotSent(_) | RpcError::Lost(_)));
+        if !again || Instant::now() >= until {
+            break (privileged, answer);
+        }
+        tokio::time::sleep_until((Instant::now() + backoff.next_random()).min(until)).await;
+    };
+    let reply = answer.map_err(|error| match error {
         RpcError::NotSent(why) | RpcError::Lost(why) => unavailable(format!("mount service: {why}")),
         RpcError::ProgramUnavailable | RpcError::VersionMismatch { .. } | RpcError::ProcedureUnavailable => {
             ExportError::Unsupported(format!("{}: {ENABLE_V3} (mount service: {error})", url.shown))
         }
-        RpcError::Auth(_) => denied(url, &error.to_string(), dialed.privileged),
+        RpcError::Auth(_) => denied(url, &error.to_string(), privileged),
         RpcError::Malformed(_) | RpcError::Refused(_) => {
             ExportError::Broken(format!("{}: mount service: {error}", url.shown))
         }
@@ -80,7 +100,7 @@ pub(crate) async fn root(
     match status {
         mountstat3::MNT3_OK => {}
         mountstat3::MNT3ERR_ACCES | mountstat3::MNT3ERR_PERM => {
-            return Err(denied(url, &status.to_string(), dialed.privileged));
+            return Err(denied(url, &status.to_string(), privileged));
         }
         mountstat3::MNT3ERR_NOENT | mountstat3::MNT3ERR_NOTDIR => {
             return Err(ExportError::NotFound(format!("{} on the server ({status})", url.shown)));

@@ -61,28 +61,27 @@ fn check_with(tree: &Tree, longer: &[(&str, usize)]) -> Vec<Finding> {
     found
 }
 
-/// Modules of this crate, and crates of ours, that `use` lines at the left margin name.
+/// Modules of this crate, and modules or crates of ours, that `use` lines at the left margin name. Types taken straight
+/// from a crate count as that crate, once.
 fn own_imports(text: &str) -> BTreeSet<&str> {
+    let is_module = |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "self";
     let mut modules = BTreeSet::new();
     for line in text.lines() {
         let Some(path) = line.strip_prefix("use ").or_else(|| line.strip_prefix("pub use ")) else { continue };
-        let mut parts = path.split("::").map(|part| part.trim_end_matches(';'));
-        let first = parts.next().unwrap_or_default();
-        if first == "crate" || first == "super" || first.starts_with("ingle_") {
-            // `use crate::{a, b}` names several at once.
-            match parts.next() {
-                Some(list) if list.starts_with('{') => {
-                    let inner = path.split_once('{').map_or("", |(_, inner)| inner);
-                    modules.extend(inner.split([',', '}', ';']).map(str::trim).filter(|name| !name.is_empty()));
-                }
-                Some(module) => {
-                    modules.insert(module);
-                }
-                None => {
-                    modules.insert(first);
-                }
-            }
+        let Some((first, rest)) = path.trim_end_matches(';').split_once("::") else { continue };
+        if first != "crate" && first != "super" && !first.starts_with("ingle_") {
+            continue;
         }
+        let names: Vec<&str> = match rest.strip_prefix('{') {
+            // `use crate::{a, b}` names several at once.
+            Some(list) => list.split([',', '}']).map(|name| name.trim().split("::").next().unwrap_or(name)).collect(),
+            None => rest.split("::").take(1).collect(),
+        };
+        let mut named = names.into_iter().filter(is_module).peekable();
+        if named.peek().is_none() {
+            modules.insert(first);
+        }
+        modules.extend(named);
     }
     modules
 }
@@ -134,8 +133,8 @@ mod tests {
 
     #[test]
     fn imports_are_counted_once() {
-        let text =
-            "use std::fmt;\nuse crate::a::{B, C};\nuse crate::a::D;\nuse crate::{e, f};\nuse ingle_proto::job::X;\n";
-        assert_eq!(own_imports(text).into_iter().collect::<Vec<_>>(), ["a", "e", "f", "job"]);
+        let text = "use std::fmt;\nuse crate::a::{B, C};\nuse crate::a::D;\nuse crate::{e, f};\nuse ingle_proto::job::X;\nuse \
+                    ingle_proto::{Y, Z};\n";
+        assert_eq!(own_imports(text).into_iter().collect::<Vec<_>>(), ["a", "e", "f", "ingle_proto", "job"]);
     }
 }

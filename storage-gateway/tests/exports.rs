@@ -1,6 +1,10 @@
 //! Every export that needs no server: the conformance suite, and what only a directory of this machine can show.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ingle_gateway::export::conformance;
+use ingle_gateway::export::faulty::{Faults, Faulty};
 use ingle_gateway::export::local::LocalExport;
 use ingle_gateway::export::{Export, ExportError, Kind, Replace};
 use ingle_proto::ObjectPath;
@@ -101,4 +105,46 @@ async fn devices_are_named_but_not_opened() {
     assert_eq!(export.stat(&path("null")).await.expect("stat").kind, Kind::Other);
     let answer = export.read_at(&path("null"), 0, 1).await;
     assert!(matches!(answer, Err(ExportError::Kind { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn slow_but_sound_conforms() {
+    let (_base, root) = root();
+    let inner = Arc::new(LocalExport::open(&root, false).expect("open"));
+    let faults = Faults { seed: 7, delayed: 0.3, delay_max: Duration::from_millis(2), ..Faults::default() };
+    conformance::all(&Faulty::new(inner, faults), &root).await;
+}
+
+#[tokio::test]
+async fn faults_are_those_of_the_seed() {
+    let outcomes = |faults: Faults| async move {
+        let (_base, root) = root();
+        let export = Faulty::new(Arc::new(LocalExport::open(&root, false).expect("open")), faults);
+        let mut outcomes = Vec::new();
+        for i in 0..200 {
+            let name = format!("f{i}");
+            let answer = export.create(&path(&name)).await;
+            assert!(answer.as_ref().err().is_none_or(ExportError::retryable), "{answer:?}");
+            outcomes.push((answer.is_ok(), root.join(name).exists()));
+        }
+        outcomes
+    };
+    let count = |outcomes: &[(bool, bool)], what| outcomes.iter().filter(|outcome| **outcome == what).count();
+    let faults = Faults { seed: 11, refused: 0.2, lost: 0.2, ..Faults::default() };
+    let first = outcomes(faults.clone()).await;
+    assert_eq!(first, outcomes(faults.clone()).await, "the same seed");
+    assert_ne!(first, outcomes(Faults { seed: 12, ..faults }).await, "another seed");
+    let [fine, lost, refused] = [(true, true), (false, true), (false, false)].map(|what| count(&first, what));
+    assert_eq!((fine + lost + refused, count(&first, (true, false))), (200, 0));
+    assert!(fine > 80 && lost > 10 && refused > 10, "all three were met: {fine} {lost} {refused}");
+}
+
+#[tokio::test]
+async fn truncated_reads_are_shorter_than_the_file() {
+    let (_base, root) = root();
+    std::fs::write(root.join("doc"), [7; 1000]).expect("behind");
+    let inner = Arc::new(LocalExport::open(&root, false).expect("open"));
+    let export = Faulty::new(inner, Faults { truncated: 1.0, ..Faults::default() });
+    let read = export.read_at(&path("doc"), 0, 1000).await.expect("read");
+    assert!(read.len() < 1000 && read.iter().all(|byte| *byte == 7));
 }

@@ -1,0 +1,3 @@
+//! Placeholder sentence.
+
+pub mod nas;

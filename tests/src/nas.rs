@@ -1,0 +1,132 @@
+//! Real NAS servers for tests: NFS-Ganesha on loopback, started and ended by the test that needs it.
+
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Longest that the server may take to answer.
+const READY_MAX: Duration = Duration::from_secs(20);
+
+/// Debian's Ganesha gives up without rpcbind; a preloaded library says that registering went well.
+const NO_RPCBIND: &str = "int rpcb_set(const unsigned p, const unsigned v, const void *n, const void *a) { return 1; }\n\
+                          int rpcb_unset(const unsigned p, const unsigned v, const void *n) { return 1; }\n";
+
+/// NFS-Ganesha serving a directory over NFS version 3, root not squashed. Dropping it kills it.
+pub struct Ganesha {
+    child: Child,
+    home: TempDir,
+    directory: PathBuf,
+    ports: (u16, u16),
+}
+
+impl Ganesha {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It can't run here: says what is missing. Tests print that and skip.
+    pub fn start(directory: &Path) -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("NFS-Ganesha needs root".to_owned());
+        }
+        let home = tempfile::tempdir().map_err(|error| format!("no tempdir: {error}"))?;
+        let (source, library) = (home.path().join("norpcbind.c"), home.path().join("norpcbind.so"));
+        std::fs::write(&source, NO_RPCBIND).map_err(|error| format!("{}: {error}", source.display()))?;
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O2", "-o"])
+            .args([&library, &source])
+            .status()
+            .map_err(|error| format!("no C compiler (Debian: gcc): {error}"))?;
+        if !compiled.success() {
+            return Err(format!("the C compiler failed: {compiled}"));
+        }
+        // Ganesha keeps sockets there, and doesn't make the directory itself.
+        std::fs::create_dir_all("/var/run/ganesha").map_err(|error| format!("/var/run/ganesha: {error}"))?;
+        let ports = free_ports().map_err(|error| format!("no free port: {error}"))?;
+        let child = launch(home.path(), directory, ports)?;
+        let mut server = Self { child, home, directory: directory.to_owned(), ports };
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    /// The URL by which our client reaches the directory, as the user of this process.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let (nfs, mount) = self.ports;
+        format!("nfs://127.0.0.1{}?nfsport={nfs}&mountport={mount}", self.directory.display())
+    }
+
+    /// Kills it as a power failure would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again, on the same ports with the same directory.
+    ///
+    /// # Errors
+    /// It didn't come up: says why.
+    pub fn restart(&mut self) -> Result<(), String> {
+        self.kill();
+        self.child = launch(self.home.path(), &self.directory, self.ports)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        loop {
+            let answers = |port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            if answers(self.ports.0) && answers(self.ports.1) {
+                return Ok(());
+            }
+            let ended = self.child.try_wait().ok().flatten();
+            if ended.is_some() || begun.elapsed() > READY_MAX {
+                let log = std::fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
+                return Err(format!("NFS-Ganesha isn't ready ({ended:?}); its log:\n{log}"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Ganesha {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two ports that are free now.
+fn free_ports() -> io::Result<(u16, u16)> {
+    let (a, b) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok((a.local_addr()?.port(), b.local_addr()?.port()))
+}
+
+fn launch(home: &Path, directory: &Path, (nfs, mount): (u16, u16)) -> Result<Child, String> {
+    let config = home.join("ganesha.conf");
+    // Attributes aren't cached: tests change files behind the server's back.
+    let text = format!(
+        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {nfs}; MNT_Port = {mount}; Bind_addr = 127.0.0.1;
+           Enable_NLM = false; Enable_RQUOTA = false; mount_path_pseudo = false; }}
+         NFSv4 {{ Graceless = true; RecoveryBackend = fs; }}
+         EXPORT {{ Export_Id = 1; Path = {}; Pseudo = /export; Protocols = 3; Transports = TCP; Access_Type = RW;
+           Squash = No_Root_Squash; SecType = sys; Attr_Expiration_Time = 0; MaxRead = 1048576; MaxWrite = 1048576;
+           FSAL {{ Name = VFS; }} }}
+         LOG {{ Default_Log_Level = EVENT; }}\n",
+        directory.display()
+    );
+    std::fs::write(&config, text).map_err(|error| format!("{}: {error}", config.display()))?;
+    Command::new("ganesha.nfsd")
+        .env("LD_PRELOAD", home.join("norpcbind.so"))
+        .arg("-F")
+        .args(["-f".as_ref(), config.as_os_str()])
+        .args(["-L".as_ref(), home.join("log").as_os_str()])
+        .args(["-p".as_ref(), home.join("pid").as_os_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("no ganesha.nfsd (Debian: nfs-ganesha nfs-ganesha-vfs): {error}"))
+}

@@ -1,0 +1,286 @@
+//! The deciding core: `Core::step(now, event) -> (changes, effects)`. Synchronous; no tokio, no clock, no randomness of its own.
+//!
+//! The driver commits the changes and only then carries out the effects. The same code runs in production, under property
+//! tests and in the simulation.
+
+mod batches;
+mod calls;
+pub mod check;
+mod dispatch;
+pub mod event;
+pub mod explain;
+mod jobs;
+pub mod nodes;
+pub mod placement;
+pub mod record;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ingle_proto::{Epoch, NodeId, v1};
+
+pub use event::{Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
+pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord};
+
+use calls::Call;
+use nodes::NodeTable;
+use placement::Speeds;
+
+/// What a step asks for.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// To be committed first.
+    pub changes: Vec<Change>,
+    /// To be done after.
+    pub effects: Vec<Effect>,
+}
+
+impl Step {
+    pub(crate) fn put_job(&mut self, job: &JobRecord) {
+        self.put(record::job_key(job.number), job);
+    }
+
+    pub(crate) fn put_batch(&mut self, job: u64, batch: &BatchRecord) {
+        self.put(record::batch_key(job, batch.id), batch);
+    }
+
+    pub(crate) fn put(&mut self, key: String, value: &impl prost::Message) {
+        self.changes.push(Change::Put { key, value: value.encode_to_vec() });
+    }
+}
+
+/// A job while it is open.
+#[derive(Debug, Default)]
+pub(crate) struct Job {
+    pub(crate) record: JobRecord,
+    pub(crate) segments: BTreeMap<u32, Segment>,
+    pub(crate) batches: BTreeMap<u64, BatchRecord>,
+    /// Batches that wait for a node.
+    pub(crate) queued: BTreeSet<u64>,
+    /// Batches on a node.
+    pub(crate) running: BTreeSet<u64>,
+    /// Committed batches whose manifest is being made visible.
+    pub(crate) publishing: BTreeSet<u64>,
+    /// Segments with entries no batch covers yet.
+    pub(crate) uncut: BTreeSet<u32>,
+    /// Work batches of a bucket that are neither committed nor set aside; a join waits for zero.
+    pub(crate) bucket_open: BTreeMap<u32, u64>,
+    /// Buckets that need a join and have none yet.
+    pub(crate) joins_due: BTreeSet<u32>,
+    pub(crate) counts: v1::ItemCounts,
+    pub(crate) next_batch: u64,
+    /// The walk under way, and when to try again after one failed.
+    pub(crate) scan: ScanState,
+    /// (monotonic ms, documents settled) over the last minute, for the rate.
+    pub(crate) pace: std::collections::VecDeque<(u64, u64)>,
+    /// When something of it could first have run, for ageing and queue time.
+    pub(crate) waiting_since: Option<u64>,
+    /// Why nothing of it runs now.
+    pub(crate) hold: String,
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct ScanState {
+    pub(crate) number: u64,
+    pub(crate) running: bool,
+    pub(crate) tries: u32,
+    pub(crate) not_before: u64,
+    pub(crate) entries_seen: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) record: SegmentRecord,
+    /// First entry that no batch covers.
+    pub(crate) cut: u32,
+}
+
+impl Segment {
+    pub(crate) fn info(&self) -> &v1::SegmentInfo {
+        self.record.info.as_ref().expect("a segment is recorded with its info")
+    }
+}
+
+/// Whose work a node runs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Owner {
+    Batch { job: u64, batch: u64 },
+    Call(CallId),
+}
+
+/// A dispatch that has not ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Attempt {
+    pub(crate) owner: Owner,
+    pub(crate) node: NodeId,
+    pub(crate) started: u64,
+    pub(crate) expected_ms: f64,
+    pub(crate) deadline_unix: i64,
+    pub(crate) bytes_done: u64,
+    pub(crate) items_done: u32,
+    /// Set after a leader change, until its node reports it.
+    pub(crate) unconfirmed: bool,
+}
+
+/// Jobs, nodes and attempts, and the rules between them.
+#[derive(Debug)]
+pub struct Core {
+    epoch: Epoch,
+    started: u64,
+    jobs: BTreeMap<u64, Job>,
+    ended: BTreeMap<u64, JobRecord>,
+    keys: BTreeMap<String, u64>,
+    nodes: NodeTable,
+    attempts: BTreeMap<u64, Attempt>,
+    calls: BTreeMap<CallId, Call>,
+    speeds: Speeds,
+    principal_busy: BTreeMap<String, u64>,
+    marks: Marks,
+    next_attempt: u64,
+    next_job: u64,
+    now: Now,
+}
+
+impl Core {
+    /// From what the store holds: `(key, value)` of every record that is not archived.
+    ///
+    /// # Errors
+    /// Names the record that can't be read; nothing is guessed.
+    pub fn load(
+        epoch: Epoch,
+        now: Now,
+        records: impl IntoIterator<Item = (String, Vec<u8>)>,
+    ) -> Result<Self, String> {
+        let mut core = Self {
+            epoch,
+            started: now.mono_ms,
+            jobs: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            nodes: NodeTable::default(),
+            attempts: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            speeds: Speeds::default(),
+            principal_busy: BTreeMap::new(),
+            marks: Marks::default(),
+            next_attempt: 1,
+            next_job: 1,
+            now,
+        };
+        for (key, value) in records {
+            core.load_record(&key, &value).map_err(|error| format!("record {key}: {error}"))?;
+        }
+        core.next_attempt = core.marks.attempt + 1;
+        core.next_job = core.next_job.max(core.marks.job + 1);
+        core.restore();
+        Ok(core)
+    }
+
+    fn load_record(&mut self, key: &str, value: &[u8]) -> Result<(), String> {
+        use prost::Message as _;
+        let bad = |error: prost::DecodeError| error.to_string();
+        let number = |text: &str| u64::from_str_radix(text, 16).map_err(|error| error.to_string());
+        match key.split('/').collect::<Vec<_>>().as_slice() {
+            ["marks"] => self.marks = Marks::decode(value).map_err(bad)?,
+            ["jobs", job] => {
+                let record = JobRecord::decode(value).map_err(bad)?;
+                if record.number != number(job)? {
+                    return Err(format!("holds job {}", record.number));
+                }
+                self.next_job = self.next_job.max(record.number + 1);
+                if !record.idempotency_key.is_empty() {
+                    self.keys.insert(record.idempotency_key.clone(), record.number);
+                }
+                if record::ended(record.state()) {
+                    self.ended.insert(record.number, record);
+                } else {
+                    self.jobs.entry(record.number).or_default().record = record;
+                }
+            }
+            ["parts", job, "s", _] => {
+                let record = SegmentRecord::decode(value).map_err(bad)?;
+                if record.info.is_none() {
+                    return Err("has no info".into());
+                }
+                let job = self.jobs.entry(number(job)?).or_default();
+                job.segments.insert(record.index, Segment { record, cut: 0 });
+            }
+            ["parts", job, "b", _] => {
+                let record = BatchRecord::decode(value).map_err(bad)?;
+                self.jobs.entry(number(job)?).or_default().batches.insert(record.id, record);
+            }
+            _ => return Err("is of no known kind: was the store written by a newer version?".into()),
+        }
+        Ok(())
+    }
+
+    /// Takes one event.
+    pub fn step(&mut self, now: Now, event: Event) -> Step {
+        self.now = now;
+        let mut step = Step::default();
+        match event {
+            Event::Submit { reply, spec, idempotency_key, spec_digest, principal } => {
+                self.submit(&mut step, reply, *spec, idempotency_key, spec_digest, principal);
+            }
+            Event::Cancel { reply, job } => self.cancel(&mut step, reply, job),
+            Event::Pause { reply, job } => self.pause(&mut step, reply, job),
+            Event::Resume { reply, job } => self.resume(&mut step, reply, job),
+            Event::ScanProgress { job, scan, entries } => self.scan_progress(&mut step, job, scan, entries),
+            Event::ScanSegment { job, scan, info } => self.scan_segment(&mut step, job, scan, *info),
+            Event::ScanDone { job, scan, buckets } => self.scan_done(&mut step, job, scan, buckets),
+            Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
+            Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
+            Event::NodeDetached { node } => self.nodes.detached(&node, now),
+            Event::NodeLeft { node } => self.node_left(&mut step, &node),
+            Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
+            Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
+            Event::Progress { attempt, items, bytes } => {
+                if let Some(attempt) = self.attempts.get_mut(&attempt) {
+                    attempt.items_done = items;
+                    attempt.bytes_done = bytes;
+                    if let Owner::Batch { job, .. } = attempt.owner {
+                        step.effects.push(Effect::JobChanged { job });
+                    }
+                }
+            }
+            Event::Complete { node, complete } => self.complete(&mut step, &node, *complete),
+            Event::Failed { node, attempt, kind, problem } => self.failed(&mut step, &node, attempt, kind, &problem),
+            Event::Published { job, batch, attempt, result } => self.published(&mut step, job, batch, attempt, result),
+            Event::Call { call, kind, model, bytes, max_tokens } => {
+                self.call(&mut step, call, kind, model, bytes, max_tokens);
+            }
+            Event::CallEnded { call } => self.call_ended(call),
+            Event::CallGone { call } => self.call_gone(&mut step, call),
+            Event::Drain { reply, node } => self.set_drain(&mut step, reply, &node, true),
+            Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, false),
+            Event::Tick => self.tick(&mut step),
+        }
+        self.schedule(&mut step);
+        step
+    }
+
+    /// This leader's epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn tick(&mut self, step: &mut Step) {
+        self.start_scans(step);
+        self.watch_nodes(step);
+        self.watch_attempts(step);
+        self.watch_deadlines(step);
+        self.nodes.forget_departed(self.now);
+    }
+
+    /// A fresh attempt number; reserves a range durably first.
+    fn new_attempt(&mut self, step: &mut Step) -> u64 {
+        let number = self.next_attempt;
+        self.next_attempt += 1;
+        if number > self.marks.attempt {
+            self.marks.attempt = number + crate::limits::ATTEMPTS_RESERVED;
+            step.put(record::MARKS_KEY.into(), &self.marks);
+        }
+        number
+    }
+}

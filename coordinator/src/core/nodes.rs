@@ -1,0 +1,193 @@
+//! Nodes as the leader sees them: intent (draining) beside what is observed (beats, models, attempts).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ingle_proto::{NodeId, v1};
+
+use super::event::{Attached, Now};
+use crate::limits;
+
+/// How alive a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Beats come.
+    Ready,
+    /// Silent for 3 s: no new work.
+    Suspect,
+    /// Silent for 4 s: streams move.
+    Quiet,
+    /// Silent for 10 s: batches run elsewhere.
+    Lost,
+}
+
+/// One node.
+#[derive(Debug, Clone)]
+pub struct NodeEntry {
+    /// As last attached.
+    pub attached: Attached,
+    /// The leader's stream is open.
+    pub connected: bool,
+    /// Monotonic milliseconds of the last sign of life.
+    pub last_seen: u64,
+    /// The same for people.
+    pub last_seen_unix: i64,
+    /// A person wants it to take no work.
+    pub draining: bool,
+    /// Attempts here.
+    pub attempts: BTreeSet<u64>,
+    /// Milliseconds busy since it started.
+    pub busy_ms: u64,
+    /// Bytes its models take.
+    pub reserved: u64,
+    /// What was done about its silence already.
+    pub handled: Health,
+    /// Models that failed here, until it sees its models anew.
+    pub broken_models: BTreeMap<String, String>,
+    /// Monotonic milliseconds before which it gets nothing after a fault of its own.
+    pub rest_until: u64,
+    /// Its record left membership.
+    pub left: bool,
+}
+
+impl NodeEntry {
+    /// How alive it is now.
+    #[must_use]
+    pub fn health(&self, now: Now) -> Health {
+        match now.mono_ms.saturating_sub(self.last_seen) {
+            silent if silent < limits::SUSPECT_MS => Health::Ready,
+            silent if silent < limits::STREAMS_MOVE_MS => Health::Suspect,
+            silent if silent < limits::LOST_MS => Health::Quiet,
+            _ => Health::Lost,
+        }
+    }
+
+    /// The model of this name, if it can be run here.
+    #[must_use]
+    pub fn model(&self, name: &str) -> Option<&v1::ModelInfo> {
+        self.attached
+            .models
+            .iter()
+            .find(|info| info.problem.is_empty() && info.model.as_ref().is_some_and(|m| m.name == name))
+    }
+
+    /// The loaded model of this name.
+    #[must_use]
+    pub fn loaded(&self, name: &str) -> Option<&v1::LoadedModel> {
+        self.attached.loaded.iter().find(|l| l.model.as_ref().is_some_and(|m| m.name == name))
+    }
+
+    /// Batches and calls it may hold.
+    #[must_use]
+    pub fn attempts_max(&self) -> usize {
+        (self.attached.capacity.slots.clamp(1, 256) as usize) * limits::ATTEMPTS_PER_SLOT
+    }
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub struct NodeTable {
+    nodes: BTreeMap<NodeId, NodeEntry>,
+    /// Drained before it ever attached, or while it was away.
+    cordoned: BTreeSet<NodeId>,
+}
+
+impl NodeTable {
+    pub(crate) fn get(&self, node: &NodeId) -> Option<&NodeEntry> {
+        self.nodes.get(node)
+    }
+
+    pub(crate) fn get_mut(&mut self, node: &NodeId) -> Option<&mut NodeEntry> {
+        self.nodes.get_mut(node)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &NodeEntry)> {
+        self.nodes.iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Takes a node's own account. Returns what its entry held before, if it was another process.
+    pub(crate) fn attach(&mut self, attached: Attached, now: Now) -> Option<NodeEntry> {
+        let id = attached.node.clone();
+        let before = self.nodes.get(&id);
+        let same = before.is_some_and(|entry| entry.attached.incarnation == attached.incarnation);
+        let draining = before.map_or_else(|| self.cordoned.contains(&id), |entry| entry.draining);
+        let entry = NodeEntry {
+            connected: true,
+            last_seen: now.mono_ms,
+            last_seen_unix: now.unix_ms,
+            draining,
+            attempts: before.filter(|_| same).map(|e| e.attempts.clone()).unwrap_or_default(),
+            busy_ms: 0,
+            reserved: before.filter(|_| same).map_or(0, |e| e.reserved),
+            handled: Health::Ready,
+            broken_models: BTreeMap::new(),
+            rest_until: 0,
+            left: false,
+            attached,
+        };
+        let old = self.nodes.insert(id, entry);
+        old.filter(|_| !same)
+    }
+
+    pub(crate) fn detached(&mut self, node: &NodeId, _now: Now) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.connected = false;
+        }
+    }
+
+    pub(crate) fn beat(&mut self, node: &NodeId, incarnation: &str, busy_ms: u64, now: Now) {
+        if let Some(entry) = self.nodes.get_mut(node)
+            && entry.attached.incarnation == incarnation
+        {
+            entry.last_seen = now.mono_ms;
+            entry.last_seen_unix = now.unix_ms;
+            entry.busy_ms = busy_ms;
+            entry.handled = Health::Ready;
+        }
+    }
+
+    pub(crate) fn models(
+        &mut self,
+        node: &NodeId,
+        models: Vec<v1::ModelInfo>,
+        loaded: Vec<v1::LoadedModel>,
+        reserved: u64,
+    ) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            if entry.attached.models != models {
+                entry.broken_models.clear();
+                entry.attached.models = models;
+            }
+            entry.attached.loaded = loaded;
+            entry.reserved = reserved;
+        }
+    }
+
+    pub(crate) fn cordon(&mut self, node: &NodeId, drain: bool) {
+        if drain {
+            self.cordoned.insert(node.clone());
+        } else {
+            self.cordoned.remove(node);
+        }
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.draining = drain;
+        }
+    }
+
+    /// Whether more than half of the nodes are silent at once: then the fault is likely ours.
+    pub(crate) fn mass_failure(&self, now: Now) -> bool {
+        let counted: Vec<_> = self.nodes.values().filter(|entry| !entry.left).collect();
+        let silent = counted.iter().filter(|entry| entry.health(now) > Health::Suspect).count();
+        counted.len() > 2 && silent * 2 > counted.len()
+    }
+
+    /// Drops nodes that left and hold nothing.
+    pub(crate) fn forget_departed(&mut self, now: Now) {
+        self.nodes.retain(|_, entry| {
+            !(entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost)
+        });
+    }
+}

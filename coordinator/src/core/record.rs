@@ -1,0 +1,253 @@
+//! What the coordinator stores, and what not: jobs, segments of their listings, batches, and a few high-water marks.
+//!
+//! Stored: specifications, digests of blobs (listings, manifests, outcomes), states, counts, failures. Not stored: documents,
+//! prompts of interactive calls, results, node tables (nodes report again), progress within a batch.
+//! Values are protobuf, so that later fields are harmless to older readers.
+
+use ingle_proto::v1;
+
+/// A change to the store. Keys are text; `job/<number>/…` are a job's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Write a record.
+    Put {
+        /// Its key.
+        key: String,
+        /// Its value.
+        value: Vec<u8>,
+    },
+    /// Remove a record.
+    Delete {
+        /// Its key.
+        key: String,
+    },
+    /// Move every record below a prefix to the archive, which is not loaded at start.
+    Archive {
+        /// The prefix.
+        prefix: String,
+    },
+}
+
+/// Key of a job's record.
+#[must_use]
+pub fn job_key(job: u64) -> String {
+    format!("jobs/{job:016x}")
+}
+
+/// Prefix of everything else of a job.
+#[must_use]
+pub fn parts_prefix(job: u64) -> String {
+    format!("parts/{job:016x}/")
+}
+
+/// Key of a segment's record.
+#[must_use]
+pub fn segment_key(job: u64, index: u32) -> String {
+    format!("parts/{job:016x}/s/{index:08x}")
+}
+
+/// Key of a batch's record.
+#[must_use]
+pub fn batch_key(job: u64, batch: u64) -> String {
+    format!("parts/{job:016x}/b/{batch:016x}")
+}
+
+/// Key of the high-water marks.
+pub const MARKS_KEY: &str = "marks";
+
+/// A job.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct JobRecord {
+    /// Counts from 1; `j-<number>` to people.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// As validated.
+    #[prost(message, optional, tag = "2")]
+    pub spec: Option<v1::JobSpec>,
+    /// State.
+    #[prost(enumeration = "v1::JobState", tag = "3")]
+    pub state: i32,
+    /// Unix milliseconds.
+    #[prost(int64, tag = "4")]
+    pub created_ms: i64,
+    /// First dispatch, Unix milliseconds.
+    #[prost(int64, tag = "5")]
+    pub started_ms: i64,
+    /// Unix milliseconds.
+    #[prost(int64, tag = "6")]
+    pub ended_ms: i64,
+    /// Why it failed, was cancelled or waits.
+    #[prost(string, tag = "7")]
+    pub reason: String,
+    /// Error code with the reason.
+    #[prost(string, tag = "8")]
+    pub code: String,
+    /// May be empty.
+    #[prost(string, tag = "9")]
+    pub idempotency_key: String,
+    /// BLAKE3 of the specification as given.
+    #[prost(bytes = "vec", tag = "10")]
+    pub spec_digest: Vec<u8>,
+    /// Who asked.
+    #[prost(string, tag = "11")]
+    pub principal: String,
+    /// Which model's bytes do it; known before listing.
+    #[prost(bytes = "vec", tag = "12")]
+    pub model_digest: Vec<u8>,
+    /// Name of the model, resolved.
+    #[prost(string, tag = "13")]
+    pub model: String,
+    /// The listing is complete.
+    #[prost(bool, tag = "14")]
+    pub listed: bool,
+    /// Path buckets of the place.
+    #[prost(uint32, tag = "15")]
+    pub buckets: u32,
+    /// Counts when it ended.
+    #[prost(message, optional, tag = "16")]
+    pub final_counts: Option<v1::ItemCounts>,
+    /// Paused by a person.
+    #[prost(bool, tag = "17")]
+    pub paused: bool,
+    /// Busy milliseconds of nodes spent on it.
+    #[prost(uint64, tag = "18")]
+    pub busy_ms: u64,
+}
+
+/// A segment of a job's listing.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SegmentRecord {
+    /// Position in the listing.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// What the gateway said of it.
+    #[prost(message, optional, tag = "2")]
+    pub info: Option<v1::SegmentInfo>,
+}
+
+/// Where a batch stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum BatchState {
+    /// Waits for a node, perhaps until `not_before_ms`.
+    Queued = 0,
+    /// Leased to a node.
+    Running = 1,
+    /// Its manifest is durable and won; what follows depends on the kind.
+    Committed = 2,
+    /// Its results are visible.
+    Published = 3,
+    /// Set aside.
+    Quarantined = 4,
+}
+
+/// A range of a segment's entries to do, or (`join`) the visible file of a bucket.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BatchRecord {
+    /// Within the job, from 1.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Makes a visible file from what other batches staged.
+    #[prost(bool, tag = "2")]
+    pub join: bool,
+    /// Index of the segment; of `join` only where it covers one segment.
+    #[prost(uint32, tag = "3")]
+    pub segment: u32,
+    /// First entry.
+    #[prost(uint32, tag = "4")]
+    pub first: u32,
+    /// Entries; 0 for joins.
+    #[prost(uint32, tag = "5")]
+    pub count: u32,
+    /// Path bucket.
+    #[prost(uint32, tag = "6")]
+    pub bucket: u32,
+    /// State.
+    #[prost(enumeration = "BatchState", tag = "7")]
+    pub state: i32,
+    /// Current or winning attempt.
+    #[prost(uint64, tag = "8")]
+    pub attempt: u64,
+    /// Node of that attempt.
+    #[prost(string, tag = "9")]
+    pub node: String,
+    /// Failures of its single item.
+    #[prost(uint32, tag = "10")]
+    pub failures: u32,
+    /// Nodes that died with its single item.
+    #[prost(uint32, tag = "11")]
+    pub deaths: u32,
+    /// Attempts so far, for back-off of what is free of charge.
+    #[prost(uint32, tag = "12")]
+    pub tries: u32,
+    /// Unix milliseconds before which it isn't dispatched.
+    #[prost(int64, tag = "13")]
+    pub not_before_ms: i64,
+    /// Of the winning attempt.
+    #[prost(message, optional, tag = "14")]
+    pub manifest: Option<v1::BlobRef>,
+    /// What publishing said.
+    #[prost(message, optional, tag = "15")]
+    pub outcomes: Option<v1::BlobRef>,
+    /// Items with a result.
+    #[prost(uint32, tag = "16")]
+    pub committed: u32,
+    /// Items found unchanged by content.
+    #[prost(uint32, tag = "17")]
+    pub unchanged: u32,
+    /// Items skipped by the node.
+    #[prost(uint32, tag = "18")]
+    pub skipped: u32,
+    /// Items that can't be done.
+    #[prost(uint32, tag = "19")]
+    pub failed: u32,
+    /// Items that met a person's file.
+    #[prost(uint32, tag = "20")]
+    pub conflict: u32,
+    /// Documents that left.
+    #[prost(uint32, tag = "21")]
+    pub deleted: u32,
+    /// Bytes of its documents.
+    #[prost(uint64, tag = "22")]
+    pub bytes: u64,
+    /// Why it waits or was set aside.
+    #[prost(string, tag = "23")]
+    pub reason: String,
+    /// Error code with the reason.
+    #[prost(string, tag = "24")]
+    pub code: String,
+    /// Files to publish.
+    #[prost(uint32, tag = "25")]
+    pub outputs: u32,
+}
+
+/// High-water marks: numbers below them may have been used.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Marks {
+    /// Of attempts.
+    #[prost(uint64, tag = "1")]
+    pub attempt: u64,
+    /// Of jobs.
+    #[prost(uint64, tag = "2")]
+    pub job: u64,
+}
+
+impl BatchRecord {
+    /// One past the last entry.
+    #[must_use]
+    pub fn end(&self) -> u32 {
+        self.first + self.count
+    }
+
+    /// Whether it needs nothing more.
+    #[must_use]
+    pub fn terminal(&self) -> bool {
+        matches!(self.state(), BatchState::Published | BatchState::Quarantined)
+    }
+}
+
+/// Whether a job needs nothing more.
+#[must_use]
+pub fn ended(state: v1::JobState) -> bool {
+    matches!(state, v1::JobState::Succeeded | v1::JobState::Failed | v1::JobState::Cancelled)
+}

@@ -1,0 +1,46 @@
+//! Every cap of the coordinator, with its unit.
+
+/// Jobs that are open at once.
+pub const JOBS_OPEN_MAX: usize = 1_000;
+/// Ended jobs kept for `jobs list`.
+pub const JOBS_ENDED_MAX: usize = 10_000;
+/// Interactive calls that wait or run.
+pub const CALLS_MAX: usize = 1_024;
+/// Interactive calls that wait for a node.
+pub const CALLS_WAITING_MAX: usize = 256;
+/// Nodes.
+pub const NODES_MAX: usize = 4_096;
+/// Segments of one job: a million documents.
+pub const SEGMENTS_MAX: u32 = 1_000_000;
+/// Failures of an item alone before it is set aside.
+pub const ITEM_FAILURES_MAX: u32 = 5;
+/// Nodes that may die with an item alone before it is set aside.
+pub const ITEM_DEATHS_MAX: u32 = 3;
+/// Silence after which a node gets no new work, milliseconds.
+pub const SUSPECT_MS: u64 = 3_000;
+/// Silence after which its streams move, milliseconds.
+pub const STREAMS_MOVE_MS: u64 = 4_000;
+/// Silence after which its batches are leased again, milliseconds.
+pub const LOST_MS: u64 = 10_000;
+/// How long a new leader waits for nodes to report what they run, milliseconds.
+pub const REATTACH_MS: u64 = 20_000;
+/// How long a batch should take, milliseconds.
+pub const BATCH_TARGET_MS: f64 = 4_000.0;
+/// Items of one batch.
+pub const BATCH_ITEMS_MAX: u32 = 256;
+/// Attempts a node holds per slot: one runs, one waits so that the node is never idle.
+pub const ATTEMPTS_PER_SLOT: usize = 2;
+/// Attempt numbers reserved at once, so that each dispatch needs no write of the mark.
+pub const ATTEMPTS_RESERVED: u64 = 1_000;
+/// First and longest back-off, milliseconds.
+pub const BACKOFF_MS: (i64, i64) = (500, 60_000);
+/// Longest an attempt may take whatever was expected, milliseconds.
+pub const ATTEMPT_FLOOR_MS: i64 = 10 * 60_000;
+/// Days an idempotency key outlives its job, milliseconds.
+pub const IDEMPOTENCY_MS: i64 = 7 * 24 * 3_600_000;
+/// Watchers of jobs at once.
+pub const WATCHERS_MAX: usize = 1_024;
+/// Events the driver takes before it commits.
+pub const EVENTS_PER_COMMIT: usize = 64;
+/// Changes in one commit.
+pub const CHANGES_PER_COMMIT: usize = 100;

@@ -1,0 +1,351 @@
+//! What a user may submit, checked field by field: the bounds of `ingle.v1.Jobs` in one place.
+
+use crate::error::Problem;
+use crate::storage::{Object, OWN_DIRECTORY};
+use crate::v1::{self, input_spec::Input};
+use crate::{ErrorCode, JobId};
+
+/// Longest prompt template and system prompt, in bytes.
+pub const PROMPT_BYTES_MAX: usize = 64 << 10;
+/// Most inline texts in a job.
+pub const INLINE_TEXTS_MAX: usize = 10_000;
+/// Most bytes of inline texts in a job.
+pub const INLINE_BYTES_MAX: usize = 3 << 20;
+/// Tokens generated per document unless the job says otherwise.
+pub const MAX_TOKENS_DEFAULT: u32 = 256;
+
+/// What a job does.
+pub type JobKind = v1::JobKind;
+
+/// A job's identifier from its number: short enough to type.
+///
+/// # Panics
+/// Never: digits are within the form.
+#[must_use]
+pub fn job_id(number: u64) -> JobId {
+    JobId::parse(&format!("j-{number}")).expect("letters, a dash and digits are within the form")
+}
+
+/// Checks a specification and fills in defaults.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names the field and its bounds; `PATH_REFUSED` for paths.
+pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
+    let kind = match spec.kind() {
+        JobKind::Unspecified => {
+            return Err(Problem::invalid("spec.kind", "expected JOB_KIND_EMBED, JOB_KIND_GENERATE or JOB_KIND_OCR"));
+        }
+        JobKind::Ocr => {
+            return Err(Problem::new(
+                ErrorCode::Unimplemented,
+                "OCR jobs are not built yet; JOB_KIND_EMBED and JOB_KIND_GENERATE are",
+            ));
+        }
+        kind => kind,
+    };
+    bounded("spec.model", spec.model.len(), 0, 255)?;
+    no_nul("spec.model", &spec.model)?;
+    let input = spec.input.as_ref().and_then(|input| input.input.as_ref()).ok_or_else(|| Problem::missing("spec.input"))?;
+    let inside = match input {
+        Input::Object(object) | Input::Tree(object) => Some(Object::try_from(object.clone())?),
+        Input::Glob(glob) => {
+            bounded("spec.input.glob.pattern", glob.pattern.len(), 1, 4096)?;
+            no_nul("spec.input.glob.pattern", &glob.pattern)?;
+            let base = glob.base.clone().ok_or_else(|| Problem::missing("spec.input.glob.base"))?;
+            Some(Object::try_from(base)?)
+        }
+        Input::Inline(inline) => {
+            bounded("spec.input.inline.texts", inline.texts.len(), 1, INLINE_TEXTS_MAX)?;
+            bounded("spec.input.inline (bytes)", inline.texts.iter().map(String::len).sum(), 1, INLINE_BYTES_MAX)?;
+            None
+        }
+        Input::Payload(_) => {
+            return Err(Problem::invalid("spec.input.payload", "is the coordinator's own; give texts as spec.input.inline"));
+        }
+    };
+    let output = spec.output.clone().ok_or_else(|| Problem::missing("spec.output"))?;
+    let output = Object::try_from(output)?;
+    if output.path.components().any(|c| c == OWN_DIRECTORY)
+        || inside.as_ref().is_some_and(|object| object.path.components().any(|c| c == OWN_DIRECTORY))
+    {
+        return Err(Problem::new(ErrorCode::PathRefused, "a path inside .inglenook can be neither input nor output"));
+    }
+    if let (Some(Input::Object(_)), Some(inside)) = (spec.input.as_ref().and_then(|i| i.input.as_ref()), &inside)
+        && *inside == output
+    {
+        return Err(Problem::invalid("spec.output", "is the input itself; name a directory for the results"));
+    }
+    if spec.priority() == v1::Priority::Unspecified {
+        spec.set_priority(v1::Priority::Batch);
+    }
+    if spec.deadline_ms < 0 {
+        return Err(Problem::invalid("spec.deadline_ms", "expected Unix milliseconds, or 0 for none"));
+    }
+    bounded("spec.labels", spec.labels.len(), 0, 32)?;
+    for (key, value) in &spec.labels {
+        bounded("spec.labels (key)", key.len(), 1, 63)?;
+        bounded(&format!("spec.labels[{key}]"), value.len(), 0, 255)?;
+    }
+    match kind {
+        JobKind::Generate => {
+            spec.embed = None;
+            let options = spec.generate.get_or_insert_default();
+            validate_generate(options)?;
+        }
+        _ => {
+            spec.generate = None;
+            let options = spec.embed.get_or_insert_default();
+            if options.passage_tokens != 0 {
+                bounded("spec.embed.passage_tokens", options.passage_tokens as usize, 16, 1_000_000)?;
+            }
+            let half = if options.passage_tokens == 0 { 500_000 } else { options.passage_tokens / 2 };
+            if let Some(overlap) = options.overlap_tokens {
+                bounded("spec.embed.overlap_tokens", overlap as usize, 0, half as usize)?;
+            }
+        }
+    }
+    Ok(spec)
+}
+
+fn validate_generate(options: &mut v1::GenerateOptions) -> Result<(), Problem> {
+    if options.prompt.is_empty() {
+        options.prompt = "Summarise the following document in a few sentences.\n\n{{ document }}".into();
+    }
+    bounded("spec.generate.prompt", options.prompt.len(), 1, PROMPT_BYTES_MAX)?;
+    bounded("spec.generate.system", options.system.len(), 0, PROMPT_BYTES_MAX)?;
+    no_nul("spec.generate.prompt", &options.prompt)?;
+    no_nul("spec.generate.system", &options.system)?;
+    if options.max_tokens == 0 {
+        options.max_tokens = MAX_TOKENS_DEFAULT;
+    }
+    bounded("spec.generate.max_tokens", options.max_tokens as usize, 1, 1_000_000)?;
+    validate_stop("spec.generate.stop", &options.stop)?;
+    if let Some(sampling) = &options.sampling {
+        validate_sampling("spec.generate.sampling", sampling)?;
+    }
+    Ok(())
+}
+
+/// Checks an interactive generation.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names the field and its bounds; `UNIMPLEMENTED` names what can't be done yet.
+pub fn validate_generate_request(request: &v1::GenerateRequest) -> Result<(), Problem> {
+    bounded("model", request.model.len(), 0, 255)?;
+    no_nul("model", &request.model)?;
+    bounded("messages", request.messages.len(), 1, 1024)?;
+    let mut bytes = 0usize;
+    for (index, message) in request.messages.iter().enumerate() {
+        if !matches!(message.role.as_str(), "system" | "user" | "assistant" | "tool") {
+            return Err(Problem::invalid(
+                format!("messages[{index}].role"),
+                format!("expected system, user, assistant or tool, got {:?}", message.role),
+            ));
+        }
+        if !message.tool_calls.is_empty() {
+            return Err(unimplemented("messages with tool_calls"));
+        }
+        for part in &message.content {
+            match &part.part {
+                Some(v1::content_part::Part::Text(text)) => bytes += text.len(),
+                Some(v1::content_part::Part::Image(_)) => return Err(unimplemented("image content parts")),
+                None => return Err(Problem::missing(format!("messages[{index}].content.part"))),
+            }
+        }
+    }
+    bounded("messages (bytes)", bytes, 1, 2 << 20)?;
+    if let Some(max_tokens) = request.max_tokens {
+        bounded("max_tokens", max_tokens as usize, 1, 1_000_000)?;
+    }
+    if let Some(logprobs) = request.logprobs {
+        bounded("logprobs", logprobs as usize, 0, 20)?;
+    }
+    if let Some(n) = request.n {
+        bounded("n", n as usize, 1, 1)?;
+    }
+    if !request.tools.is_empty() || !request.tool_choice.is_empty() {
+        return Err(unimplemented("tools"));
+    }
+    if request.response_format.as_ref().is_some_and(|format| format.format.is_some()) {
+        return Err(unimplemented("response_format"));
+    }
+    validate_stop("stop", &request.stop)?;
+    if let Some(sampling) = &request.sampling {
+        validate_sampling("sampling", sampling)?;
+    }
+    Ok(())
+}
+
+/// Checks an interactive embedding call.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names the field and its bounds.
+pub fn validate_embed_request(request: &v1::EmbedRequest) -> Result<(), Problem> {
+    bounded("model", request.model.len(), 0, 255)?;
+    no_nul("model", &request.model)?;
+    bounded("texts", request.texts.len(), 1, 2048)?;
+    bounded("texts (bytes)", request.texts.iter().map(String::len).sum(), 0, 2 << 20)
+}
+
+fn unimplemented(what: &str) -> Problem {
+    Problem::new(ErrorCode::Unimplemented, format!("{what} can't be used yet; leave the field empty"))
+}
+
+fn validate_stop(field: &str, stop: &[String]) -> Result<(), Problem> {
+    bounded(field, stop.len(), 0, 16)?;
+    for (index, text) in stop.iter().enumerate() {
+        bounded(&format!("{field}[{index}]"), text.len(), 1, 256)?;
+    }
+    Ok(())
+}
+
+/// Checks every range of the sampling parameters.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names the field, its range and the value.
+pub fn validate_sampling(field: &str, sampling: &v1::Sampling) -> Result<(), Problem> {
+    let range = |name: &str, value: Option<f32>, low: f32, high: f32, open: bool| match value {
+        Some(v) if !v.is_finite() || v > high || v < low || (open && v <= low) => Err(Problem::invalid(
+            format!("{field}.{name}"),
+            format!("expected {low} {} {name} <= {high}, got {v}", if open { "<" } else { "<=" }),
+        )),
+        _ => Ok(()),
+    };
+    range("temperature", sampling.temperature, 0.0, 2.0, false)?;
+    range("top_p", sampling.top_p, 0.0, 1.0, true)?;
+    range("min_p", sampling.min_p, 0.0, 1.0, false)?;
+    range("repetition_penalty", sampling.repetition_penalty, 0.0, 10.0, true)?;
+    range("presence_penalty", sampling.presence_penalty, -2.0, 2.0, false)?;
+    range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0, false)?;
+    bounded(&format!("{field}.top_k"), sampling.top_k.unwrap_or(0) as usize, 0, 1_000_000)?;
+    bounded(&format!("{field}.repetition_window"), sampling.repetition_window.unwrap_or(0) as usize, 0, 1_000_000)?;
+    bounded(&format!("{field}.logit_bias"), sampling.logit_bias.len(), 0, 1024)?;
+    for (token, bias) in &sampling.logit_bias {
+        range(&format!("logit_bias[{token}]"), Some(*bias), -100.0, 100.0, false)?;
+    }
+    Ok(())
+}
+
+fn bounded(field: &str, value: usize, low: usize, high: usize) -> Result<(), Problem> {
+    if (low..=high).contains(&value) {
+        Ok(())
+    } else {
+        Err(Problem::invalid(field, format!("expected {low} to {high}, got {value}")))
+    }
+}
+
+fn no_nul(field: &str, text: &str) -> Result<(), Problem> {
+    if text.contains('\0') { Err(Problem::invalid(field, "holds a NUL character")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(path: &str) -> v1::ObjectRef {
+        v1::ObjectRef { export: "docs".into(), path: path.as_bytes().to_vec().into() }
+    }
+
+    fn embed() -> v1::JobSpec {
+        v1::JobSpec {
+            kind: JobKind::Embed.into(),
+            input: Some(v1::InputSpec { input: Some(Input::Tree(object("in"))) }),
+            output: Some(object("out")),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let spec = validate_spec(embed()).unwrap();
+        assert_eq!(spec.priority(), v1::Priority::Batch);
+        let spec = validate_spec(v1::JobSpec { kind: JobKind::Generate.into(), ..embed() }).unwrap();
+        let options = spec.generate.unwrap();
+        assert_eq!(options.max_tokens, MAX_TOKENS_DEFAULT);
+        assert!(options.prompt.contains("{{ document }}"));
+    }
+
+    #[test]
+    fn bad_specifications_name_their_field() {
+        let generate = |options: v1::GenerateOptions| v1::JobSpec {
+            kind: JobKind::Generate.into(),
+            generate: Some(options),
+            ..embed()
+        };
+        let sampling = |sampling: v1::Sampling| {
+            generate(v1::GenerateOptions { sampling: Some(sampling), ..Default::default() })
+        };
+        let cases: Vec<(&str, v1::JobSpec)> = vec![
+            ("kind", v1::JobSpec { kind: 0, ..embed() }),
+            ("kind", v1::JobSpec { kind: 99, ..embed() }),
+            ("input", v1::JobSpec { input: None, ..embed() }),
+            ("output", v1::JobSpec { output: None, ..embed() }),
+            ("model", v1::JobSpec { model: "a\0".into(), ..embed() }),
+            ("deadline_ms", v1::JobSpec { deadline_ms: -1, ..embed() }),
+            ("inglenook", v1::JobSpec { output: Some(object("a/.inglenook")), ..embed() }),
+            ("passage_tokens", v1::JobSpec {
+                embed: Some(v1::EmbedOptions { passage_tokens: 3, overlap_tokens: None }),
+                ..embed()
+            }),
+            ("overlap", v1::JobSpec {
+                embed: Some(v1::EmbedOptions { passage_tokens: 32, overlap_tokens: Some(17) }),
+                ..embed()
+            }),
+            ("texts", v1::JobSpec {
+                input: Some(v1::InputSpec { input: Some(Input::Inline(v1::InlineInput { texts: vec![] })) }),
+                ..embed()
+            }),
+            ("inline", v1::JobSpec {
+                input: Some(v1::InputSpec {
+                    input: Some(Input::Inline(v1::InlineInput { texts: vec!["x".repeat(INLINE_BYTES_MAX + 1)] })),
+                }),
+                ..embed()
+            }),
+            ("max_tokens", generate(v1::GenerateOptions { max_tokens: u32::MAX, ..Default::default() })),
+            ("prompt", generate(v1::GenerateOptions { prompt: "x".repeat(PROMPT_BYTES_MAX + 1), ..Default::default() })),
+            ("stop", generate(v1::GenerateOptions { stop: vec!["a".into(); 17], ..Default::default() })),
+            ("stop[0]", generate(v1::GenerateOptions { stop: vec![String::new()], ..Default::default() })),
+            ("temperature", sampling(v1::Sampling { temperature: Some(f32::NAN), ..Default::default() })),
+            ("temperature", sampling(v1::Sampling { temperature: Some(1e30), ..Default::default() })),
+            ("top_p", sampling(v1::Sampling { top_p: Some(1.1), ..Default::default() })),
+            ("top_p", sampling(v1::Sampling { top_p: Some(0.0), ..Default::default() })),
+            ("logit_bias", sampling(v1::Sampling {
+                logit_bias: (0..1025).map(|i| (i, 0.0)).collect(),
+                ..Default::default()
+            })),
+        ];
+        for (field, spec) in cases {
+            let problem = validate_spec(spec).expect_err(field);
+            assert!(problem.message.contains(field), "{field}: {}", problem.message);
+        }
+        assert!(validate_spec(sampling(v1::Sampling { temperature: Some(-0.0), ..Default::default() })).is_ok());
+    }
+
+    #[test]
+    fn interactive_requests_are_bounded() {
+        let text = |t: &str| v1::ContentPart { part: Some(v1::content_part::Part::Text(t.into())) };
+        let ok = v1::GenerateRequest {
+            messages: vec![v1::ChatMessage { role: "user".into(), content: vec![text("hi")], ..Default::default() }],
+            ..Default::default()
+        };
+        assert!(validate_generate_request(&ok).is_ok());
+        for (field, bad) in [
+            ("messages", v1::GenerateRequest { messages: vec![], ..ok.clone() }),
+            ("max_tokens", v1::GenerateRequest { max_tokens: Some(0), ..ok.clone() }),
+            ("n", v1::GenerateRequest { n: Some(1 << 31), ..ok.clone() }),
+            ("logprobs", v1::GenerateRequest { logprobs: Some(21), ..ok.clone() }),
+            ("tools", v1::GenerateRequest { tools: vec![v1::ToolDefinition::default()], ..ok.clone() }),
+            ("role", v1::GenerateRequest {
+                messages: vec![v1::ChatMessage { role: "boss".into(), ..Default::default() }],
+                ..ok.clone()
+            }),
+        ] {
+            assert!(validate_generate_request(&bad).expect_err(field).message.contains(field), "{field}");
+        }
+        assert!(validate_embed_request(&v1::EmbedRequest::default()).is_err());
+        let many = v1::EmbedRequest { texts: vec!["x".into(); 1_000_000], ..Default::default() };
+        assert!(validate_embed_request(&many).is_err());
+        let big = v1::EmbedRequest { texts: vec!["x".repeat(50_000_000)], ..Default::default() };
+        assert!(validate_embed_request(&big).is_err());
+    }
+}

@@ -78,6 +78,11 @@ impl Ledger {
         found
     }
 
+    /// Visible files that were made from an input by a kind of job.
+    pub fn outputs_of(&self, kind: i32, name: &[u8]) -> impl Iterator<Item = &[u8]> {
+        self.inputs.get(&(kind, name.to_vec())).into_iter().flatten().map(Vec::as_slice)
+    }
+
     /// Names of all inputs of a kind of job, in order.
     pub fn input_names(&self, kind: i32) -> impl Iterator<Item = &[u8]> {
         self.inputs

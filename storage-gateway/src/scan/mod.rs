@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod input;
 pub mod segments;
+pub mod visible;
 pub mod walk;
 
 use std::collections::BTreeSet;
@@ -138,7 +139,8 @@ impl Scanner {
             root: source.root.clone(),
             force: request.force,
         };
-        let entries = self.entries(&source, &place, &ledger, &wanted, out).await?;
+        let mut entries = self.entries(&source, &place, &ledger, &wanted, out).await?;
+        visible::check(&place, &ledger, wanted.kind, &mut entries).await?;
 
         let buckets = if request.kind == JobKind::Embed {
             let documents = entries.iter().filter(|e| matches!(e.action, EntryAction::Do | EntryAction::Unchanged));

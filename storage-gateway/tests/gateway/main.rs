@@ -1,5 +1,7 @@
 //! The gateway's behaviour in one test binary: publishing under crashes and people, ledger, scans, and the wire.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod ledger;
 mod memory;
 mod person;
@@ -7,4 +9,5 @@ mod plan;
 mod publish;
 mod rig;
 mod scan;
+mod sweep;
 mod wire;

@@ -240,6 +240,22 @@ async fn only_what_changed_is_done_again() {
 }
 
 #[tokio::test]
+async fn a_result_that_somebody_deleted_is_made_again() {
+    let bench = usual();
+    let first = bench.scan(tree("in")).await;
+    bench.publish(1, &first, &DOCUMENTS).await;
+    assert!(bench.rig.nas.delete("out/sub/c.rs.json"));
+    let second = bench.scan(tree("in")).await;
+    assert_eq!(second.names(EntryAction::Do), ["sub/c.rs"]);
+    // Nothing is to be settled by the content alone: the result is what is missing.
+    let entry = &second.entries["sub/c.rs"];
+    assert!(!entry.results_current && entry.content_digest.is_empty());
+    bench.publish(2, &second, &["sub/c.rs"]).await;
+    assert!(bench.rig.nas.get("out/sub/c.rs.json").is_some());
+    assert_eq!(bench.scan(tree("in")).await.names(EntryAction::Do), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_file_as_young_as_the_scan_is_looked_into_again() {
     let bench = usual();
     let now_ns = ingle_daemon::clock::unix_ms() * 1_000_000;

@@ -6,6 +6,7 @@ use ingle_daemon::metrics::Metrics;
 use ingle_daemon::{Shutdown, Tasks};
 use ingle_gateway::Config;
 use ingle_gateway::config::ExportConfig;
+use ingle_gateway::nfs_server::{NfsServer, NfsServerOptions};
 use ingle_proto::v1::storage_client::StorageClient;
 use ingle_proto::{Digest, ErrorCode, Problem, v1};
 use tonic::Status;
@@ -49,6 +50,7 @@ impl Served {
         let metrics = Metrics::new("test");
         let serving = {
             let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
+            #[allow(clippy::disallowed_methods, reason = "awaited by stop")]
             tokio::spawn(async move { ingle_gateway::run(listener, config, &metrics, tasks, shutdown).await })
         };
         let client = StorageClient::connect(format!("http://{address}")).await.unwrap();
@@ -227,7 +229,23 @@ async fn staging_is_exact_and_may_be_repeated() {
 
 #[tokio::test]
 async fn a_job_from_scan_to_publish_and_again_after_a_restart() {
-    let mut served = Served::start().await;
+    let served = Served::start().await;
+    a_job(served, |_| {}).await;
+}
+
+#[tokio::test]
+async fn the_same_job_over_nfs() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("docs/in")).unwrap();
+    let server = NfsServer::bind(&dir.path().join("docs"), NfsServerOptions::default()).await.unwrap();
+    let url = server.url();
+    let over_nfs = |config: &mut Config| config.exports.get_mut("docs").unwrap().url = url.clone();
+    let served = Served::start_in(dir, over_nfs).await;
+    a_job(served, over_nfs).await;
+    server.shutdown().await;
+}
+
+async fn a_job(mut served: Served, change: impl FnOnce(&mut Config)) {
     served.write("in/a.md", b"alpha");
     served.write("in/b.md", b"beta");
     served.write("in/c.bin", b"?");
@@ -300,7 +318,7 @@ async fn a_job_from_scan_to_publish_and_again_after_a_restart() {
     assert_eq!(served.read_object("out/a.md.json").await.unwrap(), b"about alpha");
 
     let dir = served.stop().await;
-    let mut served = Served::start_in(dir, |_| {}).await;
+    let mut served = Served::start_in(dir, change).await;
     assert_eq!(served.client.publish(publish.clone()).await.unwrap().into_inner(), answer);
     let stale = v1::PublishRequest { epoch: Some(v1::Epoch { generation: 1, revision: 0 }), ..publish.clone() };
     assert_eq!(code(served.client.publish(stale).await), ErrorCode::EpochStale);

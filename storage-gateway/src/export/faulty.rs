@@ -111,34 +111,34 @@ impl Export for Faulty {
     }
 
     async fn create(&self, path: &ObjectPath) -> Result<(), ExportError> {
-        Ok(self.call(path, self.inner.create(path)).await?.0)
+        self.call(path, self.inner.create(path)).await.map(drop)
     }
 
     async fn write_at(&self, path: &ObjectPath, offset: u64, data: Bytes) -> Result<(), ExportError> {
-        Ok(self.call(path, self.inner.write_at(path, offset, data)).await?.0)
+        self.call(path, self.inner.write_at(path, offset, data)).await.map(drop)
     }
 
     async fn commit(&self, path: &ObjectPath) -> Result<(), ExportError> {
-        Ok(self.call(path, self.inner.commit(path)).await?.0)
+        self.call(path, self.inner.commit(path)).await.map(drop)
     }
 
     async fn link(&self, from: &ObjectPath, to: &ObjectPath) -> Result<(), ExportError> {
-        Ok(self.call(to, self.inner.link(from, to)).await?.0)
+        self.call(to, self.inner.link(from, to)).await.map(drop)
     }
 
     async fn rename(&self, from: &ObjectPath, to: &ObjectPath, replace: Replace) -> Result<(), ExportError> {
-        Ok(self.call(to, self.inner.rename(from, to, replace)).await?.0)
+        self.call(to, self.inner.rename(from, to, replace)).await.map(drop)
     }
 
     async fn remove(&self, path: &ObjectPath) -> Result<(), ExportError> {
-        Ok(self.call(path, self.inner.remove(path)).await?.0)
+        self.call(path, self.inner.remove(path)).await.map(drop)
     }
 
     async fn make_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
-        Ok(self.call(path, self.inner.make_directory(path)).await?.0)
+        self.call(path, self.inner.make_directory(path)).await.map(drop)
     }
 
     async fn remove_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
-        Ok(self.call(path, self.inner.remove_directory(path)).await?.0)
+        self.call(path, self.inner.remove_directory(path)).await.map(drop)
     }
 }

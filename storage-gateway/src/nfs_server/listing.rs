@@ -126,7 +126,7 @@ impl Programs {
             };
             let before = out.len();
             put(out, &true);
-            put(out, &u64::from(stat.st_ino));
+            put(out, &stat.st_ino);
             put(out, &nfs3_types::xdr_codec::Opaque::borrowed(name));
             put(out, cookie);
             let of_name = out.len() - before - 4;

@@ -184,9 +184,9 @@ impl Programs {
 
     /// The handle of a directory that a client mounts: the root, or one below it.
     fn mounted(&self, path: &[u8]) -> mountres3<'static> {
-        let inner = path.strip_prefix(b"/").unwrap_or(path);
-        let inner = inner.strip_suffix(b"/").unwrap_or(inner);
-        let Ok(path) = ObjectPath::new(inner) else {
+        // Clients differ over slashes at either end, and libnfs doubles them.
+        let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
+        let Ok(path) = ObjectPath::new(parts.join(&b'/')) else {
             return mountres3::Err(mountstat3::MNT3ERR_INVAL);
         };
         let handle = if path.is_root() {

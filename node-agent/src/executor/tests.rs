@@ -1,3 +1,5 @@
+//! The executor with the fake engine: order of entry, bounds, cancellation, and a model whose thread fails.
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! The fake engine against its own promises, and against the suite that every engine runs.
+
 use std::fs;
 
 use super::*;

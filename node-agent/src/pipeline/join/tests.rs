@@ -1,3 +1,5 @@
+//! Joins over parts in memory: what stays, what leaves, what is new, and in which order.
+
 use super::super::schema::tests::{example, read, write};
 use super::*;
 

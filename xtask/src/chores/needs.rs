@@ -25,9 +25,9 @@ const NEEDS: &[Need] = &[
     },
 ];
 
-/// Brings etcd into `.cache/tools`: unpacked, not installed, so that no service starts.
+/// The package of etcd, and where it is unpacked: not installed, so that no service starts.
 const ETCD: &str = "etcd-server";
-const TOOLS: &str = ".cache/tools";
+const ETCD_FOLDER: &str = ".cache/etcd";
 /// Where the starter models lie unpacked.
 const MODELS: &str = ".cache/models/starter";
 
@@ -112,15 +112,16 @@ impl Drop for NoServices {
 }
 
 fn etcd(round: &mut Round, apt: bool) {
-    let tools = round.root.join(TOOLS);
-    let unpacked = tools.join(ETCD).join("usr/bin");
+    let unpacked = round.root.join(ETCD_FOLDER).join("usr/bin");
     let there = |round: &Round| round.find("etcd").is_some() || unpacked.join("etcd").is_file();
-    if !there(round) && apt && round.find("dpkg").is_some() && std::fs::create_dir_all(&tools).is_ok() {
-        crate::say("unpacking etcd-server below .cache/tools");
+    if !there(round) && apt && round.find("dpkg").is_some() {
+        crate::say(&format!("unpacking {ETCD} into {ETCD_FOLDER}"));
+        // Unpacked beside its place and moved there whole, so that a broken download leaves nothing that looks like etcd.
         let script = format!(
-            "cd {TOOLS} && rm -f {ETCD}_*.deb && {{ apt-get -qq download {ETCD} || \
-             {{ apt-get -qq update && apt-get -qq download {ETCD}; }}; }} && \
-             rm -rf {ETCD}.new {ETCD} && dpkg -x {ETCD}_*.deb {ETCD}.new && mv {ETCD}.new {ETCD}"
+            "mkdir -p {ETCD_FOLDER}.new && cd {ETCD_FOLDER}.new && \
+             {{ apt-get -qq download {ETCD} || {{ apt-get -qq update && apt-get -qq download {ETCD}; }}; }} && \
+             dpkg -x {ETCD}_*.deb unpacked && cd - && rm -rf {ETCD_FOLDER} && \
+             mv {ETCD_FOLDER}.new/unpacked {ETCD_FOLDER}; done=$?; rm -rf {ETCD_FOLDER}.new; exit $done"
         );
         round.succeeds("sh", &["-c", &script]);
     }

@@ -1,4 +1,4 @@
-//! What tests say they skipped: lines that begin with `skipped:`, taken from nextest's report.
+//! What tests say they skipped: lines that begin with `skipped:`, in whatever case, taken from nextest's report.
 
 /// `TEST: reason` for each such line, once each, in the order of the report.
 pub(super) fn from_junit(report: &str) -> Vec<String> {
@@ -10,7 +10,9 @@ pub(super) fn from_junit(report: &str) -> Vec<String> {
         }
         // The first line of a test's words stands behind the tag that opens them.
         let words = line.trim_start().trim_start_matches("<system-out>").trim_start_matches("<system-err>").trim();
-        if let Some(reason) = words.strip_prefix("skipped:") {
+        const MARK: &str = "skipped:";
+        if words.get(..MARK.len()).is_some_and(|start| start.eq_ignore_ascii_case(MARK)) {
+            let reason = &words[MARK.len()..];
             let reason = reason.split("</system-").next().unwrap_or_default().trim();
             let entry = format!("{}: {}", plain(test), plain(reason));
             if !found.contains(&entry) {
@@ -32,7 +34,7 @@ mod tests {
     #[test]
     fn lines_are_taken_with_their_test() {
         let report = "<testsuites>\n  <testcase name=\"a::b\" time=\"1\">\n    <system-out>running 1 test\nskipped: no \
-                      &lt;etcd&gt; here\n</system-out>\n    <system-err>skipped: no NFS</system-err>\n  </testcase>\n  \
+                      &lt;etcd&gt; here\n</system-out>\n    <system-err>SKIPPED: no NFS</system-err>\n  </testcase>\n  \
                       <testcase name=\"c\">\n    <system-out>it skipped: nothing</system-out>\n  </testcase>\n";
         assert_eq!(from_junit(report), ["a::b: no <etcd> here", "a::b: no NFS"]);
         assert!(from_junit("").is_empty());

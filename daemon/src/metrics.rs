@@ -136,6 +136,7 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test owns what it spawns, and awaits it")]
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

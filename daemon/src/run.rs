@@ -194,6 +194,7 @@ fn check<C: Settings>(config: &C) -> Result<(), BoxError> {
     config::check_loopback(config.listen(), config.tls())?;
     crate::tls::server_tls(config.tls())?;
     crate::tls::client_tls(config.tls())?;
+    config.telemetry().check()?;
     crate::telemetry::check_filter(&config.telemetry().log)?;
     config.check()?;
     Ok(())

@@ -325,4 +325,5 @@ pub async fn leader(membership: &dyn Membership) -> Result<Option<(Candidate, Re
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test owns what it spawns, and awaits it")]
 mod tests;

@@ -325,4 +325,5 @@ impl From<MembershipError> for Failure {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test owns what it spawns, and awaits it")]
 mod tests;

@@ -88,6 +88,32 @@ impl Default for TelemetryConfig {
     }
 }
 
+impl TelemetryConfig {
+    /// Checks the collector's address.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names `telemetry.otlp_endpoint`.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let Some(endpoint) = &self.otlp_endpoint else { return Ok(()) };
+        let uri = endpoint.parse::<http::Uri>().ok();
+        let good = uri.is_some_and(|uri| {
+            uri.scheme_str() == Some("http")
+                && uri.port_u16().is_some()
+                && uri.host().is_some_and(|host| !host.is_empty())
+        });
+        if good {
+            return Ok(());
+        }
+        Err(ConfigError::invalid(
+            "telemetry.otlp_endpoint",
+            format!(
+                "`{endpoint}`: expected http://HOST:PORT, e.g. http://127.0.0.1:4317; \
+                 for a collector elsewhere run one here that forwards over TLS"
+            ),
+        ))
+    }
+}
+
 /// Refuses to listen in plaintext where other machines can reach us.
 ///
 /// # Errors
@@ -121,6 +147,19 @@ mod tests {
         for addr in ["0.0.0.0:7700", "[::]:7700", "192.0.2.1:7700"] {
             let error = check(addr, &none).expect_err("plaintext for the world").to_string();
             assert!(error.contains("tls.cert") && error.contains(addr), "{error}");
+        }
+    }
+
+    #[test]
+    fn collectors_are_addressed_in_full() {
+        let check = |endpoint: &str| {
+            TelemetryConfig { otlp_endpoint: Some(endpoint.to_owned()), ..TelemetryConfig::default() }.check()
+        };
+        assert_eq!(TelemetryConfig::default().check(), Ok(()));
+        assert_eq!(check("http://127.0.0.1:4317"), Ok(()));
+        for bad in ["", "127.0.0.1:4317", "http://127.0.0.1", "https://collector.example:4317", "http://:1", "\0"] {
+            let error = check(bad).expect_err(bad).to_string();
+            assert!(error.contains("telemetry.otlp_endpoint"), "{error}");
         }
     }
 

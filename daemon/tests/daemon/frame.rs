@@ -231,7 +231,8 @@ fn settings_are_checked_without_serving() {
     let (code, said) = Daemon::start(&["--check-config"], &[]).end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("settings are good"), "{said}");
-    let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 6] = [
         (&["--check-config"], &[("INGLE_SAMPLE_BEHAVIOR", "serve")], "did you mean `behaviour`?"),
         (&["--check-config"], &[("INGLE_SAMPLE_BEHAVIOUR", "dance")], "expected serve, fail, panic or deaf"),
         (&["--check-config", "--listen", "0.0.0.0:0"], &[], "tls.cert"),

@@ -278,7 +278,8 @@ async fn foreign_revisions_reset(store: &dyn Membership, scope: &str) {
 
 async fn leases_end(store: &dyn Membership, scope: &str) {
     let (kept, lost) = (key(scope, "kept"), key(scope, "lost"));
-    let renewed = store.grant(TTL_MIN).await.expect("a lease");
+    // Twice as long: a busy machine must not end it between two renewals.
+    let renewed = store.grant(TTL_MIN * 2).await.expect("a lease");
     let silent = store.grant(TTL_MIN).await.expect("a lease");
     put(store, &kept, "", Some(renewed)).await;
     let made = put(store, &lost, "", Some(silent)).await;
@@ -295,6 +296,7 @@ async fn leases_end(store: &dyn Membership, scope: &str) {
     };
     assert!(matches!(&event, Event::Delete { key, .. } if *key == lost), "{event:?}");
     assert!(get(store, &kept).await.is_some(), "a lease that is renewed doesn't end");
+    assert!(store.keep_alive(renewed).await.is_ok());
     assert_eq!(store.keep_alive(silent).await, Err(MembershipError::LeaseNotFound(silent)));
     store.revoke(renewed).await.expect("ended");
 }

@@ -57,7 +57,7 @@ fn spawn(binary: &Path, data: &Path, client_port: u16, peer_port: u16, quota_byt
 impl Server {
     async fn start(quota_bytes: u64) -> Option<Self> {
         let Some(binary) = binary() else {
-            println!("SKIPPED: no etcd here: install the package etcd-server");
+            eprintln!("skipped: no etcd here: install the package etcd-server");
             return None;
         };
         // A port that was free may be taken by the time etcd binds it.

@@ -1,5 +1,7 @@
 //! Every store of members runs the same suite: in process, over real gRPC, and etcd, each also behind a bad network.
 
+#![allow(clippy::disallowed_methods, reason = "the test owns what it spawns, and awaits it")]
+
 mod etcd;
 mod over_grpc;
 

@@ -104,10 +104,11 @@ async fn a_server_that_is_down_is_waited_for_then_named() {
     );
     assert!(said.retryable());
     // The same export goes on when the server is back, also while a call waits for it.
-    let waiting = tokio::spawn(async move { (export.read_at(&path("doc"), 0, 10).await, export) });
+    let mut waiting = tokio::task::JoinSet::new();
+    waiting.spawn(async move { (export.read_at(&path("doc"), 0, 10).await, export) });
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     let _server = serve(&root, NfsServerOptions { listen, ..Default::default() }).await;
-    let (read, export) = waiting.await.expect("the task ends");
+    let (read, export) = waiting.join_next().await.expect("one task").expect("it ends");
     assert_eq!(read.expect("the server came back in time"), "text".as_bytes());
     assert_eq!(export.stat(&path("doc")).await.expect("stat").size, 4);
     // An export made while its server is down mounts when first used.

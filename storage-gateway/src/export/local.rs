@@ -244,7 +244,11 @@ impl Export for LocalExport {
         let (source, target) = (from.clone(), to.clone());
         let named = |error: ExportError| named_for(error, to);
         // The source is looked at first, so that the error below can only be about the target.
-        self.run(from, move |beneath| beneath.stat(&source).map(drop)).await?;
+        self.run(from, move |beneath| match beneath::kind(&beneath.stat(&source)?) {
+            Kind::Directory => Err(Miss::Is(Kind::Directory)),
+            _ => Ok(()),
+        })
+        .await?;
         let source = from.clone();
         self.run(to, move |beneath| {
             let (from_dir, from_name) = beneath.parent(&source)?;
@@ -416,5 +420,30 @@ fn named_for(error: ExportError, path: &ObjectPath) -> ExportError {
     match error {
         ExportError::Kind { found, expected, .. } => ExportError::Kind { path: shown(path), found, expected },
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_is_told_in_the_gateways_terms() {
+        let root = tempfile::tempdir().unwrap();
+        let export = LocalExport::open(root.path(), false).unwrap();
+        let path = ObjectPath::new("out/doc").unwrap();
+        let of = |errno| export.error(&path, Miss::Os(errno));
+        for full in [Errno::NOSPC, Errno::DQUOT] {
+            assert_eq!(of(full), ExportError::Full("out/doc".into()));
+            assert!(of(full).retryable(), "space comes back");
+        }
+        assert_eq!(of(Errno::ROFS), ExportError::ReadOnly("out/doc".into()));
+        for denied in [Errno::ACCESS, Errno::PERM] {
+            assert_eq!(of(denied), ExportError::Denied { path: "out/doc".into(), by: export.url() });
+        }
+        assert!(matches!(of(Errno::IO), ExportError::Broken(said) if said.contains("out/doc")));
+        assert!(matches!(of(Errno::NAMETOOLONG), ExportError::Path(_)));
+        assert!(matches!(of(Errno::MFILE), ExportError::Unavailable(_)));
+        assert!(matches!(of(Errno::XDEV), ExportError::Unsupported(_)));
     }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 pub use self::access::Squash;
@@ -60,7 +60,8 @@ impl Default for NfsServerOptions {
 #[derive(Debug)]
 pub struct NfsServer {
     local: SocketAddr,
-    accepting: JoinHandle<()>,
+    /// The one task that accepts, and owns all connections.
+    accepting: JoinSet<()>,
 }
 
 impl NfsServer {
@@ -77,7 +78,8 @@ impl NfsServer {
         let local = listener.local_addr()?;
         let programs = Arc::new(Programs::new(tree, local.port(), &options));
         let span = tracing::info_span!("nfs_server", %local, root = %root.display());
-        let accepting = tokio::spawn(accept(listener, programs, options.connections_max.max(1)).instrument(span));
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, programs, options.connections_max.max(1)).instrument(span));
         Ok(Self { local, accepting })
     }
 
@@ -102,14 +104,7 @@ impl NfsServer {
 
     /// Ends it and waits until its port is free.
     pub async fn shutdown(mut self) {
-        self.accepting.abort();
-        let _ = (&mut self.accepting).await;
-    }
-}
-
-impl Drop for NfsServer {
-    fn drop(&mut self) {
-        self.accepting.abort();
+        self.accepting.shutdown().await;
     }
 }
 

@@ -95,6 +95,10 @@ pub(super) async fn link_never_replaces(on: Ground<'_>) {
     assert_eq!(std::fs::read(on.behind("theirs")).expect("behind"), b"a person's");
     assert!(missing(&on.export.link(&on.at("none"), &on.at("other")).await));
     assert!(missing(&on.export.link(&staged, &on.at("none/other")).await));
+    std::fs::create_dir(on.behind("directory")).expect("behind");
+    let answer = on.export.link(&on.at("directory"), &on.at("other")).await;
+    assert!(matches!(answer, Err(ExportError::Kind { .. })), "a directory has one name: {answer:?}");
+    assert!(exists(&on.export.link(&staged, &on.at("directory")).await));
 }
 
 pub(super) async fn rename_replaces_what_it_may(on: Ground<'_>) {
@@ -110,6 +114,10 @@ pub(super) async fn rename_replaces_what_it_may(on: Ground<'_>) {
     on.export.rename(&on.at("b"), &on.at("directory/a"), Replace::Anything).await.expect("a placeholder of ours");
     assert_eq!(std::fs::read(on.behind("directory/a")).expect("behind"), b"b");
     assert!(!on.behind("b").exists());
+    on.put("over", b"over");
+    let answer = on.export.rename(&on.at("over"), &on.at("directory"), Replace::Anything).await;
+    assert!(matches!(answer, Err(ExportError::Kind { .. })), "never over a directory: {answer:?}");
+    assert!(on.behind("over").exists() && on.behind("directory/a").exists());
     for replace in [Replace::Nothing, Replace::Anything] {
         assert!(missing(&on.export.rename(&on.at("b"), &on.at("c"), replace).await));
         let answer = on.export.rename(&on.at("directory"), &on.at("c"), replace).await;

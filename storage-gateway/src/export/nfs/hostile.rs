@@ -47,13 +47,7 @@ struct Middle {
     script: Arc<Mutex<HashMap<Which, Vec<Deed>>>>,
     calls: Arc<Mutex<Vec<Which>>>,
     _server: NfsServer,
-    accepting: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Middle {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
+    _accepting: tokio::task::JoinSet<()>,
 }
 
 impl Middle {
@@ -64,7 +58,8 @@ impl Middle {
         let port = listener.local_addr().expect("bound").port();
         let script: Arc<Mutex<HashMap<Which, Vec<Deed>>>> = Arc::default();
         let calls: Arc<Mutex<Vec<Which>>> = Arc::default();
-        let accepting = tokio::spawn({
+        let mut accepting = tokio::task::JoinSet::new();
+        accepting.spawn({
             let (script, calls) = (script.clone(), calls.clone());
             async move {
                 let mut connections = tokio::task::JoinSet::new();
@@ -74,7 +69,7 @@ impl Middle {
                 }
             }
         });
-        Self { port, script, calls, _server: server, accepting }
+        Self { port, script, calls, _server: server, _accepting: accepting }
     }
 
     /// What happens to the next calls of a procedure, the first first; after that all pass.

@@ -13,7 +13,7 @@ use nfs3_types::xdr_codec::{Opaque, Pack};
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 use super::record;
 use super::xdr::{Malformed, Reader, put};
@@ -111,15 +111,8 @@ pub(crate) struct Connection {
     waiting: Shared,
     outbox: mpsc::Sender<Vec<u8>>,
     permits: Semaphore,
-    tasks: [AbortHandle; 2],
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
+    /// The reader and the writer. One that fails leaves its calls to their deadlines, and the connection is given up.
+    _tasks: JoinSet<()>,
 }
 
 /// Forgets a call that nobody waits for any more.
@@ -147,7 +140,8 @@ impl Connection {
         }));
         let (input, mut output) = stream.into_split();
         let (outbox, mut queue) = mpsc::channel::<Vec<u8>>(IN_FLIGHT_MAX);
-        let writer = tokio::spawn({
+        let mut tasks = JoinSet::new();
+        tasks.spawn({
             let waiting = waiting.clone();
             async move {
                 while let Some(record) = queue.recv().await {
@@ -158,7 +152,7 @@ impl Connection {
                 }
             }
         });
-        let reader = tokio::spawn({
+        tasks.spawn({
             let waiting = waiting.clone();
             async move {
                 let mut input = BufReader::with_capacity(64 << 10, input);
@@ -177,8 +171,7 @@ impl Connection {
                 close(&waiting, &reason);
             }
         });
-        let tasks = [writer.abort_handle(), reader.abort_handle()];
-        Self { waiting, outbox, permits: Semaphore::new(IN_FLIGHT_MAX), tasks }
+        Self { waiting, outbox, permits: Semaphore::new(IN_FLIGHT_MAX), _tasks: tasks }
     }
 
     /// Whether it ended.

@@ -59,11 +59,8 @@ fn glob(rest: &str) -> Result<v1::Glob, Failure> {
     let export = export_name(export)?;
     let components: Vec<&str> = path.split('/').collect();
     let first = components.iter().position(|c| c.contains(WILDCARDS)).unwrap_or(0);
-    let mut base = ObjectPath::root();
-    for component in &components[..first] {
-        let (bytes, _) = decode(component);
-        base = base.join(&bytes)?;
-    }
+    let base: Vec<Vec<u8>> = components[..first].iter().map(|component| decode(component).0).collect();
+    let base = ObjectPath::new(base.join(&b'/'))?;
     let mut pattern = Vec::new();
     for component in &components[first..] {
         if !pattern.is_empty() {

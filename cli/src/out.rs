@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Cell, ContentArrangement, Table, presets};
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
@@ -82,7 +82,7 @@ impl Out {
         });
         table.set_header(headings);
         for row in rows {
-            table.add_row(row);
+            table.add_row(row.iter().map(|text| cell(text)));
         }
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
@@ -144,6 +144,23 @@ fn paint(on: bool, colour: Colour, text: &str) -> String {
     if on { format!("\x1b[{}m{text}\x1b[0m", colour.code()) } else { text.to_owned() }
 }
 
+/// A cell of a table: painted text has to be told apart, or its colours would count as characters.
+fn cell(text: &str) -> Cell {
+    let painted = |colour: Colour| {
+        text.strip_prefix("\x1b[")?.strip_prefix(colour.code())?.strip_prefix('m')?.strip_suffix("\x1b[0m")
+    };
+    for (colour, theirs) in [
+        (Colour::Red, comfy_table::Color::DarkRed),
+        (Colour::Green, comfy_table::Color::DarkGreen),
+        (Colour::Yellow, comfy_table::Color::DarkYellow),
+    ] {
+        if let Some(plain) = painted(colour) {
+            return Cell::new(plain).fg(theirs);
+        }
+    }
+    Cell::new(text)
+}
+
 /// Text from a model or a file as a terminal may show it: without escape sequences.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
@@ -162,5 +179,6 @@ mod tests {
     fn colours_only_where_they_are_wanted() {
         assert_eq!(paint(false, Colour::Red, "x"), "x");
         assert_eq!(paint(true, Colour::Red, "x"), "\x1b[31mx\x1b[0m");
+        assert_eq!(cell(&paint(true, Colour::Red, "x")).content(), "x", "only what is seen counts as width");
     }
 }

@@ -333,9 +333,9 @@ fn item_row(out: Out, item: &v1::Item) -> Vec<String> {
 
 async fn watch(client: &Client, job_id: &str) -> Result<(), Failure> {
     if !client.out.json {
-        return wait::to_the_end(client, job_id).await;
+        return wait::to_the_end(client, job_id, false).await;
     }
-    let job = wait::follow(client, job_id, |seen| match seen {
+    let job = wait::follow(client, job_id, false, |seen| match seen {
         wait::Seen::Job(job) => client.out.json_line(&json::job(job)),
         wait::Seen::Away(_) => Ok(()),
     })

@@ -118,7 +118,7 @@ pub(crate) async fn run(client: &Client, args: SubmitArgs) -> Result<(), Failure
         if answer.existed && args.idempotency_key.is_some() {
             note(out, format!("{} was submitted before with this key", job.job_id));
         }
-        return wait::to_the_end(client, &job.job_id).await;
+        return wait::to_the_end(client, &job.job_id, true).await;
     }
     if out.json {
         return out

@@ -24,13 +24,13 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Outcomes that make a job end in failure.
 pub(crate) const BAD: [ItemOutcome; 3] = [ItemOutcome::Failed, ItemOutcome::Quarantined, ItemOutcome::Conflict];
 
-/// Shows progress until the job ends, then a summary.
+/// Shows progress until the job ends, then a summary. `known`: the coordinator has answered for this job before.
 ///
 /// # Errors
 /// With exit code 1 if any document failed, was quarantined or met a conflict, or the job did not finish.
-pub(crate) async fn to_the_end(client: &Client, job_id: &str) -> Result<(), Failure> {
+pub(crate) async fn to_the_end(client: &Client, job_id: &str, known: bool) -> Result<(), Failure> {
     let mut bar = Bar::new(client.out);
-    let followed = follow(client, job_id, |seen| {
+    let followed = follow(client, job_id, known, |seen| {
         match seen {
             Seen::Job(job) => bar.show(job),
             Seen::Away(failure) => bar.away(failure),
@@ -58,17 +58,18 @@ pub(crate) enum Seen<'a> {
     Away(&'a Failure),
 }
 
-/// Watches a job until it ends, over restarts of the coordinator.
+/// Watches a job until it ends, over restarts of the coordinator. One that has never answered is not waited for.
 pub(crate) async fn follow(
     client: &Client,
     job_id: &str,
+    known: bool,
     mut seen: impl FnMut(Seen<'_>) -> Result<(), Failure>,
 ) -> Result<v1::Job, Failure> {
     let watching = async {
         let mut jobs = client.jobs().await?;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut last_heard = Instant::now();
-        let mut ever = false;
+        let mut ever = known;
         loop {
             let failure = match jobs.watch_job(v1::WatchJobRequest { job_id: job_id.into() }).await {
                 Ok(response) => {

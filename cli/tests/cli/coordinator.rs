@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ingle_proto::{ErrorCode, Problem, v1};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
@@ -37,12 +36,13 @@ pub(crate) struct Script {
 #[derive(Clone)]
 struct Played(Arc<Script>);
 
-/// A coordinator that serves until it is dropped.
+/// A coordinator that serves until it is dropped, on a runtime of its own: with that all its connections end, as those
+/// of a process do that is killed.
 pub(crate) struct Coordinator {
     pub(crate) endpoint: String,
     pub(crate) script: Arc<Script>,
     address: SocketAddr,
-    server: JoinHandle<()>,
+    runtime: Option<Runtime>,
 }
 
 impl Coordinator {
@@ -53,28 +53,39 @@ impl Coordinator {
     async fn serve(script: Arc<Script>, address: SocketAddr) -> Self {
         // The port of one that was killed just now may take a moment to be free again.
         let listener = loop {
-            match TcpListener::bind(address).await {
+            match std::net::TcpListener::bind(address) {
                 Ok(listener) => break listener,
                 Err(_) if address.port() != 0 => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
                 Err(error) => panic!("{error}"),
             }
         };
+        listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("bound");
         let played = Played(Arc::clone(&script));
-        let serving = tonic::transport::Server::builder()
-            .add_service(v1::jobs_server::JobsServer::new(played.clone()))
-            .add_service(v1::inference_server::InferenceServer::new(played))
-            .serve_with_incoming(TcpListenerStream::new(listener));
-        #[allow(clippy::disallowed_methods, reason = "aborted and awaited by kill, aborted by drop")]
-        let server = tokio::spawn(async move { serving.await.expect("it serves") });
-        Self { endpoint: format!("http://{address}"), script, address, server }
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            tonic::transport::Server::builder()
+                .add_service(v1::jobs_server::JobsServer::new(played.clone()))
+                .add_service(v1::inference_server::InferenceServer::new(played))
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .expect("it serves");
+        });
+        Self { endpoint: format!("http://{address}"), script, address, runtime: Some(runtime) }
     }
 
     /// Ends it with all its connections and starts it again at the same address.
     pub(crate) async fn restart(mut self) -> Self {
-        self.server.abort();
-        let _ = (&mut self.server).await;
+        self.end();
         Self::serve(Arc::clone(&self.script), self.address).await
+    }
+
+    fn end(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 
     /// Runs `ingle` against it.
@@ -87,7 +98,7 @@ impl Coordinator {
 
 impl Drop for Coordinator {
     fn drop(&mut self) {
-        self.server.abort();
+        self.end();
     }
 }
 
@@ -102,7 +113,7 @@ impl v1::jobs_server::Jobs for Played {
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
         let request = request.into_inner();
-        self.0.submissions.lock().unwrap().push(request.clone());
+        self.0.submissions.lock().expect("no panic").push(request.clone());
         if self.0.submit_failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
             return Err(Problem::new(ErrorCode::NotLeader, "another leads now").into());
         }
@@ -153,7 +164,7 @@ impl v1::jobs_server::Jobs for Played {
         }
         let call = self.0.watch_calls.fetch_add(1, Ordering::SeqCst);
         let (jobs, end) = {
-            let watches = self.0.watches.lock().unwrap();
+            let watches = self.0.watches.lock().expect("no panic");
             watches[call.min(watches.len() - 1)].clone()
         };
         let frames = jobs.into_iter().map(|job| Ok(v1::WatchJobResponse { job: Some(job) }));
@@ -202,11 +213,11 @@ impl v1::inference_server::Inference for Played {
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let call = {
-            let mut calls = self.0.generate_calls.lock().unwrap();
+            let mut calls = self.0.generate_calls.lock().expect("no panic");
             calls.push(request.into_inner());
             calls.len() - 1
         };
-        let generations = self.0.generations.lock().unwrap();
+        let generations = self.0.generations.lock().expect("no panic");
         let frames = generations[call.min(generations.len() - 1)].clone();
         Ok(Response::new(Box::pin(tokio_stream::iter(frames))))
     }

@@ -17,10 +17,12 @@ fn weights() -> Vec<u8> {
     (0..WEIGHTS).map(|i| (i * 7 % 251) as u8).collect()
 }
 
+/// Path and range of each request.
+type Asked = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
 struct Hub {
     endpoint: String,
-    /// What was asked: path and range.
-    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    asked: Asked,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -81,7 +83,7 @@ fn serve(connection: TcpStream, mood: Mood, log: &Mutex<Vec<(String, Option<Stri
                 range = Some(value.to_owned());
             }
         }
-        log.lock().unwrap().push((path.clone(), range.clone()));
+        log.lock().expect("no panic").push((path.clone(), range.clone()));
         let mut out = reader.get_ref();
         let listing = |sha: &str| {
             format!(

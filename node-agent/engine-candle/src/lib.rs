@@ -18,12 +18,15 @@ use ingle_engine::{Engine, EngineError, LoadOptions, Model, ModelCard};
 /// Threads at most, whatever is asked for.
 const THREADS_MAX: usize = 1024;
 
+type Inspect = fn(&Path) -> Result<ModelCard, EngineError>;
+type Load = fn(&LoadOptions, Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError>;
+
 /// One way to run a folder's model.
 struct Architecture {
     /// `general.architecture` of a GGUF, or `model_type` of config.json.
     name: &'static str,
-    inspect: fn(&Path) -> Result<ModelCard, EngineError>,
-    load: fn(&LoadOptions, Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError>,
+    inspect: Inspect,
+    load: Load,
 }
 
 /// Models in GGUF files.

@@ -1,6 +1,7 @@
 //! Language models from GGUF files of the llama family, on candle's stock quantised decoder for now.
 
 mod decoder;
+mod image;
 mod model;
 mod pymethods;
 mod sample;
@@ -56,8 +57,7 @@ pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Resul
     let vocabulary = vocabulary::Vocabulary::read(&header, &spec).map_err(|error| error.of(file.name()))?;
     let template = template::Template::read(&header).map_err(|error| error.of(file.name()))?;
     let decoder = pool.install(|| decoder::Decoder::load(&file, &header, &spec))?;
-    let card = spec.card(&header);
-    Ok(Box::new(model::LanguageModel::new(card, spec, Arc::new(vocabulary), template, decoder, pool, slots)))
+    Ok(Box::new(model::LanguageModel::new(&header, spec, Arc::new(vocabulary), template, decoder, pool, slots)))
 }
 
 fn open(dir: &Path) -> Result<WeightFile, EngineError> {

@@ -62,7 +62,8 @@ pub struct ModelCard {
     pub parameters: u64,
     /// Bytes of all weights as stored.
     pub weight_bytes: u64,
-    /// Bytes of weights read for each decoded token; equal to `weight_bytes` for encoders.
+    /// Bytes of weights read from memory for each decoded token, in the form they are held there (an engine may store some
+    /// kinds anew); equal to `weight_bytes` for encoders.
     pub bytes_per_token: u64,
     /// Bytes of KV cache for one token of context; 0 for encoders.
     pub kv_bytes_per_token: u64,

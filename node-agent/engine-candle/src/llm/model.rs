@@ -12,6 +12,7 @@ use super::sequence::{Sequence, Unit};
 use super::spec::Spec;
 use super::template::Template;
 use super::vocabulary::Vocabulary;
+use crate::weights::gguf::Header;
 
 /// Buffers of one forward pass, with room for what the allocator keeps.
 const BUFFER_BYTES: u64 = 32 << 20;
@@ -32,7 +33,7 @@ pub(crate) struct LanguageModel {
 
 impl LanguageModel {
     pub(crate) fn new(
-        card: ModelCard,
+        header: &Header,
         spec: Spec,
         vocabulary: Arc<Vocabulary>,
         template: Template,
@@ -40,7 +41,8 @@ impl LanguageModel {
         pool: Arc<rayon::ThreadPool>,
         slots: u32,
     ) -> Self {
-        let loaded_bytes = card.weight_bytes + (spec.vocabulary * spec.width * 4) as u64 + BUFFER_BYTES;
+        let loaded_bytes = spec.loaded_bytes(header) + BUFFER_BYTES;
+        let card = spec.card(header);
         let joined = Vec::new();
         Self { card, spec, vocabulary, template, decoder, pool, slots, loaded_bytes, turns: Turns::default(), joined }
     }

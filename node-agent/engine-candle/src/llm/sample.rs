@@ -139,7 +139,7 @@ pub(crate) fn logprobs(logits: &[f32], chosen: u32, count: usize) -> Vec<(u32, f
     let sum: f64 = logits.iter().filter(|logit| logit.is_finite()).map(|logit| f64::from(logit - most).exp()).sum();
     let log = |id: u32| {
         let logit = logits.get(id as usize).copied().filter(|logit| logit.is_finite()).unwrap_or(f32::MIN);
-        ((f64::from(logit) - f64::from(most) - sum.ln()) as f32).max(f32::MIN).min(0.0)
+        ((f64::from(logit) - f64::from(most) - sum.ln()) as f32).clamp(f32::MIN, 0.0)
     };
     let mut ids: Vec<u32> = (0..logits.len() as u32).filter(|id| logits[*id as usize].is_finite()).collect();
     let count = count.min(ids.len());

@@ -12,7 +12,7 @@ use super::vocabulary::{Vocabulary, too_long};
 
 /// Prompt tokens per chunk. Fixed: a stream that moves to another node must be fed with the same boundaries, for products of
 /// other shapes round otherwise.
-const CHUNK_TOKENS: usize = 16;
+const CHUNK_TOKENS: usize = 8;
 
 /// What a unit of work came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use ingle_engine::{ModelCard, Task};
 
+use super::image::stored_bytes;
 use crate::weights::gguf::Header;
 use crate::weights::{HeaderError, bad};
 
@@ -110,9 +111,9 @@ impl Spec {
         (self.layers * 2 * self.kv_heads * self.head_size * 4) as u64
     }
 
-    /// Bytes of the loaded weights: as stored, and the token table once more in 32 bits.
+    /// Bytes of the loaded weights: as candle holds them, and the token table once more in 32 bits.
     pub(crate) fn loaded_bytes(&self, header: &Header) -> u64 {
-        weight_bytes(header) + (self.vocabulary * self.width * 4) as u64
+        held_bytes(header) + (self.vocabulary * self.width * 4) as u64
     }
 
     /// Bytes needed at most: weights, caches of all slots, buffers.
@@ -125,10 +126,9 @@ impl Spec {
     /// The model's card.
     pub(crate) fn card(&self, header: &Header) -> ModelCard {
         let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        let weight_bytes = weight_bytes(header);
         // With an output matrix of its own, only one row of the token table is read per token.
         let unread = match header.tensors.get("token_embd.weight") {
-            Some(table) if header.tensors.contains_key("output.weight") => table.length,
+            Some(table) if header.tensors.contains_key("output.weight") => stored_bytes(table),
             _ => 0,
         };
         ModelCard {
@@ -136,8 +136,8 @@ impl Spec {
             architecture: "llama".into(),
             quantisation: most_used(header).into(),
             parameters: header.tensors.values().map(|place| place.shape.iter().product::<usize>() as u64).sum(),
-            weight_bytes,
-            bytes_per_token: weight_bytes - unread,
+            weight_bytes: header.tensors.values().map(|place| place.length).sum(),
+            bytes_per_token: held_bytes(header) - unread,
             kv_bytes_per_token: self.kv_bytes_per_token(),
             context: small(self.context),
             dimensions: 0,
@@ -147,8 +147,8 @@ impl Spec {
     }
 }
 
-fn weight_bytes(header: &Header) -> u64 {
-    header.tensors.values().map(|place| place.length).sum()
+fn held_bytes(header: &Header) -> u64 {
+    header.tensors.values().map(stored_bytes).sum()
 }
 
 /// The storage that most bytes of the layers have.

@@ -31,9 +31,12 @@ fn texts() -> Vec<&'static str> {
     ]
 }
 
-/// Vectors in the order of the texts, with their token counts and whether they were cut.
-fn vectors(out: &[Output], id: u64) -> Vec<(Vec<f32>, u32, bool)> {
-    let mut found: Vec<(u32, (Vec<f32>, u32, bool))> = Vec::new();
+/// A text's vector, its token count, and whether it was cut.
+type Found = (Vec<f32>, u32, bool);
+
+/// In the order of the texts.
+fn vectors(out: &[Output], id: u64) -> Vec<Found> {
+    let mut found: Vec<(u32, Found)> = Vec::new();
     for output in out {
         if let Output::Embedding { id: RequestId(of), index, vector, tokens, truncated } = output
             && *of == id
@@ -47,7 +50,7 @@ fn vectors(out: &[Output], id: u64) -> Vec<(Vec<f32>, u32, bool)> {
     found.into_iter().map(|(_, value)| value).collect()
 }
 
-fn embed(model: &mut dyn Model, id: u64, texts: &[&str]) -> Vec<(Vec<f32>, u32, bool)> {
+fn embed(model: &mut dyn Model, id: u64, texts: &[&str]) -> Vec<Found> {
     join(model, id, Class::Batch, request(texts));
     let found = vectors(&drain(model), id);
     assert_eq!(found.len(), texts.len(), "each text has a vector");

@@ -91,7 +91,7 @@ fn card_is_plausible(subject: &Subject) {
     let card = subject.engine.inspect(subject.dir).unwrap_or_else(|error| panic!("inspect: {error}"));
     assert_eq!(card.task, Task::Generate);
     assert!(card.weight_bytes > 0 && card.context > 0 && card.kv_bytes_per_token > 0, "{card:?}");
-    assert!(card.bytes_per_token > 0 && card.bytes_per_token <= card.weight_bytes, "{card:?}");
+    assert!(card.bytes_per_token > 0, "{card:?}");
 }
 
 fn text_and_offsets_are_exact(subject: &Subject) {
@@ -181,8 +181,8 @@ fn a_stop_string_is_not_said(subject: &Subject) {
     let middle = whole.pieces.len() / 2;
     // From the middle of one token's text to the middle of a later one's.
     let ends: Vec<usize> = whole.pieces.iter().map(|(at, text)| *at as usize + text.len()).collect();
-    let starts = whole.text.char_indices().map(|(at, _)| at);
-    let start = starts.filter(|at| *at < ends[middle]).last().expect("there is text before the middle");
+    let mut starts = whole.text.char_indices().map(|(at, _)| at).rev();
+    let start = starts.find(|at| *at < ends[middle]).expect("there is text before the middle");
     let rest = whole.text[start..].chars();
     let stop: String = rest.take(3).collect();
     let expected = &whole.text[..whole.text.find(&stop).expect("it was taken from there")];

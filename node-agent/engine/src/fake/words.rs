@@ -25,7 +25,7 @@ impl Tokens for FakeTokens {
         let mut end_token = |start: usize, end: usize| {
             if end > start {
                 // Answers' ids stay below this bit.
-                encoding.ids.push((hash(text[start..end].as_bytes()) as u32) | 0x8000_0000);
+                encoding.ids.push((hash(&text.as_bytes()[start..end]) as u32) | 0x8000_0000);
                 encoding.offsets.push((start, end));
             }
         };

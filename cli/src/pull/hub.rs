@@ -27,8 +27,7 @@ const TRUSTED: [&str; 4] = [
 ];
 
 /// Fetches a repository's files.
-pub(crate) async fn pull(out: Out, repository: &str, files: Vec<String>, into: PathBuf) -> Result<(), Failure> {
-    let source = Source::parse(repository)?;
+pub(crate) async fn pull(out: Out, source: Source, files: Vec<String>, into: PathBuf) -> Result<(), Failure> {
     let hub = Hub::from_environment()?;
     // HTTP here is blocking; what is half there when the process ends is gone on with by the next.
     tokio::task::spawn_blocking(move || pull_blocking(out, &hub, &source, &files, &into))
@@ -90,7 +89,7 @@ fn place(work: &Path, folder: &Path, wanted: &[Wanted]) -> Result<(), Failure> {
 
 /// What to fetch: `owner/name` or `name`, and a revision.
 #[derive(Debug, PartialEq, Eq)]
-struct Source {
+pub(crate) struct Source {
     repository: String,
     revision: String,
     /// Name of the folder, and with it of the model.
@@ -98,7 +97,7 @@ struct Source {
 }
 
 impl Source {
-    fn parse(text: &str) -> Result<Self, Failure> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
         let part = |p: &str| {
             (1..=96).contains(&p.len())

@@ -13,6 +13,8 @@ use crate::out::Out;
 use crate::up::data_dir;
 
 pub(crate) async fn run(out: Out, args: PullArgs) -> Result<(), Failure> {
+    // Before anything is made: a bad name leaves no directory behind.
+    let source = args.repository.as_deref().map(hub::Source::parse).transpose()?;
     let into = match args.into {
         Some(into) => into,
         None => data_dir(None)?.join("models"),
@@ -20,8 +22,8 @@ pub(crate) async fn run(out: Out, args: PullArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&into).map_err(|error| at(&into, &error))?;
     let into = std::path::absolute(&into).map_err(|error| at(&into, &error))?;
     let pulling = async {
-        match args.repository {
-            Some(repository) => hub::pull(out, &repository, args.files, into).await,
+        match source {
+            Some(source) => hub::pull(out, source, args.files, into).await,
             None => starter::pull(out, &into).await,
         }
     };

@@ -121,6 +121,11 @@ fn nfs_arguments(dir: &Path, port: u16, read_only: bool) -> Vec<OsString> {
     arguments
 }
 
+/// Of our own server, which answers for NFS and MOUNT on one port.
+fn nfs_url(port: u16) -> String {
+    format!("nfs://{}/?mountport={port}&nfsport={port}", local(port))
+}
+
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
@@ -140,7 +145,7 @@ fn gateway_settings(layout: &Layout, ports: &Ports, shares: &[Share]) -> Table {
         .iter()
         .map(|share| {
             let url = match &share.source {
-                Source::Directory(_) => format!("nfs://{}/", local(nfs.next().copied().unwrap_or_default())),
+                Source::Directory(_) => nfs_url(nfs.next().copied().unwrap_or_default()),
                 Source::Url(url) => url.clone(),
             };
             (share.name.clone(), Value::from(table([("url", url.into()), ("read_only", share.read_only.into())])))
@@ -236,9 +241,9 @@ mod tests {
         let ports = Ports::choose(0, 2, &shares).expect("free ports");
         let settings = gateway_settings(&layout, &ports, &shares);
         let url = |name: &str| settings["exports"][name]["url"].as_str().expect("text").to_owned();
-        assert_eq!(url("docs"), format!("nfs://127.0.0.1:{}/", ports.nfs[0]));
+        assert_eq!(url("docs"), nfs_url(ports.nfs[0]));
         assert_eq!(url("nas"), "nfs://nas/volume1");
-        assert_eq!(url(MODELS), format!("nfs://127.0.0.1:{}/", ports.nfs[1]));
+        assert_eq!(url(MODELS), nfs_url(ports.nfs[1]));
         assert_eq!(settings["exports"][MODELS]["read_only"].as_bool(), Some(true));
         let arguments = nfs_arguments(Path::new("/srv/my docs"), 7750, true);
         assert_eq!(arguments, ["serve-nfs", "/srv/my docs", "--listen", "127.0.0.1:7750", "--read-only"]);

@@ -57,11 +57,11 @@ fn usage_errors_exit_with_2() {
         &["chat", ""],
     ] {
         let output = run(line);
-        let expected = if line[0] == "models" { [1, 2] } else { [2, 2] };
-        assert!(expected.contains(&code(&output)), "{line:?}: {} {}", code(&output), stderr(&output));
+        assert_eq!(code(&output), 2, "{line:?}: {}", stderr(&output));
         assert!(stderr(&output).starts_with("error: "), "{line:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty());
     }
+    assert!(!std::path::Path::new("/nowhere/at/all").exists(), "a refused command makes nothing");
 }
 
 #[test]

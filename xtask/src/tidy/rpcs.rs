@@ -73,7 +73,7 @@ fn rpc_problem(rpc: &Rpc<'_>, schema: &Schema) -> Option<String> {
     let Some((options, _)) = call.split_once(&format!(" {method}")).filter(|(_, rest)| rest.is_empty()) else {
         return Some(format!("{method}: its grpcurl line should end with ` {method}`"));
     };
-    let Some((_, after)) = options.split_once("-d '") else { return None };
+    let (_, after) = options.split_once("-d '")?;
     let Some((data, _)) = after.split_once('\'') else {
         return Some(format!("{method}: its grpcurl line opens a quote and doesn't close it"));
     };

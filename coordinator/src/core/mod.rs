@@ -4,12 +4,13 @@
 //! tests and in the simulation.
 
 mod batches;
-mod calls;
+pub(crate) mod calls;
 pub mod check;
 mod dispatch;
 pub mod event;
 pub mod explain;
 mod jobs;
+mod members;
 pub mod nodes;
 pub mod placement;
 pub mod record;
@@ -194,7 +195,8 @@ impl Core {
                 if record::ended(record.state()) {
                     self.ended.insert(record.number, record);
                 } else {
-                    self.jobs.entry(record.number).or_default().record = record;
+                    let number = record.number;
+                    self.jobs.entry(number).or_default().record = record;
                 }
             }
             ["parts", job, "s", _] => {

@@ -1,0 +1,104 @@
+//! Interactive calls: in memory only, placed at once or refused with a delay, moved when their node dies.
+
+use ingle_proto::{ErrorCode, Problem, v1};
+
+use super::event::{CallId, Effect};
+use super::placement::Size;
+use super::{Core, Step};
+use crate::limits;
+
+/// A person's call.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) kind: v1::JobKind,
+    pub(crate) model: String,
+    pub(crate) size: Size,
+    pub(crate) since: u64,
+    /// Set while a node has it.
+    pub(crate) attempt: Option<u64>,
+    /// Nodes it was on before.
+    pub(crate) moves: u32,
+}
+
+/// A call is moved at most this often: past it something about the call itself is wrong.
+const MOVES_MAX: u32 = 5;
+/// How long a call waits for a node before it is told to come back, milliseconds.
+const WAIT_MS: u64 = 60_000;
+
+impl Core {
+    pub(super) fn call(
+        &mut self,
+        step: &mut Step,
+        id: CallId,
+        kind: v1::JobKind,
+        model: String,
+        bytes: u64,
+        max_tokens: u32,
+    ) {
+        let waiting = self.calls.values().filter(|call| call.attempt.is_none()).count();
+        if self.calls.len() >= limits::CALLS_MAX || waiting >= limits::CALLS_WAITING_MAX {
+            // The delay is what those ahead are expected to take, shared by the nodes.
+            let ahead: f64 = self.attempts.values().map(|attempt| attempt.expected_ms).sum();
+            let delay = (ahead / self.nodes.len().max(1) as f64).clamp(500.0, 60_000.0);
+            let problem = Problem::new(ErrorCode::Overloaded, format!("{waiting} calls wait already; come back later"))
+                .retry_after(std::time::Duration::from_millis(delay as u64));
+            step.effects.push(Effect::CallFailed { call: id, problem });
+            return;
+        }
+        if self.nodes.iter().all(|(_, node)| !node.connected || node.left) {
+            let problem = Problem::new(ErrorCode::NoNode, "no node is connected; see `ingle nodes list`")
+                .retry_after(std::time::Duration::from_secs(2));
+            step.effects.push(Effect::CallFailed { call: id, problem });
+            return;
+        }
+        let size = Size { items: 1, bytes, output_tokens: max_tokens };
+        self.calls.insert(id, Call { kind, model, size, since: self.now.mono_ms, attempt: None, moves: 0 });
+    }
+
+    pub(super) fn call_ended(&mut self, id: CallId) {
+        if let Some(attempt) = self.calls.remove(&id).and_then(|call| call.attempt) {
+            self.drop_attempt(attempt);
+        }
+    }
+
+    pub(super) fn call_gone(&mut self, step: &mut Step, id: CallId) {
+        if let Some(number) = self.calls.remove(&id).and_then(|call| call.attempt)
+            && let Some(attempt) = self.drop_attempt(number)
+        {
+            step.effects.push(Effect::CancelAttempt {
+                node: attempt.node,
+                attempt: number,
+                reason: "the caller left".into(),
+            });
+        }
+    }
+
+    /// Its attempt is gone: another node may go on with it, unless the call itself is at fault.
+    pub(super) fn call_failed(&mut self, step: &mut Step, id: CallId, kind: v1::FailureKind, problem: &Problem) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.attempt = None;
+        call.moves += 1;
+        let hopeless = matches!(kind, v1::FailureKind::Input | v1::FailureKind::Item | v1::FailureKind::Unspecified);
+        if hopeless || call.moves > MOVES_MAX {
+            self.calls.remove(&id);
+            step.effects.push(Effect::CallFailed { call: id, problem: problem.clone() });
+        }
+    }
+
+    /// Calls that no node could take in time are told so.
+    pub(super) fn watch_calls(&mut self, step: &mut Step) {
+        let now = self.now.mono_ms;
+        let late: Vec<CallId> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.attempt.is_none() && call.since + WAIT_MS < now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            self.calls.remove(&id);
+            let problem = Problem::new(ErrorCode::NoNode, "no node could take the call within a minute; see `ingle nodes list`")
+                .retry_after(std::time::Duration::from_secs(5));
+            step.effects.push(Effect::CallFailed { call: id, problem });
+        }
+    }
+}

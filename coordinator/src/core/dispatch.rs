@@ -1,0 +1,418 @@
+//! What runs next, and where: interactive before batch with ageing, fair by principal, earliest expected finish.
+
+use ingle_proto::{ErrorCode, NodeId, Problem, v1};
+
+use super::event::{BatchWork, CallId, Effect, Work};
+use super::nodes::{Health, NodeEntry};
+use super::placement::{Size, Speeds, Terms, tie};
+use super::record::BatchState;
+use super::{Attempt, Core, Job, Owner, Step};
+use crate::limits;
+
+use v1::JobState;
+
+/// After this long in the queue batch work counts as interactive, milliseconds.
+const AGEING_MS: u64 = 10 * 60_000;
+
+impl Core {
+    /// Hands out work until no node takes more.
+    pub(super) fn schedule(&mut self, step: &mut Step) {
+        self.schedule_calls(step);
+        if self.nodes.mass_failure(self.now) {
+            return;
+        }
+        // A commit is bounded: what doesn't fit waits for the next event, at the latest a tick.
+        while step.changes.len() < limits::CHANGES_PER_COMMIT / 2 {
+            if !self.schedule_one(step) {
+                break;
+            }
+        }
+        let now = self.now;
+        for job in self.jobs.values_mut() {
+            if job.waiting_since.is_none() && job.has_work(now.unix_ms) {
+                job.waiting_since = Some(now.mono_ms);
+            }
+        }
+    }
+
+    fn schedule_one(&mut self, step: &mut Step) -> bool {
+        let now = self.now;
+        let mut jobs: Vec<(bool, u64, u64)> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.record.state() == JobState::Running && job.has_work(now.unix_ms))
+            .map(|(number, job)| {
+                let interactive = job.record.spec().priority() == v1::Priority::Interactive;
+                let waited = job.waiting_since.map_or(0, |since| now.mono_ms.saturating_sub(since));
+                let busy = self.principal_busy.get(&job.record.principal).copied().unwrap_or_default();
+                (!(interactive || waited > AGEING_MS), busy, *number)
+            })
+            .collect();
+        jobs.sort_unstable();
+        jobs.into_iter().any(|(_, _, number)| self.dispatch_batch(step, number))
+    }
+
+    /// Nodes that could run this model now, with why the others can't.
+    pub(super) fn candidates(&self, model: &str) -> Vec<(NodeId, Result<(), String>)> {
+        self.nodes
+            .iter()
+            .filter(|(_, node)| !node.left)
+            .map(|(id, node)| (id.clone(), self.eligible(node, model)))
+            .collect()
+    }
+
+    fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
+        if node.draining {
+            return Err("it is draining".into());
+        }
+        if !node.connected {
+            return Err("it is not connected".into());
+        }
+        if node.health(self.now) != Health::Ready {
+            return Err("it has been silent for over 3 s".into());
+        }
+        if node.rest_until > self.now.mono_ms {
+            return Err("it rests after a fault of its own".into());
+        }
+        if let Some(problem) = node.broken_models.get(model) {
+            return Err(format!("the model failed there: {problem}"));
+        }
+        let Some(info) = node.model(model) else {
+            return Err("it doesn't see the model".into());
+        };
+        let capacity = &node.attached.capacity;
+        let fit = super::placement::fit(info, info.context.min(4096), 1);
+        if capacity.memory_budget_bytes > 0 && fit.needed > capacity.memory_budget_bytes {
+            return Err(format!("it needs {} bytes and the node has {}", fit.needed, capacity.memory_budget_bytes));
+        }
+        Ok(())
+    }
+
+    /// The terms of work of this size on a node that can run the model.
+    pub(super) fn terms(&self, id: &NodeId, model: &str, size: Size) -> Terms {
+        let Some(node) = self.nodes.get(id) else { return Terms::default() };
+        let Some(info) = node.model(model) else { return Terms::default() };
+        let loaded = node.loaded(model);
+        let (prefill, output) = self.speeds.estimate(id, &node.attached.capacity, info, loaded, size);
+        let slots = f64::from(node.attached.capacity.slots.max(1));
+        let backlog: f64 = node
+            .attempts
+            .iter()
+            .filter_map(|number| self.attempts.get(number))
+            .map(|attempt| {
+                let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
+                (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
+            })
+            .sum();
+        Terms { backlog: backlog / slots, load: Speeds::load_ms(info, loaded.is_some()), prefill, output }
+    }
+
+    fn dispatch_batch(&mut self, step: &mut Step, number: u64) -> bool {
+        let now = self.now;
+        let Some(job) = self.jobs.get(&number) else { return false };
+        let model = job.record.model.clone();
+        let candidates = self.candidates(&model);
+        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
+        if fit.is_empty() {
+            let hold = self.why_no_node(&candidates, &model);
+            self.hold(step, number, hold);
+            return false;
+        }
+        // The next batch: one that waits already, else a new one cut to what the nodes have shown they can do.
+        let waiting = job
+            .queued
+            .iter()
+            .copied()
+            .find(|batch| job.batches.get(batch).is_some_and(|b| b.not_before_ms <= now.unix_ms));
+        let probe = match waiting {
+            Some(batch) => job.size(&job.batches[&batch]),
+            None => match self.next_cut(job, &model, &fit) {
+                Some((_, _, size)) => size,
+                None => return false,
+            },
+        };
+        let rest = job.remaining_bytes() as f64 / (probe.bytes.max(1) as f64);
+        let seed = number.wrapping_mul(0x9E37_79B9).wrapping_add(job.next_batch);
+        let mut scored: Vec<(f64, u64, NodeId, Terms, bool)> = fit
+            .iter()
+            .map(|id| {
+                let terms = self.terms(id, &model, probe);
+                let open = self.nodes.get(id).is_some_and(|n| n.attempts.len() < n.attempts_max());
+                (terms.finish(), tie(seed, id), id.clone(), terms, open)
+            })
+            .collect();
+        scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        // A slower idle node helps as long as it is done before the others would be through with everything.
+        let best = &scored[0];
+        let horizon = best.0 + rest * (best.3.prefill + best.3.output);
+        let Some(chosen) = scored.iter().find(|(finish, _, _, _, open)| *open && *finish <= horizon + 1.0) else {
+            return false;
+        };
+        let node = chosen.2.clone();
+        let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
+        let batch = match waiting {
+            Some(batch) => batch,
+            None => {
+                let Some((segment, count, _)) = self.jobs.get(&number).and_then(|job| self.next_cut(job, &model, &fit))
+                else {
+                    return false;
+                };
+                let Some(batch) = self.jobs.get_mut(&number).and_then(|job| job.cut(segment, count)) else {
+                    return false;
+                };
+                batch
+            }
+        };
+        let attempt = self.new_attempt(step);
+        let epoch_deadline = now.unix_ms + limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as i64);
+        let Some(job) = self.jobs.get_mut(&number) else { return false };
+        let queued_ms = job.waiting_since.take().map_or(0, |since| now.mono_ms.saturating_sub(since));
+        job.hold = String::new();
+        job.queued.remove(&batch);
+        job.running.insert(batch);
+        let Some(record) = job.batches.get_mut(&batch) else { return false };
+        record.set_state(BatchState::Running);
+        record.attempt = attempt;
+        record.node = node.to_string();
+        if !record.join {
+            job.counts.running += u64::from(record.count);
+        }
+        step.put_batch(number, record);
+        if job.record.started_ms == 0 {
+            job.record.started_ms = now.unix_ms;
+            step.put_job(&job.record);
+        }
+        let (join, bucket, first, count, segment) =
+            (record.join, record.bucket, record.first, record.count, record.segment);
+        let in_bucket = |index: &u32| job.segments[index].info().bucket == bucket;
+        let blobs = |indices: Vec<u32>| -> Vec<v1::BlobRef> {
+            indices.iter().filter_map(|index| job.segments[index].info().blob.clone()).collect()
+        };
+        let work = BatchWork {
+            batch,
+            spec: job.record.spec().clone(),
+            principal: job.record.principal.clone(),
+            bucket,
+            first,
+            count,
+            segments: if join {
+                blobs(job.segments.keys().copied().filter(in_bucket).collect())
+            } else {
+                blobs(vec![segment])
+            },
+            manifests: if join && job.record.spec().kind() == v1::JobKind::Embed {
+                job.batches
+                    .values()
+                    .filter(|b| !b.join && b.bucket == bucket && b.state() == BatchState::Committed)
+                    .filter_map(|b| b.manifest.clone())
+                    .collect()
+            } else {
+                Vec::new()
+            },
+            join,
+        };
+        let priority = job.record.spec().priority();
+        let model_ref = v1::ModelRef { name: model, digest: job.record.model_digest.clone().into() };
+        self.attempts.insert(
+            attempt,
+            Attempt {
+                owner: Owner::Batch { job: number, batch },
+                node: node.clone(),
+                started: now.mono_ms,
+                expected_ms,
+                deadline_unix: epoch_deadline,
+                bytes_done: 0,
+                items_done: 0,
+                unconfirmed: false,
+            },
+        );
+        if let Some(entry) = self.nodes.get_mut(&node) {
+            entry.attempts.insert(attempt);
+        }
+        step.effects.push(Effect::Dispatch {
+            node,
+            attempt,
+            deadline_ms: epoch_deadline,
+            model: model_ref,
+            priority,
+            queued_ms,
+            work: Work::Batch { job: number, batch: Box::new(work) },
+        });
+        step.effects.push(Effect::JobChanged { job: number });
+        true
+    }
+
+    /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
+    /// others have nothing left to do.
+    fn next_cut(&self, job: &Job, model: &str, fit: &[NodeId]) -> Option<(u32, u32, Size)> {
+        let segment = *job.uncut.first()?;
+        let entry = job.segments.get(&segment)?;
+        let info = entry.info();
+        let left = (info.to_do - entry.cut) as usize;
+        let output_tokens = job.record.spec().generate.as_ref().map_or(0, |g| g.max_tokens);
+        let measured = fit.iter().any(|id| self.speeds.measured(id, model));
+        let ceiling = if measured { limits::BATCH_ITEMS_MAX } else { 4 } as usize;
+        // The last of a job is shared out.
+        let fair = (job.uncut_items() as usize).div_ceil(2 * fit.len().max(1)).max(1);
+        let mut size = Size { items: 0, bytes: 0, output_tokens };
+        for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling).min(fair)) {
+            let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), output_tokens };
+            let fastest = fit
+                .iter()
+                .map(|id| {
+                    let terms = self.terms(id, model, grown);
+                    terms.prefill + terms.output
+                })
+                .fold(f64::INFINITY, f64::min);
+            if size.items > 0 && fastest > limits::BATCH_TARGET_MS {
+                break;
+            }
+            size = grown;
+        }
+        Some((segment, size.items, size))
+    }
+
+    fn why_no_node(&self, candidates: &[(NodeId, Result<(), String>)], model: &str) -> String {
+        match candidates {
+            [] => "no node has joined yet".into(),
+            [(id, Err(why))] => format!("node {id} can't run {model} now: {why}"),
+            many => {
+                let (id, why) = many.iter().find_map(|(id, r)| r.as_ref().err().map(|w| (id, w))).expect("none is fit");
+                format!("none of {} nodes can run {model} now; {id}: {why}", many.len())
+            }
+        }
+    }
+
+    fn schedule_calls(&mut self, step: &mut Step) {
+        let waiting: Vec<CallId> = self.calls.iter().filter(|(_, c)| c.attempt.is_none()).map(|(id, _)| *id).collect();
+        for id in waiting {
+            let Some(call) = self.calls.get(&id) else { continue };
+            let (kind, name, size, since) = (call.kind, call.model.clone(), call.size, call.since);
+            let (model, digest) = match self.choose_model(kind, &name) {
+                Err(problem) => {
+                    self.calls.remove(&id);
+                    step.effects.push(Effect::CallFailed { call: id, problem });
+                    continue;
+                }
+                Ok(None) => continue,
+                Ok(Some(chosen)) => chosen,
+            };
+            let best = self
+                .candidates(&model)
+                .into_iter()
+                .filter(|(_, why)| why.is_ok())
+                .filter(|(node, _)| {
+                    // A call enters beside batch work; only calls count against calls.
+                    self.nodes.get(node).is_some_and(|entry| {
+                        let calls = entry.attempts.iter().filter(|a| {
+                            self.attempts.get(a).is_some_and(|a| matches!(a.owner, Owner::Call(_)))
+                        });
+                        calls.count() < entry.attempts_max()
+                    })
+                })
+                .map(|(node, _)| {
+                    let mut terms = self.terms(&node, &model, size);
+                    // Batch work steps aside: only other calls are in the way.
+                    terms.backlog = self.call_backlog(&node);
+                    (terms, tie(id.0, &node), node)
+                })
+                .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
+            let Some((terms, _, node)) = best else { continue };
+            let attempt = self.new_attempt(step);
+            let deadline = self.now.unix_ms + limits::ATTEMPT_FLOOR_MS;
+            self.attempts.insert(
+                attempt,
+                Attempt {
+                    owner: Owner::Call(id),
+                    node: node.clone(),
+                    started: self.now.mono_ms,
+                    expected_ms: terms.load + terms.prefill + terms.output,
+                    deadline_unix: deadline,
+                    bytes_done: 0,
+                    items_done: 0,
+                    unconfirmed: false,
+                },
+            );
+            if let Some(entry) = self.nodes.get_mut(&node) {
+                entry.attempts.insert(attempt);
+            }
+            if let Some(call) = self.calls.get_mut(&id) {
+                call.attempt = Some(attempt);
+                call.model = model.clone();
+            }
+            step.effects.push(Effect::Dispatch {
+                node,
+                attempt,
+                deadline_ms: deadline,
+                model: v1::ModelRef { name: model, digest: digest.into() },
+                priority: v1::Priority::Interactive,
+                queued_ms: self.now.mono_ms.saturating_sub(since),
+                work: Work::Call { call: id },
+            });
+        }
+    }
+
+    fn call_backlog(&self, node: &NodeId) -> f64 {
+        self.nodes.get(node).map_or(0.0, |entry| {
+            entry
+                .attempts
+                .iter()
+                .filter_map(|number| self.attempts.get(number))
+                .filter(|attempt| matches!(attempt.owner, Owner::Call(_)))
+                .map(|attempt| {
+                    let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
+                    (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
+                })
+                .sum()
+        })
+    }
+
+    /// Attempts that ran far past what was expected are given up: free of charge once, then counted.
+    pub(super) fn watch_attempts(&mut self, step: &mut Step) {
+        let late: Vec<u64> = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| attempt.deadline_unix < self.now.unix_ms && !attempt.unconfirmed)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            let Some(attempt) = self.drop_attempt(number) else { continue };
+            step.effects.push(Effect::CancelAttempt {
+                node: attempt.node.clone(),
+                attempt: number,
+                reason: "it ran far longer than expected".into(),
+            });
+            let problem = Problem::new(ErrorCode::Deadline, "it ran far longer than expected");
+            match attempt.owner {
+                Owner::Batch { job, batch } => self.charge(step, job, batch, &problem, false),
+                Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Input, &problem),
+            }
+        }
+        self.retry_publishing(step);
+    }
+}
+
+impl Job {
+    fn has_work(&self, unix_ms: i64) -> bool {
+        !self.uncut.is_empty()
+            || self.queued.iter().any(|batch| self.batches.get(batch).is_some_and(|b| b.not_before_ms <= unix_ms))
+    }
+
+    pub(super) fn uncut_items(&self) -> u64 {
+        self.uncut
+            .iter()
+            .filter_map(|index| self.segments.get(index))
+            .map(|segment| u64::from(segment.info().to_do - segment.cut))
+            .sum()
+    }
+
+    fn remaining_bytes(&self) -> u64 {
+        let uncut: u64 = self
+            .uncut
+            .iter()
+            .filter_map(|index| self.segments.get(index))
+            .map(|s| s.info().size_kib[s.cut as usize..].iter().map(|k| u64::from(*k) << 10).sum::<u64>())
+            .sum();
+        uncut + self.queued.iter().filter_map(|batch| self.batches.get(batch)).map(|b| b.bytes).sum::<u64>()
+    }
+}

@@ -1,0 +1,121 @@
+//! Why a job is where it is: the terms of the decision, in words and numbers.
+
+use ingle_proto::v1;
+
+use super::record::{BatchState, ended};
+use super::{Core, placement::Size};
+
+impl Core {
+    /// Explains a job; `None` if there is none of that number.
+    #[must_use]
+    pub fn explain(&self, number: u64) -> Option<v1::ExplainJobResponse> {
+        let record = self.record(number)?;
+        if ended(record.state()) {
+            let counts = record.final_counts.unwrap_or_default();
+            return Some(v1::ExplainJobResponse {
+                summary: format!(
+                    "it {}: {} of {} documents published, {} unchanged, {} skipped, {} failed, {} quarantined, {} in conflict{}",
+                    match record.state() {
+                        v1::JobState::Succeeded => "succeeded",
+                        v1::JobState::Cancelled => "was cancelled",
+                        _ => "failed",
+                    },
+                    counts.published,
+                    counts.total,
+                    counts.unchanged,
+                    counts.skipped,
+                    counts.failed,
+                    counts.quarantined,
+                    counts.conflict,
+                    if record.reason.is_empty() { String::new() } else { format!(" ({})", record.reason) },
+                ),
+                ..Default::default()
+            });
+        }
+        let job = self.jobs.get(&number)?;
+        let summary = match record.state() {
+            v1::JobState::Listing if job.hold.is_empty() => {
+                format!("the gateway walks the input; {} entries seen", job.scan.entries_seen)
+            }
+            v1::JobState::Listing => format!("it can't be listed yet: {}", job.hold),
+            v1::JobState::Paused => "a person paused it; `ingle jobs resume` goes on".into(),
+            v1::JobState::Cancelling => format!("it is being cancelled; {} batches have to end", job.running.len()),
+            _ if !job.running.is_empty() => format!(
+                "{} batches run on {} nodes, {} wait, {} are being published",
+                job.running.len(),
+                self.job(number).map_or(0, |j| j.nodes.len()),
+                job.queued.len(),
+                job.publishing.len()
+            ),
+            _ if !job.publishing.is_empty() => {
+                let why = job.publishing.iter().filter_map(|id| job.batches.get(id)).find(|b| !b.reason.is_empty());
+                why.map_or_else(|| "its results are being made visible".into(), |b| b.reason.clone())
+            }
+            _ if !job.hold.is_empty() => format!("it waits: {}", job.hold),
+            _ => job
+                .queued
+                .iter()
+                .filter_map(|id| job.batches.get(id))
+                .find(|b| !b.reason.is_empty())
+                .map_or_else(|| "it waits for a node to be free".into(), |b| format!("it waits: {}", b.reason)),
+        };
+        let mut batches: Vec<_> = job
+            .batches
+            .values()
+            .filter(|b| b.state() != BatchState::Published)
+            .map(|b| {
+                let state = match b.state() {
+                    BatchState::Queued if b.not_before_ms > self.now.unix_ms => "backing off",
+                    BatchState::Queued => "queued",
+                    BatchState::Running => "running",
+                    BatchState::Committed if job.publishing.contains(&b.id) => "publishing",
+                    BatchState::Committed => "committed",
+                    BatchState::Quarantined => "quarantined",
+                    BatchState::Published => "published",
+                };
+                v1::BatchExplanation {
+                    batch: b.id,
+                    state: state.into(),
+                    items: b.count,
+                    attempts: b.failures + b.deaths + b.tries,
+                    node_id: b.node.clone(),
+                    reason: b.reason.clone(),
+                    not_before_ms: b.not_before_ms,
+                }
+            })
+            .collect();
+        let rank = |state: &str| match state {
+            "quarantined" => 0,
+            "backing off" => 1,
+            "publishing" => 2,
+            "queued" => 3,
+            "running" => 4,
+            _ => 5,
+        };
+        batches.sort_by_key(|b| (rank(&b.state), b.batch));
+        batches.truncate(100);
+        let size = job
+            .queued
+            .first()
+            .and_then(|id| job.batches.get(id))
+            .map_or(Size { items: 1, bytes: 4096, output_tokens: 64 }, |b| job.size(b));
+        let nodes = self
+            .candidates(&record.model)
+            .into_iter()
+            .map(|(id, why)| {
+                let terms = self.terms(&id, &record.model, size);
+                v1::NodeTerms {
+                    node_id: id.to_string(),
+                    fits: why.is_ok(),
+                    why_not: why.err().unwrap_or_default(),
+                    backlog_ms: terms.backlog,
+                    load_ms: terms.load,
+                    prefill_ms: terms.prefill,
+                    output_ms: terms.output,
+                    finish_ms: terms.finish(),
+                }
+            })
+            .collect();
+        Some(v1::ExplainJobResponse { summary, batches, nodes })
+    }
+}

@@ -1,0 +1,510 @@
+//! A job's life: submitted, listed by the gateway, steered by people, ended.
+
+use ingle_proto::job::job_id;
+use ingle_proto::{ErrorCode, Problem, v1};
+
+use super::event::{Answer, Effect, ReplyId};
+use super::record::{Change, JobRecord, SegmentRecord, ended, job_key, parts_prefix};
+use super::{Core, Job, ScanState, Segment, Step};
+use crate::limits;
+
+use v1::JobState;
+
+impl Core {
+    pub(super) fn submit(
+        &mut self,
+        step: &mut Step,
+        reply: ReplyId,
+        spec: v1::JobSpec,
+        idempotency_key: String,
+        spec_digest: Vec<u8>,
+        principal: String,
+    ) {
+        let answer = self.accept(step, spec, idempotency_key, spec_digest, principal);
+        step.effects.push(Effect::Reply { reply, answer });
+    }
+
+    fn accept(
+        &mut self,
+        step: &mut Step,
+        spec: v1::JobSpec,
+        idempotency_key: String,
+        spec_digest: Vec<u8>,
+        principal: String,
+    ) -> Result<Answer, Problem> {
+        if let Some(number) = self.keys.get(&idempotency_key).copied() {
+            let record = self.record(number).ok_or_else(|| lost(number))?;
+            if record.spec_digest != spec_digest {
+                return Err(Problem::new(
+                    ErrorCode::IdempotencyKeyReused,
+                    format!(
+                        "idempotency key {idempotency_key:?} was used for {} with another specification; choose a new key",
+                        job_id(number)
+                    ),
+                ));
+            }
+            let job = self.job(number).ok_or_else(|| lost(number))?;
+            return Ok(Answer::Job(Box::new(job), true));
+        }
+        if self.jobs.len() >= limits::JOBS_OPEN_MAX {
+            return Err(Problem::new(
+                ErrorCode::Overloaded,
+                format!("{} jobs are open; wait for some to end or cancel them", self.jobs.len()),
+            )
+            .retry_after(std::time::Duration::from_secs(30)));
+        }
+        let number = self.next_job;
+        self.next_job += 1;
+        self.marks.job = number;
+        step.put(super::record::MARKS_KEY.into(), &self.marks);
+        let model = spec.model.clone();
+        let record = JobRecord {
+            number,
+            spec: Some(spec),
+            state: JobState::Listing.into(),
+            created_ms: self.now.unix_ms,
+            idempotency_key: idempotency_key.clone(),
+            spec_digest,
+            principal,
+            model,
+            ..Default::default()
+        };
+        let mut job = Job { record, next_batch: 1, ..Default::default() };
+        // A model that no node has is refused at once, but only when there are nodes that could know it.
+        match self.choose_model(job.record.spec().kind(), &job.record.model) {
+            Ok(Some((name, digest))) => (job.record.model, job.record.model_digest) = (name, digest),
+            Ok(None) => {}
+            Err(problem) => {
+                self.next_job -= 1;
+                self.marks.job -= 1;
+                step.changes.clear();
+                return Err(problem);
+            }
+        }
+        step.put_job(&job.record);
+        if !idempotency_key.is_empty() {
+            self.keys.insert(idempotency_key, number);
+        }
+        self.jobs.insert(number, job);
+        self.start_scans(step);
+        let job = self.job(number).ok_or_else(|| lost(number))?;
+        Ok(Answer::Job(Box::new(job), false))
+    }
+
+    pub(super) fn record(&self, number: u64) -> Option<&JobRecord> {
+        self.jobs.get(&number).map(|job| &job.record).or_else(|| self.ended.get(&number))
+    }
+
+    /// The model a job of this kind should use: by name, or the only one of its kind. `None` while no node can tell.
+    pub(super) fn choose_model(&self, kind: v1::JobKind, name: &str) -> Result<Option<(String, Vec<u8>)>, Problem> {
+        let mut known = std::collections::BTreeMap::new();
+        let mut broken = std::collections::BTreeMap::new();
+        let mut settled = false;
+        for (_, node) in self.nodes.iter().filter(|(_, node)| node.connected && !node.left) {
+            settled |= !node.attached.models.is_empty();
+            for info in &node.attached.models {
+                let Some(model) = &info.model else { continue };
+                if !info.problem.is_empty() {
+                    broken.insert(model.name.clone(), info.problem.clone());
+                } else if model.digest.is_empty() {
+                    // Seen, but its bytes are still being read: wait.
+                    if model.name == name {
+                        return Ok(None);
+                    }
+                    settled &= !name.is_empty();
+                } else if info.kind() == kind {
+                    known.insert(model.name.clone(), model.digest.to_vec());
+                } else {
+                    broken.insert(model.name.clone(), format!("does {}, not {}", word(info.kind()), word(kind)));
+                }
+            }
+        }
+        if name.is_empty() {
+            return match known.len() {
+                1 => Ok(known.into_iter().next()),
+                0 if settled => Err(Problem::new(
+                    ErrorCode::ModelNotFound,
+                    format!("no node has a model that can {}; see `ingle models list`", word(kind)),
+                )),
+                0 => Ok(None),
+                _ => Err(Problem::new(
+                    ErrorCode::ModelNotFound,
+                    format!("several models can {}: {}; name one", word(kind), join(known.keys())),
+                )),
+            };
+        }
+        if let Some(digest) = known.get(name) {
+            return Ok(Some((name.to_owned(), digest.clone())));
+        }
+        if let Some(problem) = broken.get(name) {
+            return Err(Problem::new(ErrorCode::ModelUnusable, format!("model {name}: {problem}")));
+        }
+        if settled {
+            return Err(Problem::new(
+                ErrorCode::ModelNotFound,
+                format!("no node has a model named {name:?}; there are: {}", join(known.keys())),
+            ));
+        }
+        Ok(None)
+    }
+
+    /// Begins the walks that are due.
+    pub(super) fn start_scans(&mut self, step: &mut Step) {
+        let due: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| {
+                job.record.state() == JobState::Listing && !job.scan.running && job.scan.not_before <= self.now.mono_ms
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        for number in due {
+            self.start_scan(step, number);
+        }
+    }
+
+    fn start_scan(&mut self, step: &mut Step, number: u64) {
+        let Some(job) = self.jobs.get(&number) else { return };
+        let spec = job.record.spec().clone();
+        match self.choose_model(spec.kind(), &job.record.model) {
+            Ok(None) => {
+                let hold = if self.nodes.len() == 0 {
+                    "no node has joined yet".to_owned()
+                } else {
+                    "nodes are still reading their models".to_owned()
+                };
+                self.hold(step, number, hold);
+            }
+            Err(problem) => self.end_failed(step, number, &problem),
+            Ok(Some((model, digest))) => {
+                let epoch = self.epoch;
+                let now = self.now.mono_ms;
+                let Some(job) = self.jobs.get_mut(&number) else { return };
+                // Segments of a walk that broke off are of no use: a new walk writes all of them.
+                for (index, _) in std::mem::take(&mut job.segments) {
+                    step.changes.push(Change::Delete { key: super::record::segment_key(number, index) });
+                }
+                if job.record.model_digest != digest || job.record.model != model {
+                    job.record.model = model;
+                    job.record.model_digest = digest.clone();
+                    step.put_job(&job.record);
+                }
+                job.scan = ScanState {
+                    number: job.scan.number + 1,
+                    running: true,
+                    tries: job.scan.tries,
+                    not_before: now,
+                    entries_seen: 0,
+                };
+                job.hold = String::new();
+                step.effects.push(Effect::Scan {
+                    job: number,
+                    scan: job.scan.number,
+                    request: Box::new(v1::ScanRequest {
+                        epoch: Some(epoch.into()),
+                        job_id: job_id(number).to_string(),
+                        input: spec.input.clone(),
+                        kind: spec.kind,
+                        place: spec.output.clone(),
+                        model_digest: digest.into(),
+                        parameters_digest: parameters_digest(&spec).into(),
+                        force: spec.force,
+                    }),
+                });
+                step.effects.push(Effect::JobChanged { job: number });
+            }
+        }
+    }
+
+    fn current_scan(&mut self, number: u64, scan: u64) -> Option<&mut Job> {
+        self.jobs.get_mut(&number).filter(|job| {
+            job.scan.running && job.scan.number == scan && job.record.state() == JobState::Listing
+        })
+    }
+
+    pub(super) fn scan_progress(&mut self, step: &mut Step, number: u64, scan: u64, entries: u64) {
+        if let Some(job) = self.current_scan(number, scan) {
+            job.scan.entries_seen = entries;
+            step.effects.push(Effect::JobChanged { job: number });
+        }
+    }
+
+    pub(super) fn scan_segment(&mut self, step: &mut Step, number: u64, scan: u64, info: v1::SegmentInfo) {
+        let Some(job) = self.current_scan(number, scan) else { return };
+        let index = job.segments.len() as u32;
+        let consistent = info.blob.is_some()
+            && info.to_do <= info.entries
+            && info.entries <= 1000
+            && info.size_kib.len() == info.to_do as usize;
+        if !consistent || index >= limits::SEGMENTS_MAX {
+            let problem = Problem::new(
+                ErrorCode::StorageProtocol,
+                format!("the gateway's listing segment {index} contradicts itself; is it of another version?"),
+            );
+            self.end_failed(step, number, &problem);
+            return;
+        }
+        let record = SegmentRecord { index, info: Some(info) };
+        step.put(super::record::segment_key(number, index), &record);
+        job.segments.insert(index, Segment { record, cut: 0 });
+    }
+
+    pub(super) fn scan_done(&mut self, step: &mut Step, number: u64, scan: u64, buckets: u32) {
+        let Some(job) = self.current_scan(number, scan) else { return };
+        job.scan.running = false;
+        job.scan.tries = 0;
+        job.record.listed = true;
+        job.record.buckets = buckets.max(1);
+        job.record.set_state(if job.record.paused { JobState::Paused } else { JobState::Running });
+        job.record.reason = String::new();
+        job.record.code = String::new();
+        job.index_segments();
+        step.put_job(&job.record);
+        step.effects.push(Effect::JobChanged { job: number });
+        self.progress_job(step, number);
+    }
+
+    pub(super) fn scan_failed(&mut self, step: &mut Step, number: u64, scan: u64, problem: &Problem) {
+        let now = self.now.mono_ms;
+        let Some(job) = self.current_scan(number, scan) else { return };
+        job.scan.running = false;
+        if problem.retryable() {
+            job.scan.tries += 1;
+            job.scan.not_before = now + super::batches::backoff(number, job.scan.tries) as u64;
+            let hold = format!("the listing failed ({problem}); it is tried again");
+            self.hold(step, number, hold);
+        } else {
+            let problem = problem.clone();
+            self.end_failed(step, number, &problem);
+        }
+    }
+
+    pub(super) fn hold(&mut self, step: &mut Step, number: u64, why: String) {
+        if let Some(job) = self.jobs.get_mut(&number)
+            && job.hold != why
+        {
+            job.hold = why;
+            step.effects.push(Effect::JobChanged { job: number });
+        }
+    }
+
+    pub(super) fn cancel(&mut self, step: &mut Step, reply: ReplyId, number: u64) {
+        if self.jobs.contains_key(&number) {
+            self.begin_cancel(step, number, "cancelled by request");
+        }
+        self.answer_job(step, reply, number);
+    }
+
+    pub(super) fn begin_cancel(&mut self, step: &mut Step, number: u64, why: &str) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        if job.record.state() == JobState::Cancelling {
+            return;
+        }
+        job.record.set_state(JobState::Cancelling);
+        job.record.reason = why.to_owned();
+        job.record.code = ErrorCode::Cancelled.as_str().to_owned();
+        job.scan.running = false;
+        step.put_job(&job.record);
+        for batch in job.running.clone() {
+            if let Some(batch) = job.batches.get(&batch)
+                && let Some(attempt) = self.attempts.get(&batch.attempt)
+            {
+                step.effects.push(Effect::CancelAttempt {
+                    node: attempt.node.clone(),
+                    attempt: batch.attempt,
+                    reason: why.to_owned(),
+                });
+            }
+        }
+        self.progress_job(step, number);
+    }
+
+    pub(super) fn pause(&mut self, step: &mut Step, reply: ReplyId, number: u64) {
+        if let Some(job) = self.jobs.get_mut(&number)
+            && !job.record.paused
+            && job.record.state() != JobState::Cancelling
+        {
+            job.record.paused = true;
+            if job.record.listed {
+                job.record.set_state(JobState::Paused);
+            }
+            step.put_job(&job.record);
+            step.effects.push(Effect::JobChanged { job: number });
+        }
+        self.answer_job(step, reply, number);
+    }
+
+    pub(super) fn resume(&mut self, step: &mut Step, reply: ReplyId, number: u64) {
+        if let Some(job) = self.jobs.get_mut(&number)
+            && job.record.paused
+        {
+            job.record.paused = false;
+            if job.record.state() == JobState::Paused {
+                job.record.set_state(JobState::Running);
+            }
+            step.put_job(&job.record);
+            step.effects.push(Effect::JobChanged { job: number });
+        }
+        self.answer_job(step, reply, number);
+    }
+
+    fn answer_job(&self, step: &mut Step, reply: ReplyId, number: u64) {
+        let answer = self
+            .job(number)
+            .map(|job| Answer::Job(Box::new(job), true))
+            .ok_or_else(|| Problem::new(ErrorCode::JobNotFound, format!("no job {}; see `ingle jobs list`", job_id(number))));
+        step.effects.push(Effect::Reply { reply, answer });
+    }
+
+    pub(super) fn watch_deadlines(&mut self, step: &mut Step) {
+        let now = self.now.unix_ms;
+        let late: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| {
+                let deadline = job.record.spec().deadline_ms;
+                deadline > 0 && deadline < now && job.record.state() != JobState::Cancelling
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            self.begin_cancel(step, number, "its deadline has passed");
+        }
+        // Idempotency keys of jobs that ended a week ago are free again.
+        let stale: Vec<u64> = self
+            .ended
+            .values()
+            .filter(|record| !record.idempotency_key.is_empty() && record.ended_ms + limits::IDEMPOTENCY_MS < now)
+            .map(|record| record.number)
+            .collect();
+        for number in stale.into_iter().take(16) {
+            if let Some(record) = self.ended.get_mut(&number) {
+                self.keys.remove(&std::mem::take(&mut record.idempotency_key));
+                step.put_job(record);
+            }
+        }
+        while self.ended.len() > limits::JOBS_ENDED_MAX
+            && let Some((number, record)) = self.ended.pop_first()
+        {
+            self.keys.remove(&record.idempotency_key);
+            step.changes.push(Change::Archive { prefix: job_key(number) });
+            if step.changes.len() > limits::CHANGES_PER_COMMIT / 2 {
+                break;
+            }
+        }
+    }
+
+    /// The whole job can't be done.
+    pub(super) fn end_failed(&mut self, step: &mut Step, number: u64, problem: &Problem) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        job.record.reason = problem.message.clone();
+        job.record.code = problem.code.as_str().to_owned();
+        for batch in job.running.clone() {
+            if let Some(batch) = job.batches.get(&batch)
+                && let Some(attempt) = self.attempts.get(&batch.attempt)
+            {
+                step.effects.push(Effect::CancelAttempt {
+                    node: attempt.node.clone(),
+                    attempt: batch.attempt,
+                    reason: "the job failed".into(),
+                });
+            }
+        }
+        self.end(step, number, JobState::Failed);
+    }
+
+    /// Closes a job: its parts leave for the archive, its record stays for `jobs list`.
+    pub(super) fn end(&mut self, step: &mut Step, number: u64, state: JobState) {
+        let Some(mut job) = self.jobs.remove(&number) else { return };
+        debug_assert!(ended(state), "a job ends in a state that says so");
+        for batch in &job.running {
+            if let Some(batch) = job.batches.get(batch) {
+                self.drop_attempt(batch.attempt);
+            }
+        }
+        job.counts.running = 0;
+        job.record.set_state(state);
+        job.record.ended_ms = self.now.unix_ms;
+        job.record.paused = false;
+        job.record.final_counts = Some(job.counts);
+        step.put_job(&job.record);
+        step.changes.push(Change::Archive { prefix: parts_prefix(number) });
+        step.effects.push(Effect::JobChanged { job: number });
+        self.ended.insert(number, job.record);
+    }
+}
+
+impl JobRecord {
+    /// The specification.
+    ///
+    /// # Panics
+    /// Never: a job is recorded with its specification.
+    #[must_use]
+    pub fn spec(&self) -> &v1::JobSpec {
+        self.spec.as_ref().expect("a job is recorded with its specification")
+    }
+}
+
+impl Job {
+    /// Counts the listing and finds what is to be cut and joined; after the walk and after a restart.
+    pub(super) fn index_segments(&mut self) {
+        let joins = |kind| matches!(kind, v1::JobKind::Embed);
+        let kind = self.record.spec().kind();
+        self.counts = v1::ItemCounts::default();
+        self.uncut.clear();
+        self.joins_due.clear();
+        for (index, segment) in &self.segments {
+            let info = segment.info();
+            self.counts.total += u64::from(info.entries - info.deleted.min(info.entries));
+            self.counts.unchanged += u64::from(info.unchanged);
+            self.counts.skipped += u64::from(info.skipped);
+            self.counts.bytes_total += info.to_do_bytes;
+            if segment.cut < info.to_do {
+                self.uncut.insert(*index);
+            }
+            if (joins(kind) && info.to_do > 0) || info.deleted > 0 {
+                self.joins_due.insert(info.bucket);
+            }
+        }
+    }
+}
+
+/// Results made with other parameters are done again: BLAKE3 over what shapes a result besides model and document.
+#[must_use]
+pub fn parameters_digest(spec: &v1::JobSpec) -> Vec<u8> {
+    use prost::Message as _;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&spec.kind.to_le_bytes());
+    if let Some(options) = &spec.embed {
+        hasher.update(&options.encode_to_vec());
+    }
+    if let Some(options) = &spec.generate {
+        let mut options = options.clone();
+        // A map has no order on the wire: hash its entries sorted.
+        let bias = options.sampling.as_mut().map(|sampling| std::mem::take(&mut sampling.logit_bias));
+        hasher.update(&options.encode_to_vec());
+        let sorted: std::collections::BTreeMap<u32, f32> = bias.into_iter().flatten().collect();
+        for (token, value) in sorted {
+            hasher.update(&token.to_le_bytes()).update(&value.to_le_bytes());
+        }
+    }
+    hasher.finalize().as_bytes().to_vec()
+}
+
+fn word(kind: v1::JobKind) -> &'static str {
+    match kind {
+        v1::JobKind::Embed => "embed",
+        v1::JobKind::Ocr => "ocr",
+        v1::JobKind::Generate => "generate",
+        v1::JobKind::Unspecified => "do this",
+    }
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+fn lost(number: u64) -> Problem {
+    Problem::new(ErrorCode::Internal, format!("{} is known by its key but has no record", job_id(number)))
+}

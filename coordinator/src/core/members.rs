@@ -1,0 +1,231 @@
+//! Nodes come, fall silent, come back and leave; a new leader takes up what the last one left.
+
+use ingle_proto::{ErrorCode, NodeId, Problem, v1};
+
+use super::event::{Answer, Attached, Effect, ReplyId};
+use super::nodes::Health;
+use super::record::BatchState;
+use super::{Attempt, Core, Job, Owner, Step};
+use crate::limits;
+
+use v1::JobState;
+
+impl Core {
+    pub(super) fn node_attached(&mut self, step: &mut Step, attached: Attached) {
+        if self.nodes.get(&attached.node).is_none() && self.nodes.len() >= limits::NODES_MAX {
+            return;
+        }
+        let id = attached.node.clone();
+        let running: std::collections::BTreeSet<u64> = attached.running.iter().copied().collect();
+        let hardware = attached.capacity.clone();
+        if let Some(before) = self.nodes.get(&id)
+            && before.attached.capacity.cpu != hardware.cpu
+        {
+            self.speeds.forget(&id);
+        }
+        let _ = self.nodes.attach(attached, self.now);
+        // What it runs is adopted; what we believed it to run and it doesn't know is gone with its process.
+        let ours: Vec<u64> =
+            self.attempts.iter().filter(|(_, attempt)| attempt.node == id).map(|(number, _)| *number).collect();
+        for number in ours {
+            if running.contains(&number) {
+                if let Some(attempt) = self.attempts.get_mut(&number) {
+                    attempt.unconfirmed = false;
+                }
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.attempts.insert(number);
+                }
+            } else {
+                let problem = Problem::new(ErrorCode::NoNode, format!("node {id} restarted while it ran this"));
+                self.attempt_lost(step, number, &problem);
+            }
+        }
+        for number in running {
+            if !self.attempts.contains_key(&number) {
+                step.effects.push(Effect::CancelAttempt {
+                    node: id.clone(),
+                    attempt: number,
+                    reason: "nobody waits for it any more".into(),
+                });
+            }
+        }
+        if self.nodes.get(&id).is_some_and(|node| node.draining) {
+            step.effects.push(Effect::SetDrain { node: id, drain: true });
+        }
+    }
+
+    /// The attempt is gone with its node.
+    fn attempt_lost(&mut self, step: &mut Step, number: u64, problem: &Problem) {
+        let Some(attempt) = self.drop_attempt(number) else { return };
+        match attempt.owner {
+            Owner::Batch { job, batch } => self.charge(step, job, batch, problem, true),
+            Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Node, problem),
+        }
+    }
+
+    pub(super) fn node_left(&mut self, step: &mut Step, id: &NodeId) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        node.left = true;
+        // It went in order and is gone: nothing of it will answer.
+        if !node.connected {
+            let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
+            for number in node.attempts.clone() {
+                if let Some(attempt) = self.drop_attempt(number) {
+                    match attempt.owner {
+                        Owner::Batch { job, batch } => self.requeue(step, job, batch, &problem, true),
+                        Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Node, &problem),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Acts on silence, once per stage.
+    pub(super) fn watch_nodes(&mut self, step: &mut Step) {
+        self.watch_calls(step);
+        if self.nodes.mass_failure(self.now) {
+            return;
+        }
+        let now = self.now;
+        let silent: Vec<(NodeId, Health, Health)> = self
+            .nodes
+            .iter()
+            .map(|(id, node)| (id.clone(), node.health(now), node.handled))
+            .filter(|(_, health, handled)| health > handled)
+            .collect();
+        for (id, health, handled) in silent {
+            let attempts: Vec<u64> = self.nodes.get(&id).map(|n| n.attempts.iter().copied().collect()).unwrap_or_default();
+            let problem = Problem::new(ErrorCode::NoNode, format!("node {id} has been silent and is believed dead"));
+            for number in attempts {
+                let is_call =
+                    self.attempts.get(&number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
+                let due = if is_call { health >= Health::Quiet && handled < Health::Quiet } else { health >= Health::Lost };
+                if due {
+                    self.attempt_lost(step, number, &problem);
+                }
+            }
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.handled = health;
+            }
+        }
+        // After a change of leader the work of nodes that did not come back in time is leased again.
+        if now.mono_ms.saturating_sub(self.started) >= limits::REATTACH_MS {
+            let orphans: Vec<u64> =
+                self.attempts.iter().filter(|(_, attempt)| attempt.unconfirmed).map(|(number, _)| *number).take(32).collect();
+            for number in orphans {
+                let problem = Problem::new(ErrorCode::NoNode, "its node did not come back after the coordinator restarted");
+                if let Some(attempt) = self.drop_attempt(number)
+                    && let Owner::Batch { job, batch } = attempt.owner
+                {
+                    self.requeue(step, job, batch, &problem, true);
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_drain(&mut self, step: &mut Step, reply: ReplyId, id: &NodeId, drain: bool) {
+        let answer = if self.nodes.get(id).is_some() {
+            self.nodes.cordon(id, drain);
+            step.effects.push(Effect::SetDrain { node: id.clone(), drain });
+            self.node(id).map(|node| Answer::Node(Box::new(node)))
+        } else {
+            None
+        };
+        let answer = answer
+            .ok_or_else(|| Problem::new(ErrorCode::NodeNotFound, format!("no node {id}; see `ingle nodes list`")));
+        step.effects.push(Effect::Reply { reply, answer });
+    }
+
+    /// Rebuilds what is not stored from what is: after a restart.
+    pub(super) fn restore(&mut self) {
+        let now = self.now;
+        // Parts whose job has ended stay behind only if the archiving commit was cut off: they name no open job.
+        self.jobs.retain(|number, job| job.record.number == *number && job.record.spec.is_some());
+        for (number, job) in &mut self.jobs {
+            if job.restore() {
+                for id in job.running.clone() {
+                    let batch = &job.batches[&id];
+                    let Ok(node) = NodeId::parse(&batch.node) else { continue };
+                    self.attempts.insert(
+                        batch.attempt,
+                        Attempt {
+                            owner: Owner::Batch { job: *number, batch: id },
+                            node,
+                            started: now.mono_ms,
+                            expected_ms: limits::BATCH_TARGET_MS,
+                            deadline_unix: now.unix_ms + limits::ATTEMPT_FLOOR_MS,
+                            bytes_done: 0,
+                            items_done: 0,
+                            unconfirmed: true,
+                        },
+                    );
+                }
+            }
+            *self.principal_busy.entry(job.record.principal.clone()).or_default() += job.record.busy_ms;
+        }
+        // What was being published when the leader died is published again: the gateway answers for what is done.
+        for job in self.jobs.values_mut() {
+            for id in &job.publishing {
+                if let Some(batch) = job.batches.get_mut(id) {
+                    batch.not_before_ms = batch.not_before_ms.max(1);
+                }
+            }
+        }
+    }
+}
+
+impl Job {
+    /// Returns whether anything of it may be running on a node.
+    fn restore(&mut self) -> bool {
+        self.next_batch = self.batches.keys().next_back().map_or(1, |last| last + 1);
+        let kind = self.record.spec().kind();
+        for batch in self.batches.values() {
+            if !batch.join
+                && let Some(segment) = self.segments.get_mut(&batch.segment)
+            {
+                segment.cut = segment.cut.max(batch.end());
+            }
+        }
+        if !self.record.listed {
+            return false;
+        }
+        self.index_segments();
+        for (id, batch) in &self.batches {
+            let count = u64::from(batch.count);
+            if !batch.join && matches!(batch.state(), BatchState::Queued | BatchState::Running) {
+                *self.bucket_open.entry(batch.bucket).or_default() += 1;
+            }
+            if batch.join {
+                self.joins_due.remove(&batch.bucket);
+            }
+            match batch.state() {
+                BatchState::Queued => {
+                    self.queued.insert(*id);
+                }
+                BatchState::Running => {
+                    self.running.insert(*id);
+                    self.counts.running += count;
+                }
+                BatchState::Committed => {
+                    if batch.join || batch.outputs > 0 {
+                        self.publishing.insert(*id);
+                    }
+                }
+                BatchState::Quarantined => self.counts.quarantined += count,
+                BatchState::Published => {}
+            }
+        }
+        self.counts.published = 0;
+        let totals = super::check::settled_counts(kind, &self.batches);
+        self.counts.unchanged += totals.unchanged;
+        self.counts.skipped += totals.skipped;
+        self.counts.failed = totals.failed;
+        self.counts.committed = totals.committed;
+        self.counts.published = totals.published;
+        self.counts.conflict = totals.conflict;
+        self.counts.deleted = totals.deleted;
+        self.counts.bytes_done = totals.bytes_done;
+        // Cancelled while batches ran: they are told again when their nodes come back.
+        !self.running.is_empty() || self.record.state() == JobState::Cancelling
+    }
+}

@@ -1,0 +1,265 @@
+//! What people may see: jobs, nodes and models as the wire shows them, made from the core's state when asked.
+
+use std::collections::BTreeMap;
+
+use ingle_proto::job::job_id;
+use ingle_proto::{ErrorCode, NodeId, Problem, v1};
+
+use super::nodes::{Health, NodeEntry};
+use super::placement::{self, Size, Speeds};
+use super::record::{BatchRecord, JobRecord, SegmentRecord};
+use super::{Core, Segment};
+
+impl Core {
+    /// A job, open or ended.
+    #[must_use]
+    pub fn job(&self, number: u64) -> Option<v1::Job> {
+        if let Some(record) = self.ended.get(&number) {
+            return Some(wire(record, record.final_counts.unwrap_or_default()));
+        }
+        let job = self.jobs.get(&number)?;
+        let mut counts = job.counts;
+        if !job.record.listed {
+            counts.total = job.scan.entries_seen;
+        }
+        let mut view = wire(&job.record, counts);
+        if view.reason.is_empty() {
+            view.reason.clone_from(&job.hold);
+        }
+        if view.reason.is_empty()
+            && let Some(batch) = job.publishing.iter().filter_map(|id| job.batches.get(id)).find(|b| !b.reason.is_empty())
+        {
+            view.reason.clone_from(&batch.reason);
+            view.code.clone_from(&batch.code);
+        }
+        let running: Vec<_> =
+            job.running.iter().filter_map(|id| job.batches.get(id)).filter_map(|b| self.attempts.get(&b.attempt)).collect();
+        if let Some(counts) = &mut view.counts {
+            counts.bytes_done += running.iter().map(|attempt| attempt.bytes_done).sum::<u64>();
+            counts.bytes_done = counts.bytes_done.min(counts.bytes_total);
+        }
+        let mut nodes: Vec<String> = running.iter().map(|attempt| attempt.node.to_string()).collect();
+        nodes.sort();
+        nodes.dedup();
+        view.nodes = nodes;
+        if let (Some((from, first)), Some((to, last))) = (job.pace.front(), job.pace.back())
+            && to > from
+            && last > first
+        {
+            view.items_per_second = (last - first) as f64 * 1e3 / (to - from) as f64;
+            let to_do: u64 = job.segments.values().map(|s| u64::from(s.info().to_do)).sum();
+            let left = to_do.saturating_sub(*last);
+            view.eta_ms = (left as f64 * 1e3 / view.items_per_second) as i64;
+        }
+        Some(view)
+    }
+
+    /// At most `limit` jobs with numbers below `before`, newest first.
+    pub fn list_jobs(&self, before: u64, limit: usize, filter: &dyn Fn(&v1::Job) -> bool) -> Vec<v1::Job> {
+        let mut numbers: Vec<u64> = self
+            .jobs
+            .range(..before)
+            .map(|(n, _)| *n)
+            .chain(self.ended.range(..before).map(|(n, _)| *n))
+            .collect();
+        numbers.sort_unstable_by(|a, b| b.cmp(a));
+        numbers.into_iter().filter_map(|number| self.job(number)).filter(|job| filter(job)).take(limit).collect()
+    }
+
+    /// An open job's listing and batches; `None` for ended ones, whose parts are in the archive.
+    #[must_use]
+    pub fn parts(&self, number: u64) -> Option<(Vec<SegmentRecord>, Vec<BatchRecord>)> {
+        let job = self.jobs.get(&number)?;
+        Some((job.segments.values().map(|s: &Segment| s.record.clone()).collect(), job.batches.values().cloned().collect()))
+    }
+
+    /// All nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<v1::NodeStatus> {
+        self.nodes.iter().filter_map(|(id, _)| self.node(id)).collect()
+    }
+
+    /// One node.
+    #[must_use]
+    pub fn node(&self, id: &NodeId) -> Option<v1::NodeStatus> {
+        let node = self.nodes.get(id)?;
+        let health = node.health(self.now);
+        let (state, reason) = self.node_state(node, health);
+        Some(v1::NodeStatus {
+            node_id: id.to_string(),
+            name: node.attached.name.clone(),
+            address: node.attached.address.clone(),
+            version: node.attached.version.clone(),
+            state: state.into(),
+            capacity: Some(node.attached.capacity.clone()),
+            loaded: node.attached.loaded.clone(),
+            running: node.attempts.len() as u32,
+            busy_ms: node.busy_ms,
+            last_beat_ms: node.last_seen_unix,
+            memory_reserved: node.reserved,
+            reason,
+        })
+    }
+
+    fn node_state(&self, node: &NodeEntry, health: Health) -> (v1::NodeState, String) {
+        if health == Health::Lost || node.left {
+            let why = if node.left { "it left the cluster" } else { "silent for over 10 s" };
+            return (v1::NodeState::Lost, why.into());
+        }
+        if node.draining {
+            let idle = node.attempts.is_empty();
+            let state = if idle { v1::NodeState::Drained } else { v1::NodeState::Draining };
+            return (state, format!("{} attempts left", node.attempts.len()));
+        }
+        if health != Health::Ready || !node.connected {
+            return (v1::NodeState::Suspect, "silent for over 3 s or not connected".into());
+        }
+        if node.rest_until > self.now.mono_ms {
+            return (v1::NodeState::Ready, "rests after a fault of its own".into());
+        }
+        (v1::NodeState::Ready, String::new())
+    }
+
+    /// Every model some node sees.
+    #[must_use]
+    pub fn models(&self) -> Vec<v1::ModelStatus> {
+        let mut all: BTreeMap<String, v1::ModelStatus> = BTreeMap::new();
+        for (id, node) in self.nodes.iter().filter(|(_, node)| !node.left) {
+            for info in &node.attached.models {
+                let Some(model) = &info.model else { continue };
+                let status = all.entry(model.name.clone()).or_default();
+                let better = status.info.as_ref().is_none_or(|known| {
+                    !known.problem.is_empty() || known.model.as_ref().is_none_or(|m| m.digest.is_empty())
+                });
+                if better {
+                    status.info = Some(info.clone());
+                }
+                status.seen_by.push(id.to_string());
+                if node.loaded(&model.name).is_some() {
+                    status.loaded_on.push(id.to_string());
+                }
+            }
+        }
+        all.into_values().collect()
+    }
+
+    /// Memory and predicted speed of a model on every node.
+    ///
+    /// # Errors
+    /// `MODEL_NOT_FOUND` if no node sees it.
+    pub fn explain_fit(&self, name: &str, context: u32, slots: u32) -> Result<v1::ExplainFitResponse, Problem> {
+        let info = self
+            .models()
+            .into_iter()
+            .filter_map(|status| status.info)
+            .find(|info| info.model.as_ref().is_some_and(|m| m.name == name))
+            .ok_or_else(|| Problem::new(ErrorCode::ModelNotFound, format!("no node sees a model named {name:?}")))?;
+        let context = if context == 0 { 4096 } else { context };
+        let slots = slots.max(1);
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| !node.left)
+            .map(|(id, node)| {
+                let capacity = &node.attached.capacity;
+                let fit = placement::fit(&info, context, slots);
+                let (prefill, decode) = placement::llm_speed(capacity, &info, node.loaded(name));
+                let generates = info.kind() == v1::JobKind::Generate;
+                let why_not = if node.model(name).is_none() {
+                    "it doesn't see the model".to_owned()
+                } else if fit.needed > capacity.memory_budget_bytes {
+                    format!("needs {} bytes, the node has {} for models", fit.needed, capacity.memory_budget_bytes)
+                } else if !info.problem.is_empty() {
+                    info.problem.clone()
+                } else {
+                    String::new()
+                };
+                v1::NodeFit {
+                    node_id: id.to_string(),
+                    fits: why_not.is_empty(),
+                    why_not,
+                    weights_bytes: fit.weights,
+                    kv_bytes: fit.kv,
+                    activation_bytes: fit.activations,
+                    needed_bytes: fit.needed,
+                    available_bytes: capacity.memory_budget_bytes,
+                    tokens_per_second: if generates { decode } else { 0.0 },
+                    prefill_tokens_per_second: prefill,
+                    load_ms: Speeds::load_ms(&info, node.loaded(name).is_some()) as u64,
+                }
+            })
+            .collect();
+        Ok(v1::ExplainFitResponse { info: Some(info), nodes })
+    }
+
+    /// Where a model is loaded best.
+    ///
+    /// # Errors
+    /// `MODEL_NOT_FOUND` or `NO_NODE` with the first reason.
+    pub fn place_model(&self, name: &str) -> Result<NodeId, Problem> {
+        if self.models().iter().all(|s| s.info.as_ref().and_then(|i| i.model.as_ref()).is_none_or(|m| m.name != name)) {
+            return Err(Problem::new(ErrorCode::ModelNotFound, format!("no node sees a model named {name:?}")));
+        }
+        let candidates = self.candidates(name);
+        let best = candidates
+            .iter()
+            .filter(|(_, why)| why.is_ok())
+            .min_by(|a, b| {
+                let finish = |id| self.terms(id, name, Size { items: 1, bytes: 1024, output_tokens: 64 }).finish();
+                finish(&a.0).total_cmp(&finish(&b.0))
+            })
+            .map(|(id, _)| id.clone());
+        best.ok_or_else(|| {
+            let why = candidates.first().map_or_else(
+                || "no node has joined".into(),
+                |(id, why)| format!("{id}: {}", why.as_ref().err().cloned().unwrap_or_default()),
+            );
+            Problem::new(ErrorCode::NoNode, format!("no node can hold {name} now; {why}"))
+        })
+    }
+
+    /// The cluster in numbers; version and gateway are the rind's to fill in.
+    #[must_use]
+    pub fn status(&self) -> v1::GetStatusResponse {
+        let ready = self.nodes.iter().filter(|(_, n)| {
+            n.connected && !n.draining && !n.left && n.health(self.now) == Health::Ready
+        });
+        v1::GetStatusResponse {
+            epoch: Some(self.epoch.into()),
+            nodes_ready: ready.count() as u32,
+            nodes_total: self.nodes.iter().filter(|(_, n)| !n.left).count() as u32,
+            jobs_open: self.jobs.len() as u32,
+            items_queued: self
+                .jobs
+                .values()
+                .map(|job| {
+                    let queued = job.queued.iter().filter_map(|b| job.batches.get(b)).map(|b| u64::from(b.count));
+                    job.uncut_items() + queued.sum::<u64>()
+                })
+                .sum(),
+            items_running: self.jobs.values().map(|job| job.counts.running).sum(),
+            ..Default::default()
+        }
+    }
+}
+
+fn wire(record: &JobRecord, counts: v1::ItemCounts) -> v1::Job {
+    v1::Job {
+        job_id: job_id(record.number).to_string(),
+        spec: record.spec.clone(),
+        state: if record.paused && !super::record::ended(record.state()) {
+            v1::JobState::Paused.into()
+        } else {
+            record.state
+        },
+        counts: Some(counts),
+        created_ms: record.created_ms,
+        started_ms: record.started_ms,
+        ended_ms: record.ended_ms,
+        reason: record.reason.clone(),
+        code: record.code.clone(),
+        principal: record.principal.clone(),
+        model_digest: record.model_digest.clone().into(),
+        ..Default::default()
+    }
+}

@@ -150,7 +150,7 @@ pub(crate) async fn housekeeping(agent: Arc<Agent>) {
     loop {
         tokio::select! {
             _ = tick.tick() => {
-                agent.outbox.expire();
+                agent.outbox.expire(tokio::time::Instant::now());
                 if agent.outbox.listening() {
                     last_heard = tokio::time::Instant::now();
                 } else if last_heard.elapsed() > limits::FRAMES_KEPT {

@@ -337,10 +337,10 @@ fn fitted(
             break;
         }
         let offsets = tokens.encode(&document[..end]).map_err(|error| malformed(error.to_string()))?.offsets;
-        // A template may show the document several times: cut in proportion, and at least by what is too much.
-        let fixed = used.saturating_sub(offsets.len());
-        let keep =
-            room.saturating_sub(fixed).min(offsets.len() * room / used.max(1)).min(offsets.len().saturating_sub(1));
+        // A template may show the document several times, or parts of it: what it adds is shared out in proportion.
+        let fixed = count(&template.render(Variables { document: "", path })?)?;
+        let Some(left) = room.checked_sub(fixed) else { break };
+        let keep = (offsets.len() * left / used.saturating_sub(fixed).max(1)).min(offsets.len().saturating_sub(1));
         end = offsets.get(keep).map_or(0, |(start, _)| document.floor_char_boundary((*start).min(end)));
     }
     Err(RenderError::Document(NoResult::failed(
@@ -351,15 +351,14 @@ fn fitted(
 
 #[cfg(test)]
 mod tests {
-    use ingle_engine::fake::FakeTokens;
-
+    use super::super::passages::tests::fake_tokens;
     use super::*;
 
     fn fit(template: &str, document: &str, room: usize) -> Result<Rendered, RenderError> {
         let template = Template::new(template).unwrap();
         let bytes = document.as_bytes().to_vec();
         let content = Content { digest: Digest::of(&bytes), size: bytes.len() as u64, mtime_ns: 0, bytes };
-        fitted(&template, &FakeTokens::new(4096), "", "a.md", content, room)
+        fitted(&template, fake_tokens().as_ref(), "", "a.md", content, room)
     }
 
     #[test]
@@ -367,7 +366,7 @@ mod tests {
         let words = "word ".repeat(5000);
         for template in ["Say: {{ document }} end", "{{ document }} and again {{ document }}"] {
             let rendered = fit(template, &words, 300).unwrap();
-            let used = FakeTokens::new(4096).encode(&rendered.text).unwrap().ids.len();
+            let used = fake_tokens().encode(&rendered.text).unwrap().ids.len();
             assert!(rendered.truncated && used <= 300 - TOKENS_PER_MESSAGE, "{used}");
             assert!(used > 100, "not more than needed is cut: {used}");
         }

@@ -7,6 +7,9 @@ use ingle_engine::{EngineError, Tokens};
 
 use crate::limits;
 
+/// Tokens that one character may take, and some: read ahead so that a passage's end is seen.
+const CHARACTER_TOKENS: usize = 16;
+
 /// Sizes in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
@@ -47,9 +50,10 @@ pub fn split(text: &str, tokens: &dyn Tokens, sizes: Sizes) -> Result<Vec<Passag
     // Tokens from the current passage's begin on.
     let mut window: VecDeque<Range<usize>> = VecDeque::new();
     let mut read = 0usize;
-    let mut first = true;
+    // End of the last passage.
+    let mut settled = 0usize;
     loop {
-        while window.len() <= sizes.passage && read < text.len() {
+        while window.len() <= sizes.passage + CHARACTER_TOKENS && read < text.len() {
             let piece = piece(&text[read..]);
             for (start, end) in tokens.encode(piece)?.offsets {
                 let (start, end) = (read + start.min(piece.len()), read + end.min(piece.len()));
@@ -59,17 +63,29 @@ pub fn split(text: &str, tokens: &dyn Tokens, sizes: Sizes) -> Result<Vec<Passag
         }
         let Some(begin) = window.front() else { return Ok(passages) };
         // What stands before the first token belongs to the first passage.
-        let start = if first { 0 } else { begin.start };
-        first = false;
+        let start = if passages.is_empty() { 0 } else { begin.start };
         if window.len() <= sizes.passage {
             passages.push(Passage { range: start..text.len(), tokens: window.len() });
             return Ok(passages);
         }
-        let cut = border(text, &window, sizes.passage);
-        let end = window[cut].start;
-        if end > start {
-            passages.push(Passage { range: start..end, tokens: cut });
+        let cut = match border(text, &window, sizes.passage, settled) {
+            Some(cut) => cut,
+            // The overlap leaves no room for anything new: go on without it.
+            None if begin.start < settled => {
+                while window.front().is_some_and(|token| token.start < settled) {
+                    window.pop_front();
+                }
+                continue;
+            }
+            // Nothing but pieces of one character: end where that character does.
+            None => (1..window.len()).find(|&at| quality(text, &window, at) > Border::Inside).unwrap_or(window.len()),
+        };
+        let end = window.get(cut).map_or(text.len(), |token| token.start);
+        passages.push(Passage { range: start..end, tokens: cut });
+        if cut == window.len() {
+            return Ok(passages);
         }
+        settled = end;
         let next = resume(text, &window, cut, sizes.overlap);
         window.drain(..next);
     }
@@ -119,14 +135,12 @@ fn quality(text: &str, window: &VecDeque<Range<usize>>, at: usize) -> Border {
     if gap.contains('\n') { Border::Line } else { Border::Blank }
 }
 
-/// The token to end before: the best border in the second half, the latest among equals.
-fn border(text: &str, window: &VecDeque<Range<usize>>, most: usize) -> usize {
-    (most / 2 + 1..=most)
-        .max_by_key(|&at| quality(text, window, at))
-        .filter(|&at| quality(text, window, at) > Border::Inside)
-        // Nothing but pieces of one character: end where that character does.
-        .or_else(|| (1..window.len()).find(|&at| quality(text, window, at) > Border::Inside))
-        .unwrap_or(most)
+/// The token to end before: the best border in the second half, the latest among equals; else the last one at all.
+/// Only what lies beyond `settled` is new.
+fn border(text: &str, window: &VecDeque<Range<usize>>, most: usize, settled: usize) -> Option<usize> {
+    let good = |at: &usize| window[*at].start > settled && quality(text, window, *at) > Border::Inside;
+    let late = (most / 2 + 1..=most).filter(good).max_by_key(|&at| quality(text, window, at));
+    late.or_else(|| (1..=most / 2).rev().find(good))
 }
 
 /// The token to go on with: `overlap` before the cut, moved forward to the beginning of a word.
@@ -136,9 +150,11 @@ fn resume(text: &str, window: &VecDeque<Range<usize>>, cut: usize, overlap: usiz
 }
 
 #[cfg(test)]
-mod tests {
-    use ingle_engine::Encoding;
-    use ingle_engine::fake::FakeTokens;
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use ingle_engine::fake::FakeEngine;
+    use ingle_engine::{Encoding, Engine as _, LoadOptions};
     use proptest::prelude::*;
 
     use super::*;
@@ -156,6 +172,14 @@ mod tests {
         fn max_tokens(&self) -> usize {
             100
         }
+    }
+
+    /// The fake engine's tokenizer.
+    pub(crate) fn fake_tokens() -> Arc<dyn Tokens> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("fake-model.json"), r#"{"task": "embed"}"#).unwrap();
+        let options = LoadOptions { dir: dir.path().to_owned(), threads: 1, context: 64, slots: 1 };
+        FakeEngine::new().load(&options).unwrap().tokens()
     }
 
     fn sizes(passage: usize, overlap: usize) -> Sizes {
@@ -185,21 +209,21 @@ mod tests {
 
     #[test]
     fn short_and_empty_texts() {
-        let tokens = FakeTokens::new(64);
-        assert_eq!(split("", &tokens, sizes(8, 2)).unwrap(), []);
-        let one = split("  hello world \n", &tokens, sizes(8, 2)).unwrap();
+        let tokens = fake_tokens();
+        assert_eq!(split("", tokens.as_ref(), sizes(8, 2)).unwrap(), []);
+        let one = split("  hello world \n", tokens.as_ref(), sizes(8, 2)).unwrap();
         assert_eq!(one.len(), 1);
         assert_eq!(one[0].range, 0..15);
     }
 
     #[test]
     fn passages_end_at_paragraphs_then_sentences() {
-        let tokens = FakeTokens::new(64);
+        let tokens = fake_tokens();
         let text = "one two three four.\n\nfive six seven eight nine ten. eleven twelve thirteen";
         let got: Vec<&str> =
-            split(text, &tokens, sizes(6, 0)).unwrap().iter().map(|p| text[p.range.clone()].trim()).collect();
+            split(text, tokens.as_ref(), sizes(6, 0)).unwrap().iter().map(|p| text[p.range.clone()].trim()).collect();
         assert_eq!(got[0], "one two three four.");
-        covers(text, &split(text, &tokens, sizes(6, 2)).unwrap());
+        covers(text, &split(text, tokens.as_ref(), sizes(6, 2)).unwrap());
     }
 
     #[test]
@@ -214,20 +238,20 @@ mod tests {
     #[test]
     fn a_text_longer_than_a_piece_is_covered() {
         let text = "some words in a line that repeats\n".repeat(6000);
-        let tokens = FakeTokens::new(4096);
-        let got = split(&text, &tokens, sizes(200, 25)).unwrap();
+        let tokens = fake_tokens();
+        let got = split(&text, tokens.as_ref(), sizes(200, 25)).unwrap();
         assert!(text.len() > 2 * limits::TOKENISE_BYTES && got.len() > 100);
         covers(&text, &got);
         let unbroken = "x".repeat(300_000);
-        covers(&unbroken, &split(&unbroken, &tokens, sizes(200, 25)).unwrap());
+        covers(&unbroken, &split(&unbroken, tokens.as_ref(), sizes(200, 25)).unwrap());
     }
 
     proptest! {
         #[test]
         fn any_text_is_covered_without_gaps(text in "[a-c .\n🦀é]{0,400}", passage in 1usize..40, overlap in 0usize..20) {
             let sizes = sizes(passage, overlap.min(passage / 2));
-            for tokens in [&FakeTokens::new(64) as &dyn Tokens, &Bytes] {
-                let got = split(&text, tokens, sizes).unwrap();
+            for tokens in [fake_tokens(), Arc::new(Bytes)] {
+                let got = split(&text, tokens.as_ref(), sizes).unwrap();
                 covers(&text, &got);
                 let total = tokens.encode(&text).unwrap().ids.len();
                 prop_assert_eq!(got.is_empty(), total == 0);

@@ -1,0 +1,238 @@
+//! Starts a node and plays the coordinator.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ingle_daemon::Shutdown;
+use ingle_daemon::metrics::Metrics;
+use ingle_daemon::run::Readiness;
+use ingle_engine::fake::FakeEngine;
+use ingle_node_agent::{Deps, Listeners, NodeConfig, StartError, run};
+use ingle_proto::v1::node_client::NodeClient;
+use ingle_proto::v1::{self, assign::Work, work_request, work_response::Message};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::gateway::Gateway;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    pub(crate) gateway: Gateway,
+    pub(crate) work: SocketAddr,
+    pub(crate) beat: SocketAddr,
+    pub(crate) dir: tempfile::TempDir,
+    shutdown: Shutdown,
+    running: tokio::task::JoinHandle<Result<(), StartError>>,
+}
+
+/// Makes a fake model in a directory.
+pub(crate) fn model(root: &Path, name: &str, config: &str) {
+    let dir = root.join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("fake-model.json"), config).unwrap();
+}
+
+impl Node {
+    /// A node over local fake models.
+    pub(crate) async fn start(models: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("models");
+        std::fs::create_dir_all(&root).unwrap();
+        for (name, config) in models {
+            model(&root, name, config);
+        }
+        let gateway = Gateway::start().await;
+        Self::start_in(dir, gateway, &root.display().to_string()).await
+    }
+
+    pub(crate) async fn start_in(dir: tempfile::TempDir, gateway: Gateway, models: &str) -> Self {
+        let config = NodeConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            beat_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            metrics: None,
+            name: Some("test".into()),
+            state_dir: dir.path().join("state"),
+            cache_dir: dir.path().join("cache"),
+            cache_bytes_max: 64 << 20,
+            models: Some(models.to_owned()),
+            memory_reserve_bytes: Some(0),
+            threads: 1,
+            measure_ms: 0,
+            drain_timeout_s: 10,
+            ..NodeConfig::default()
+        };
+        let listeners = Listeners::bind(&config).await.unwrap();
+        let (work, beat) = (listeners.work.local_addr().unwrap(), listeners.beat.local_addr().unwrap());
+        let shutdown = Shutdown::new();
+        let deps = Deps {
+            config,
+            engine: Arc::new(FakeEngine::new()),
+            metrics: Metrics::new("ingle-node"),
+            readiness: Readiness::default(),
+            listeners,
+            membership: None,
+        };
+        let running = tokio::spawn(run(deps, shutdown.clone(), |_| Ok(())));
+        Self { gateway, work, beat, dir, shutdown, running }
+    }
+
+    /// Ends the node as SIGTERM does.
+    pub(crate) async fn stop(self) -> tempfile::TempDir {
+        self.shutdown.begin();
+        tokio::time::timeout(PATIENCE, self.running).await.expect("it ends").expect("no panic").expect("no error");
+        self.dir
+    }
+
+    pub(crate) fn begin_stop(&self) {
+        self.shutdown.begin();
+    }
+
+    pub(crate) async fn client(&self) -> NodeClient<tonic::transport::Channel> {
+        let endpoint = format!("http://{}", self.work);
+        for _ in 0..200 {
+            if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the node doesn't answer");
+    }
+
+    pub(crate) async fn lead(&self) -> Leader {
+        self.lead_at(1).await.expect("a stream")
+    }
+
+    pub(crate) async fn lead_at(&self, revision: u64) -> Result<Leader, tonic::Status> {
+        let (to, requests) = mpsc::channel(64);
+        let hello = v1::Hello {
+            epoch: Some(v1::Epoch { generation: 1, revision }),
+            coordinator_id: "c-test".into(),
+            gateway: self.gateway.address.to_string(),
+        };
+        send(&to, work_request::Message::Hello(hello)).await;
+        let mut from = self.client().await.work(ReceiverStream::new(requests)).await?.into_inner();
+        let Some(Message::Welcome(welcome)) = from.message().await?.and_then(|first| first.message) else {
+            panic!("the first answer is the welcome");
+        };
+        Ok(Leader { to, from, welcome, gateway: self.gateway.clone() })
+    }
+}
+
+async fn send(to: &mpsc::Sender<v1::WorkRequest>, message: work_request::Message) {
+    to.send(v1::WorkRequest { message: Some(message) }).await.expect("the stream is open");
+}
+
+/// The coordinator's end of a stream.
+pub(crate) struct Leader {
+    to: mpsc::Sender<v1::WorkRequest>,
+    from: tonic::Streaming<v1::WorkResponse>,
+    pub(crate) welcome: v1::Welcome,
+    pub(crate) gateway: Gateway,
+}
+
+pub(crate) fn token(attempt: u64) -> v1::AttemptToken {
+    v1::AttemptToken {
+        job_id: "j-1".into(),
+        batch: 1,
+        attempt,
+        epoch: Some(v1::Epoch { generation: 1, revision: 1 }),
+        place: Some(v1::ObjectRef { export: "docs".into(), path: b"out".to_vec().into() }),
+        ..Default::default()
+    }
+}
+
+impl Leader {
+    pub(crate) async fn send(&self, message: work_request::Message) {
+        send(&self.to, message).await;
+    }
+
+    pub(crate) async fn assign(&self, attempt: u64, model: &str, work: Work) {
+        let model = Some(v1::ModelRef { name: model.into(), digest: bytes::Bytes::new() });
+        self.assign_model(attempt, model, work).await;
+    }
+
+    pub(crate) async fn assign_model(&self, attempt: u64, model: Option<v1::ModelRef>, work: Work) {
+        let assign = v1::Assign {
+            token: Some(token(attempt)),
+            model,
+            gateway: self.gateway.address.to_string(),
+            work: Some(work),
+            queued_us: 5,
+            ..Default::default()
+        };
+        self.send(work_request::Message::Assign(assign)).await;
+    }
+
+    /// The next message, or nothing once the stream has ended.
+    pub(crate) async fn next(&mut self) -> Option<Message> {
+        let next = tokio::time::timeout(PATIENCE, self.from.message()).await.expect("an answer in time");
+        next.ok().flatten().and_then(|answer| answer.message)
+    }
+
+    /// The next message that `wanted` takes.
+    pub(crate) async fn until<T>(&mut self, mut wanted: impl FnMut(Message) -> Option<T>) -> T {
+        loop {
+            let message = self.next().await.expect("the stream is open");
+            if let Some(found) = wanted(message) {
+                return found;
+            }
+        }
+    }
+
+    /// How an attempt ended.
+    pub(crate) async fn ended(&mut self, attempt: u64) -> Result<v1::Complete, v1::Failed> {
+        self.until(|message| match message {
+            Message::Complete(complete) if complete.token.as_ref().is_some_and(|t| t.attempt == attempt) => {
+                Some(Ok(complete))
+            }
+            Message::Failed(failed) if failed.token.as_ref().is_some_and(|t| t.attempt == attempt) => Some(Err(failed)),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Nothing but news of models comes for a while.
+    pub(crate) async fn quiet(&mut self) {
+        let wait = async {
+            loop {
+                match self.from.message().await.expect("the stream is open").and_then(|answer| answer.message) {
+                    Some(Message::Models(_) | Message::Progress(_)) => {}
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+        };
+        let _: Result<(), _> = tokio::time::timeout(Duration::from_millis(300), wait).await;
+    }
+}
+
+/// A listing's entry for an object of the export `docs`.
+pub(crate) fn entry(name: &str) -> v1::SegmentEntry {
+    let mut entry = v1::SegmentEntry {
+        object: Some(v1::ObjectRef { export: "docs".into(), path: format!("in/{name}").into_bytes().into() }),
+        name: name.as_bytes().to_vec().into(),
+        size: 10,
+        mtime_ns: 1,
+        ..Default::default()
+    };
+    entry.set_action(v1::EntryAction::Do);
+    entry
+}
+
+/// A batch over these documents; their texts are put into the gateway.
+pub(crate) fn batch(gateway: &Gateway, kind: v1::JobKind, documents: &[(&str, &[u8])]) -> v1::BatchWork {
+    let mut entries = Vec::new();
+    for (name, bytes) in documents {
+        gateway.put(&format!("docs/in/{name}"), *bytes);
+        entries.push(entry(name));
+    }
+    batch_of(gateway, kind, entries)
+}
+
+pub(crate) fn batch_of(gateway: &Gateway, kind: v1::JobKind, entries: Vec<v1::SegmentEntry>) -> v1::BatchWork {
+    let count = u32::try_from(entries.len()).unwrap();
+    let segment = gateway.blob(&v1::Segment { bucket: 3, entries });
+    v1::BatchWork { kind: kind.into(), segment: Some(segment), first: 0, count, bucket: 3, ..Default::default() }
+}

@@ -154,7 +154,7 @@ fn gateway_settings(layout: &Layout, ports: &Ports, shares: &[Share]) -> Table {
     let state = format!("file://{}", layout.state().display());
     table([
         ("state_dir", text(&layout.of("gateway"))),
-        ("coordinator", format!("http://{}", local(ports.coordinator.serve)).into()),
+        ("membership", format!("http://{}", local(ports.coordinator.serve)).into()),
         ("state_export", Value::from(table([("url", state.into())]))),
         ("exports", exports.into()),
     ])

@@ -97,7 +97,9 @@ impl Core {
                 // Drained or preempted: what is left becomes a batch of its own, free of charge.
                 let info = entry.segments.get(&record.segment).map(super::Segment::info);
                 let bytes = |first: u32, end: u32| {
-                    info.map_or(0, |i| i.size_kib[first as usize..end as usize].iter().map(|k| u64::from(*k) << 10).sum())
+                    info.map_or(0, |i| {
+                        i.size_kib[first as usize..end as usize].iter().map(|k| u64::from(*k) << 10).sum()
+                    })
                 };
                 let rest = BatchRecord {
                     segment: record.segment,
@@ -215,11 +217,7 @@ impl Core {
                 let (is_join, bucket, committed) = (record.join, record.bucket, record.committed);
                 let kind = entry.record.spec().kind();
                 if is_join {
-                    let documents: u64 = if kind == v1::JobKind::Embed {
-                        entry.bucket_documents(bucket)
-                    } else {
-                        0
-                    };
+                    let documents: u64 = if kind == v1::JobKind::Embed { entry.bucket_documents(bucket) } else { 0 };
                     let conflict = if done.conflict > 0 { documents } else { 0 };
                     let deleted = entry.bucket_deleted(bucket);
                     let record = entry.batches.get_mut(&batch).expect("looked up above");
@@ -401,9 +399,7 @@ impl Core {
             .joins_due
             .iter()
             .copied()
-            .filter(|bucket| {
-                !cut_off.contains(bucket) && job.bucket_open.get(bucket).copied().unwrap_or_default() == 0
-            })
+            .filter(|bucket| !cut_off.contains(bucket) && job.bucket_open.get(bucket).copied().unwrap_or_default() == 0)
             .take(limits::CHANGES_PER_COMMIT / 4)
             .collect();
         for bucket in ready {
@@ -411,7 +407,10 @@ impl Core {
             let anything = job.bucket_deleted(bucket) > 0
                 || (kind == v1::JobKind::Embed
                     && job.batches.values().any(|b| {
-                        !b.join && b.bucket == bucket && b.state() == BatchState::Committed && b.committed + b.unchanged > 0
+                        !b.join
+                            && b.bucket == bucket
+                            && b.state() == BatchState::Committed
+                            && b.committed + b.unchanged > 0
                     }));
             if anything {
                 let id = job.add_batch(BatchRecord { join: true, bucket, ..Default::default() });
@@ -496,6 +495,11 @@ impl Job {
     }
 
     pub(super) fn bucket_deleted(&self, bucket: u32) -> u64 {
-        self.segments.values().map(super::Segment::info).filter(|i| i.bucket == bucket).map(|i| u64::from(i.deleted)).sum()
+        self.segments
+            .values()
+            .map(super::Segment::info)
+            .filter(|i| i.bucket == bucket)
+            .map(|i| u64::from(i.deleted))
+            .sum()
     }
 }

@@ -96,8 +96,9 @@ impl Core {
             .collect();
         for id in late {
             self.calls.remove(&id);
-            let problem = Problem::new(ErrorCode::NoNode, "no node could take the call within a minute; see `ingle nodes list`")
-                .retry_after(std::time::Duration::from_secs(5));
+            let problem =
+                Problem::new(ErrorCode::NoNode, "no node could take the call within a minute; see `ingle nodes list`")
+                    .retry_after(std::time::Duration::from_secs(5));
             step.effects.push(Effect::CallFailed { call: id, problem });
         }
     }

@@ -96,16 +96,15 @@ impl Core {
                 }
             }
             for (id, batch) in &job.batches {
-                let place = match batch.state() {
-                    BatchState::Queued => job.queued.contains(id),
-                    BatchState::Running => {
-                        job.running.contains(id)
+                let place =
+                    match batch.state() {
+                        BatchState::Queued => job.queued.contains(id),
+                        BatchState::Running => job.running.contains(id)
                             && self.attempts.get(&batch.attempt).is_some_and(
                                 |a| matches!(a.owner, Owner::Batch { job, batch } if job == *number && batch == *id),
-                            )
-                    }
-                    _ => !job.queued.contains(id) && !job.running.contains(id),
-                };
+                            ),
+                        _ => !job.queued.contains(id) && !job.running.contains(id),
+                    };
                 if !place {
                     say(format!("batch {id} is {:?} but not where such batches are", batch.state()));
                 }

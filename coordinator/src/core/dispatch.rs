@@ -114,6 +114,10 @@ impl Core {
         let candidates = self.candidates(&model);
         let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
         if fit.is_empty() {
+            if let Some(problem) = self.broken_everywhere(&model) {
+                self.end_failed(step, number, &problem);
+                return false;
+            }
             let hold = self.why_no_node(&candidates, &model);
             self.hold(step, number, hold);
             return false;
@@ -272,6 +276,15 @@ impl Core {
         Some((segment, size.items, size))
     }
 
+    /// Every node that sees the model has failed to run it: waiting won't help.
+    fn broken_everywhere(&self, model: &str) -> Option<Problem> {
+        let mut seen = self.nodes.iter().filter(|(_, node)| !node.left && node.model(model).is_some()).peekable();
+        let (id, first) = seen.peek()?;
+        let why = format!("model {model} failed on every node that has it; {id}: {}", first.broken_models.get(model)?);
+        seen.all(|(_, node)| node.broken_models.contains_key(model))
+            .then(|| Problem::new(ErrorCode::ModelUnusable, why))
+    }
+
     fn why_no_node(&self, candidates: &[(NodeId, Result<(), String>)], model: &str) -> String {
         match candidates {
             [] => "no node has joined yet".into(),
@@ -304,9 +317,10 @@ impl Core {
                 .filter(|(node, _)| {
                     // A call enters beside batch work; only calls count against calls.
                     self.nodes.get(node).is_some_and(|entry| {
-                        let calls = entry.attempts.iter().filter(|a| {
-                            self.attempts.get(a).is_some_and(|a| matches!(a.owner, Owner::Call(_)))
-                        });
+                        let calls = entry
+                            .attempts
+                            .iter()
+                            .filter(|a| self.attempts.get(a).is_some_and(|a| matches!(a.owner, Owner::Call(_))));
                         calls.count() < entry.attempts_max()
                     })
                 })

@@ -217,9 +217,9 @@ impl Core {
     }
 
     fn current_scan(&mut self, number: u64, scan: u64) -> Option<&mut Job> {
-        self.jobs.get_mut(&number).filter(|job| {
-            job.scan.running && job.scan.number == scan && job.record.state() == JobState::Listing
-        })
+        self.jobs
+            .get_mut(&number)
+            .filter(|job| job.scan.running && job.scan.number == scan && job.record.state() == JobState::Listing)
     }
 
     pub(super) fn scan_progress(&mut self, step: &mut Step, number: u64, scan: u64, entries: u64) {
@@ -349,10 +349,9 @@ impl Core {
     }
 
     fn answer_job(&self, step: &mut Step, reply: ReplyId, number: u64) {
-        let answer = self
-            .job(number)
-            .map(|job| Answer::Job(Box::new(job), true))
-            .ok_or_else(|| Problem::new(ErrorCode::JobNotFound, format!("no job {}; see `ingle jobs list`", job_id(number))));
+        let answer = self.job(number).map(|job| Answer::Job(Box::new(job), true)).ok_or_else(|| {
+            Problem::new(ErrorCode::JobNotFound, format!("no job {}; see `ingle jobs list`", job_id(number)))
+        });
         step.effects.push(Effect::Reply { reply, answer });
     }
 

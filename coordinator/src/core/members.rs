@@ -23,7 +23,7 @@ impl Core {
         {
             self.speeds.forget(&id);
         }
-        let _ = self.nodes.attach(attached, self.now);
+        let restarted = self.nodes.attach(attached, self.now).is_some();
         // What it runs is adopted; what we believed it to run and it doesn't know is gone with its process.
         let ours: Vec<u64> =
             self.attempts.iter().filter(|(_, attempt)| attempt.node == id).map(|(number, _)| *number).collect();
@@ -35,9 +35,13 @@ impl Core {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.attempts.insert(number);
                 }
-            } else {
+            } else if restarted {
                 let problem = Problem::new(ErrorCode::NoNode, format!("node {id} restarted while it ran this"));
                 self.attempt_lost(step, number, &problem);
+            } else {
+                // The same process, or one that another leader dealt with: the dispatch never reached it.
+                let problem = Problem::new(ErrorCode::NoNode, format!("node {id} never received this"));
+                self.give_back(step, number, &problem);
             }
         }
         for number in running {
@@ -63,6 +67,15 @@ impl Core {
         }
     }
 
+    /// The attempt ended without anybody's fault: free of charge.
+    fn give_back(&mut self, step: &mut Step, number: u64, problem: &Problem) {
+        let Some(attempt) = self.drop_attempt(number) else { return };
+        match attempt.owner {
+            Owner::Batch { job, batch } => self.requeue(step, job, batch, problem, true),
+            Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Node, problem),
+        }
+    }
+
     pub(super) fn node_left(&mut self, step: &mut Step, id: &NodeId) {
         let Some(node) = self.nodes.get_mut(id) else { return };
         node.left = true;
@@ -70,12 +83,7 @@ impl Core {
         if !node.connected {
             let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
             for number in node.attempts.clone() {
-                if let Some(attempt) = self.drop_attempt(number) {
-                    match attempt.owner {
-                        Owner::Batch { job, batch } => self.requeue(step, job, batch, &problem, true),
-                        Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Node, &problem),
-                    }
-                }
+                self.give_back(step, number, &problem);
             }
         }
     }
@@ -94,12 +102,13 @@ impl Core {
             .filter(|(_, health, handled)| health > handled)
             .collect();
         for (id, health, handled) in silent {
-            let attempts: Vec<u64> = self.nodes.get(&id).map(|n| n.attempts.iter().copied().collect()).unwrap_or_default();
+            let attempts: Vec<u64> =
+                self.nodes.get(&id).map(|n| n.attempts.iter().copied().collect()).unwrap_or_default();
             let problem = Problem::new(ErrorCode::NoNode, format!("node {id} has been silent and is believed dead"));
             for number in attempts {
-                let is_call =
-                    self.attempts.get(&number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
-                let due = if is_call { health >= Health::Quiet && handled < Health::Quiet } else { health >= Health::Lost };
+                let is_call = self.attempts.get(&number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
+                let due =
+                    if is_call { health >= Health::Quiet && handled < Health::Quiet } else { health >= Health::Lost };
                 if due {
                     self.attempt_lost(step, number, &problem);
                 }
@@ -110,16 +119,37 @@ impl Core {
         }
         // After a change of leader the work of nodes that did not come back in time is leased again.
         if now.mono_ms.saturating_sub(self.started) >= limits::REATTACH_MS {
-            let orphans: Vec<u64> =
-                self.attempts.iter().filter(|(_, attempt)| attempt.unconfirmed).map(|(number, _)| *number).take(32).collect();
+            let orphans: Vec<u64> = self
+                .attempts
+                .iter()
+                .filter(|(_, attempt)| attempt.unconfirmed)
+                .map(|(number, _)| *number)
+                .take(32)
+                .collect();
             for number in orphans {
-                let problem = Problem::new(ErrorCode::NoNode, "its node did not come back after the coordinator restarted");
-                if let Some(attempt) = self.drop_attempt(number)
-                    && let Owner::Batch { job, batch } = attempt.owner
-                {
-                    self.requeue(step, job, batch, &problem, true);
-                }
+                let problem =
+                    Problem::new(ErrorCode::NoNode, "its node did not come back after the coordinator restarted");
+                self.give_back(step, number, &problem);
             }
+        }
+    }
+
+    /// Jobs that have nothing left to wait for end, also when the event that should have ended them died with a leader.
+    pub(super) fn watch_idle(&mut self, step: &mut Step) {
+        let idle: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| {
+                (job.record.listed || job.record.state() == JobState::Cancelling)
+                    && job.running.is_empty()
+                    && job.publishing.is_empty()
+                    && (job.record.state() == JobState::Cancelling || (job.queued.is_empty() && job.uncut.is_empty()))
+            })
+            .map(|(number, _)| *number)
+            .take(16)
+            .collect();
+        for number in idle {
+            self.progress_job(step, number);
         }
     }
 

@@ -147,11 +147,7 @@ impl Core {
     ///
     /// # Errors
     /// Names the record that can't be read; nothing is guessed.
-    pub fn load(
-        epoch: Epoch,
-        now: Now,
-        records: impl IntoIterator<Item = (String, Vec<u8>)>,
-    ) -> Result<Self, String> {
+    pub fn load(epoch: Epoch, now: Now, records: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, String> {
         let mut core = Self {
             epoch,
             started: now.mono_ms,
@@ -272,6 +268,7 @@ impl Core {
         self.watch_nodes(step);
         self.watch_attempts(step);
         self.watch_deadlines(step);
+        self.watch_idle(step);
         self.nodes.forget_departed(self.now);
     }
 

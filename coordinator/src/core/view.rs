@@ -27,13 +27,18 @@ impl Core {
             view.reason.clone_from(&job.hold);
         }
         if view.reason.is_empty()
-            && let Some(batch) = job.publishing.iter().filter_map(|id| job.batches.get(id)).find(|b| !b.reason.is_empty())
+            && let Some(batch) =
+                job.publishing.iter().filter_map(|id| job.batches.get(id)).find(|b| !b.reason.is_empty())
         {
             view.reason.clone_from(&batch.reason);
             view.code.clone_from(&batch.code);
         }
-        let running: Vec<_> =
-            job.running.iter().filter_map(|id| job.batches.get(id)).filter_map(|b| self.attempts.get(&b.attempt)).collect();
+        let running: Vec<_> = job
+            .running
+            .iter()
+            .filter_map(|id| job.batches.get(id))
+            .filter_map(|b| self.attempts.get(&b.attempt))
+            .collect();
         if let Some(counts) = &mut view.counts {
             counts.bytes_done += running.iter().map(|attempt| attempt.bytes_done).sum::<u64>();
             counts.bytes_done = counts.bytes_done.min(counts.bytes_total);
@@ -56,12 +61,8 @@ impl Core {
 
     /// At most `limit` jobs with numbers below `before`, newest first.
     pub fn list_jobs(&self, before: u64, limit: usize, filter: &dyn Fn(&v1::Job) -> bool) -> Vec<v1::Job> {
-        let mut numbers: Vec<u64> = self
-            .jobs
-            .range(..before)
-            .map(|(n, _)| *n)
-            .chain(self.ended.range(..before).map(|(n, _)| *n))
-            .collect();
+        let mut numbers: Vec<u64> =
+            self.jobs.range(..before).map(|(n, _)| *n).chain(self.ended.range(..before).map(|(n, _)| *n)).collect();
         numbers.sort_unstable_by(|a, b| b.cmp(a));
         numbers.into_iter().filter_map(|number| self.job(number)).filter(|job| filter(job)).take(limit).collect()
     }
@@ -70,7 +71,10 @@ impl Core {
     #[must_use]
     pub fn parts(&self, number: u64) -> Option<(Vec<SegmentRecord>, Vec<BatchRecord>)> {
         let job = self.jobs.get(&number)?;
-        Some((job.segments.values().map(|s: &Segment| s.record.clone()).collect(), job.batches.values().cloned().collect()))
+        Some((
+            job.segments.values().map(|s: &Segment| s.record.clone()).collect(),
+            job.batches.values().cloned().collect(),
+        ))
     }
 
     /// All nodes.
@@ -221,9 +225,10 @@ impl Core {
     /// The cluster in numbers; version and gateway are the rind's to fill in.
     #[must_use]
     pub fn status(&self) -> v1::GetStatusResponse {
-        let ready = self.nodes.iter().filter(|(_, n)| {
-            n.connected && !n.draining && !n.left && n.health(self.now) == Health::Ready
-        });
+        let ready = self
+            .nodes
+            .iter()
+            .filter(|(_, n)| n.connected && !n.draining && !n.left && n.health(self.now) == Health::Ready);
         v1::GetStatusResponse {
             epoch: Some(self.epoch.into()),
             nodes_ready: ready.count() as u32,

@@ -116,7 +116,7 @@ async fn a_stream_without_hello_is_refused() {
     let (to, requests) = tokio::sync::mpsc::channel(1);
     let message = Some(work_request::Message::Refresh(v1::RefreshModels {}));
     to.send(v1::WorkRequest { message }).await.unwrap();
-    let status = node.client().await.work(ReceiverStream::new(requests)).await.err().expect("refused");
+    let status = node.client().await.work(ReceiverStream::new(requests)).await.expect_err("refused");
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     node.stop().await;
 }

@@ -44,3 +44,13 @@ pub const WATCHERS_MAX: usize = 1_024;
 pub const EVENTS_PER_COMMIT: usize = 64;
 /// Changes in one commit.
 pub const CHANGES_PER_COMMIT: usize = 100;
+/// Events, questions and queries that wait for the driver; whoever comes then waits for room.
+pub const INBOX_MAX: usize = 1_024;
+/// Callers that wait for the driver's answer at once.
+pub const ASKS_MAX: usize = 4_096;
+/// How long a caller waits for the driver, milliseconds.
+pub const ASK_WITHIN_MS: u64 = 10_000;
+/// How often time itself is an event, milliseconds.
+pub const TICK_MS: u64 = 250;
+/// How long a full inbox may put that off, milliseconds.
+pub const TICK_LATE_MS: u64 = 1_000;

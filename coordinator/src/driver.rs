@@ -1,0 +1,208 @@
+//! The one task that owns the core, and the handle by which everybody else speaks to it.
+//!
+//! The order never changes: decide (`Core::step`), persist (one commit for many events), act (effects). Queries see only
+//! what is durable.
+
+mod turn;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ingle_proto::{Epoch, ErrorCode, Problem};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::core::{Answer, Core, Effect, Event, Now, ReplyId};
+use crate::limits;
+use crate::store::{JobStore, Records};
+
+pub use turn::Driver;
+
+/// Carries out effects. Must not block: it hands work to tasks of its own.
+pub trait Perform: Send + Sync + 'static {
+    /// Begins what is asked; what comes of it comes back as an event.
+    fn perform(&self, effect: Effect, epoch: Epoch);
+}
+
+type Query = Box<dyn FnOnce(&Core, Now) + Send>;
+
+/// What comes into the driver's inbox.
+enum Input {
+    Event(Event),
+    Query(Query),
+}
+
+/// What callers and the driver share beside the inbox.
+#[derive(Default)]
+struct Shared {
+    next_reply: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    ended: bool,
+    replies: BTreeMap<ReplyId, oneshot::Sender<Result<Answer, Problem>>>,
+    watchers: BTreeMap<u64, watch::Sender<u64>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, reply: ReplyId, answer: Result<Answer, Problem>) {
+        let waiting = self.lock().replies.remove(&reply);
+        // Whoever asked may have left.
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(answer);
+        }
+    }
+
+    fn job_changed(&self, job: u64) {
+        let mut waiting = self.lock();
+        if let Some(sender) = waiting.watchers.get(&job) {
+            if sender.receiver_count() == 0 {
+                waiting.watchers.remove(&job);
+            } else {
+                sender.send_modify(|count| *count += 1);
+            }
+        }
+    }
+
+    fn end(&self) {
+        let mut waiting = self.lock();
+        waiting.ended = true;
+        waiting.replies.clear();
+        waiting.watchers.clear();
+    }
+}
+
+/// The driver's end of the inbox.
+pub struct Inbox {
+    inputs: mpsc::Receiver<Input>,
+    shared: Arc<Shared>,
+}
+
+/// Speaks to the driver. Clones speak to the same one.
+#[derive(Clone)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    shared: Arc<Shared>,
+    store: Arc<dyn JobStore>,
+}
+
+/// Takes a reply's place away when its caller leaves.
+struct Place<'a>(&'a Shared, ReplyId);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.lock().replies.remove(&self.1);
+    }
+}
+
+impl Handle {
+    /// A handle and the inbox that [`Driver::new`] takes.
+    #[must_use]
+    pub fn new(store: Arc<dyn JobStore>) -> (Self, Inbox) {
+        let (sender, inputs) = mpsc::channel(limits::INBOX_MAX);
+        let shared = Arc::new(Shared::default());
+        let inbox = Inbox { inputs, shared: Arc::clone(&shared) };
+        (Self { inputs: sender, shared, store }, inbox)
+    }
+
+    /// Tells the core what happened; waits for room.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN` once the driver has ended.
+    pub async fn send(&self, event: Event) -> Result<(), Problem> {
+        self.inputs.send(Input::Event(event)).await.map_err(|_| ended())
+    }
+
+    /// Tells the core something that it answers, once the answer is durable.
+    ///
+    /// # Errors
+    /// What the core answers; `OVERLOADED`, `DEADLINE` after ten seconds (it may still happen), `SHUTTING_DOWN`.
+    pub async fn ask(&self, make: impl FnOnce(ReplyId) -> Event) -> Result<Answer, Problem> {
+        let id = ReplyId(self.shared.next_reply.fetch_add(1, Ordering::Relaxed));
+        let (sender, answered) = oneshot::channel();
+        {
+            let mut waiting = self.shared.lock();
+            if waiting.replies.len() >= limits::ASKS_MAX {
+                let words = format!("{} callers wait for the coordinator already", limits::ASKS_MAX);
+                return Err(Problem::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1)));
+            }
+            waiting.replies.insert(id, sender);
+        }
+        let _place = Place(&self.shared, id);
+        within(async {
+            self.send(make(id)).await?;
+            answered.await.map_err(|_| ended())?
+        })
+        .await
+    }
+
+    /// Looks at the core as it is durable now. `look` must be quick: everything waits for it.
+    ///
+    /// # Errors
+    /// `DEADLINE` after ten seconds, `SHUTTING_DOWN`.
+    pub async fn query<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Core, Now) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (sender, answered) = oneshot::channel();
+        let query: Query = Box::new(move |core, now| drop(sender.send(look(core, now))));
+        within(async {
+            self.inputs.send(Input::Query(query)).await.map_err(|_| ended())?;
+            answered.await.map_err(|_| ended())
+        })
+        .await
+    }
+
+    /// A counter that moves whenever a job changed. It is closed (its `changed` fails) when the driver ends, and from
+    /// the start if [`limits::WATCHERS_MAX`] jobs are watched already.
+    #[must_use]
+    pub fn watch(&self, job: u64) -> watch::Receiver<u64> {
+        let mut waiting = self.shared.lock();
+        if waiting.watchers.len() >= limits::WATCHERS_MAX {
+            waiting.watchers.retain(|_, sender| sender.receiver_count() > 0);
+        }
+        let full = waiting.watchers.len() >= limits::WATCHERS_MAX && !waiting.watchers.contains_key(&job);
+        if waiting.ended || full {
+            return watch::channel(0).1;
+        }
+        waiting.watchers.entry(job).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    /// Records of ended jobs below a prefix.
+    ///
+    /// # Errors
+    /// `STORAGE_UNAVAILABLE` if the store can't be read.
+    pub async fn archived(&self, prefix: &str) -> Result<Records, Problem> {
+        let read = self.store.archived(prefix).await;
+        read.map_err(|error| Problem::new(ErrorCode::StorageUnavailable, error.to_string()))
+    }
+}
+
+async fn within<T>(asked: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let limit = Duration::from_millis(limits::ASK_WITHIN_MS);
+    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
+        let words = format!("the coordinator's store didn't keep up within {limit:?}; it may still happen");
+        Err(Problem::new(ErrorCode::Deadline, words))
+    })
+}
+
+fn ended() -> Problem {
+    Problem::new(ErrorCode::ShuttingDown, "this coordinator is stopping; ask again in a few seconds")
+}
+
+/// Time as the core is told it.
+#[must_use]
+pub fn now() -> Now {
+    let mono_ms = u64::try_from(ingle_daemon::clock::boottime().as_millis()).unwrap_or(u64::MAX);
+    Now { mono_ms, unix_ms: ingle_daemon::clock::unix_ms() }
+}
+
+#[cfg(test)]
+mod tests;

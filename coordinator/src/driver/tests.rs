@@ -1,0 +1,150 @@
+//! The driver over stores that lose answers: nothing is said before it is durable, nothing is done twice.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ingle_daemon::Shutdown;
+use ingle_daemon::metrics::Metrics;
+use ingle_daemon::run::Readiness;
+use ingle_proto::v1;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::metrics::Meters;
+use crate::store::faulty::{Fault, FaultyStore};
+use crate::store::{MemoryStore, StoreError};
+
+/// Counts what it is asked to do.
+#[derive(Default)]
+struct Counting(AtomicUsize);
+
+impl Perform for Counting {
+    fn perform(&self, _: Effect, _: Epoch) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Running {
+    handle: Handle,
+    stop: Shutdown,
+    task: JoinHandle<Result<(), StoreError>>,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the test owns the task and awaits it")]
+async fn start(store: Arc<dyn JobStore>, epoch: Epoch) -> Running {
+    let (handle, inbox) = Handle::new(Arc::clone(&store));
+    let (meters, perform) = (Meters::new(&Metrics::new("test")), Arc::new(Counting::default()));
+    let driver = Driver::new(inbox, store, epoch, perform, meters, Readiness::default()).await.unwrap();
+    let stop = Shutdown::new();
+    Running { handle, task: tokio::spawn(driver.run(stop.clone())), stop }
+}
+
+impl Running {
+    async fn end(self) -> Result<(), StoreError> {
+        self.stop.begin();
+        self.task.await.unwrap()
+    }
+
+    async fn submit(&self, key: &str) -> Result<(v1::Job, bool), Problem> {
+        let spec = v1::JobSpec { kind: v1::JobKind::Embed.into(), model: "m".into(), ..Default::default() };
+        let submit = |reply| Event::Submit {
+            reply,
+            spec: Box::new(spec),
+            idempotency_key: key.into(),
+            spec_digest: vec![1; 32],
+            principal: "p".into(),
+        };
+        match self.handle.ask(submit).await? {
+            Answer::Job(job, existed) => Ok((*job, existed)),
+            Answer::Node(node) => panic!("a node for a job: {node:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_durable_before_it_is_given() {
+    let memory = MemoryStore::new();
+    let (store, epoch) = memory.open();
+    let running = start(Arc::new(store), epoch).await;
+    let (job, existed) = running.submit("k").await.unwrap();
+    assert!(!existed);
+    // Nothing is left for the end to write: a crash here loses nothing.
+    running.task.abort();
+    let (store, epoch) = memory.open();
+    let after = start(Arc::new(store), epoch).await;
+    let (again, existed) = after.submit("k").await.unwrap();
+    assert!(existed, "the same key is answered by the same job");
+    assert_eq!((&again.job_id, again.created_ms, &again.spec), (&job.job_id, job.created_ms, &job.spec));
+    let number = after.handle.query(|core, _| core.job(1).map(|job| job.job_id)).await.unwrap();
+    assert_eq!(number, Some(job.job_id));
+    after.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_found_out() {
+    for done in [false, true] {
+        let memory = MemoryStore::new();
+        let (store, epoch) = memory.open();
+        let faulty = FaultyStore::new(Arc::new(store), Fault { at: 1, done, dead: false });
+        let running = start(Arc::new(faulty), epoch).await;
+        let (job, existed) = running.submit("k").await.unwrap();
+        assert!(!existed, "done: {done}");
+        assert_eq!(running.submit("k").await.unwrap().0.job_id, job.job_id);
+        running.end().await.unwrap();
+        let records = memory.load().await.unwrap().records;
+        let jobs = records.iter().filter(|(key, _)| key.starts_with("jobs/")).count();
+        assert_eq!(jobs, 1, "done: {done}");
+    }
+}
+
+#[tokio::test]
+async fn a_fenced_driver_ends() {
+    let memory = MemoryStore::new();
+    let (store, epoch) = memory.open();
+    let running = start(Arc::new(store), epoch).await;
+    let (_newer, leader) = memory.open();
+    let refused = running.submit("k").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ShuttingDown, "nothing was promised: {refused}");
+    assert_eq!(running.task.await.unwrap(), Err(StoreError::Fenced { ours: epoch, stored: leader }));
+    assert!(memory.load().await.unwrap().records.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_asks_a_driver_that_ended_is_told() {
+    let (store, epoch) = MemoryStore::new().open();
+    let running = start(Arc::new(store), epoch).await;
+    let handle = running.handle.clone();
+    running.end().await.unwrap();
+    let cancel = |reply| Event::Cancel { reply, job: 1 };
+    assert_eq!(handle.ask(cancel).await.unwrap_err().code, ErrorCode::ShuttingDown);
+    assert_eq!(handle.query(|_, _| ()).await.unwrap_err().code, ErrorCode::ShuttingDown);
+    assert!(handle.watch(1).changed().await.is_err(), "nothing will change any more");
+    assert!(handle.shared.lock().replies.is_empty(), "callers leave nothing behind");
+}
+
+#[tokio::test]
+async fn problems_are_answers() {
+    let (store, epoch) = MemoryStore::new().open();
+    let running = start(Arc::new(store), epoch).await;
+    let refused = running.handle.ask(|reply| Event::Cancel { reply, job: 77 }).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::JobNotFound);
+    running.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn watchers_hear_changes_and_are_forgotten() {
+    let (store, epoch) = MemoryStore::new().open();
+    let running = start(Arc::new(store), epoch).await;
+    let mut watch = running.handle.watch(1);
+    let job = running.submit("").await.unwrap().0;
+    running.handle.ask(|reply| Event::Pause { reply, job: 1 }).await.unwrap();
+    watch.changed().await.unwrap();
+    assert_eq!(job.job_id, running.handle.query(|core, _| core.job(1).unwrap().job_id).await.unwrap());
+    drop(watch);
+    running.handle.ask(|reply| Event::Resume { reply, job: 1 }).await.unwrap();
+    assert!(running.handle.shared.lock().watchers.is_empty());
+    let all: Vec<_> = (0..limits::WATCHERS_MAX as u64).map(|job| running.handle.watch(job)).collect();
+    assert!(running.handle.watch(u64::MAX).changed().await.is_err(), "one too many");
+    drop(all);
+    assert!(running.handle.watch(u64::MAX).has_changed().is_ok(), "room again");
+    running.end().await.unwrap();
+}

@@ -1,0 +1,235 @@
+//! The driver's loop: takes what is there, steps the core, commits, performs; learns what became of a lost answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ingle_daemon::Shutdown;
+use ingle_daemon::backoff::Backoff;
+use ingle_daemon::run::Readiness;
+use ingle_proto::Epoch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::{Inbox, Input, Perform, Query, now};
+use crate::core::record::Change;
+use crate::core::{Core, Effect, Event};
+use crate::limits;
+use crate::metrics::Meters;
+use crate::store::{COMMIT_BYTES_MAX, JobStore, StoreError, size};
+
+/// How often gauges are set.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+
+/// What steps have asked for and is not committed yet.
+#[derive(Default)]
+struct Pending {
+    changes: Vec<Change>,
+    bytes: usize,
+    effects: Vec<Effect>,
+}
+
+/// Owns the core.
+pub struct Driver {
+    inbox: Inbox,
+    core: Core,
+    store: Arc<dyn JobStore>,
+    epoch: Epoch,
+    revision: u64,
+    perform: Arc<dyn Perform>,
+    meters: Meters,
+    readiness: Readiness,
+    gauges_at: Instant,
+}
+
+impl Driver {
+    /// Reads the store and puts the core together. `epoch` is the store's already.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store can't be read, or holds what the core can't.
+    pub async fn new(
+        inbox: Inbox,
+        store: Arc<dyn JobStore>,
+        epoch: Epoch,
+        perform: Arc<dyn Perform>,
+        meters: Meters,
+        readiness: Readiness,
+    ) -> Result<Self, StoreError> {
+        let snapshot = store.load().await?;
+        meters.jobs_loaded(&snapshot.records);
+        let count = snapshot.records.len();
+        let core = Core::load(epoch, now(), snapshot.records).map_err(|reason| StoreError::Corrupt {
+            place: "records".into(),
+            reason,
+            remedy: "restore the state directory from a backup, or start the version that wrote it".into(),
+        })?;
+        tracing::info!(%epoch, records = count, revision = snapshot.revision, "jobs loaded");
+        let revision = snapshot.revision;
+        Ok(Self { inbox, core, store, epoch, revision, perform, meters, readiness, gauges_at: Instant::now() })
+    }
+
+    /// Runs until `shutdown`, then does what has come in by then.
+    ///
+    /// # Errors
+    /// [`StoreError`] that no waiting mends: fenced by a newer leader, or damaged.
+    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), StoreError> {
+        let stop = shutdown.wait();
+        tokio::pin!(stop);
+        let mut ticks = tokio::time::interval(Duration::from_millis(limits::TICK_MS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticked = Instant::now();
+        let mut inputs = Vec::with_capacity(limits::EVENTS_PER_COMMIT);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                _ = ticks.tick() => {}
+                taken = self.inbox.inputs.recv_many(&mut inputs, limits::EVENTS_PER_COMMIT) => if taken == 0 { break },
+            }
+            // Beats that wait in the inbox are heard before time passes: a slow commit must not look like silence.
+            while inputs.len() < limits::EVENTS_PER_COMMIT {
+                let Ok(input) = self.inbox.inputs.try_recv() else { break };
+                inputs.push(input);
+            }
+            let late = if self.inbox.inputs.is_empty() { limits::TICK_MS } else { limits::TICK_LATE_MS };
+            if ticked.elapsed() >= Duration::from_millis(late) {
+                ticked = Instant::now();
+                inputs.push(Input::Event(Event::Tick));
+            }
+            self.turn(&mut inputs, &shutdown).await?;
+        }
+        self.inbox.inputs.close();
+        while self.inbox.inputs.recv_many(&mut inputs, limits::EVENTS_PER_COMMIT).await > 0 {
+            self.turn(&mut inputs, &shutdown).await?;
+        }
+        Ok(())
+    }
+
+    async fn turn(&mut self, inputs: &mut Vec<Input>, shutdown: &Shutdown) -> Result<(), StoreError> {
+        let mut pending = Pending::default();
+        let mut queries: Vec<Query> = Vec::new();
+        for input in inputs.drain(..) {
+            let event = match input {
+                Input::Event(event) => event,
+                Input::Query(query) => {
+                    queries.push(query);
+                    continue;
+                }
+            };
+            self.meters.event();
+            let step = self.core.step(now(), event);
+            let bytes: usize = step.changes.iter().map(size).sum();
+            // Commits end where events end, so that what belongs together is durable together.
+            if pending.changes.len() + step.changes.len() > limits::CHANGES_PER_COMMIT
+                || pending.bytes + bytes > COMMIT_BYTES_MAX
+            {
+                self.flush(std::mem::take(&mut pending), shutdown).await?;
+            }
+            pending.changes.extend(step.changes);
+            pending.bytes += bytes;
+            pending.effects.extend(step.effects);
+        }
+        self.flush(pending, shutdown).await?;
+        let now = now();
+        for query in queries {
+            query(&self.core, now);
+        }
+        if self.gauges_at.elapsed() >= GAUGES_EVERY {
+            self.gauges_at = Instant::now();
+            self.meters.status(&self.core.status());
+        }
+        Ok(())
+    }
+
+    /// Persist, then act.
+    async fn flush(&mut self, pending: Pending, shutdown: &Shutdown) -> Result<(), StoreError> {
+        let mut changes = pending.changes;
+        while !changes.is_empty() {
+            let mut bytes = 0;
+            let fits = changes.iter().take(limits::CHANGES_PER_COMMIT).take_while(|change| {
+                bytes += size(change);
+                bytes <= COMMIT_BYTES_MAX
+            });
+            // One change alone beyond the bound is refused by the store, by name.
+            let count = fits.count().max(1);
+            let rest = changes.split_off(count);
+            if !rest.is_empty() {
+                // Every prefix of a step's changes can be loaded; it only costs repeating what the rest would say.
+                tracing::debug!(left = rest.len(), "a step's changes take more than one commit");
+            }
+            self.commit(std::mem::replace(&mut changes, rest), shutdown).await?;
+        }
+        for effect in pending.effects {
+            match effect {
+                Effect::Reply { reply, answer } => self.inbox.shared.answer(reply, answer),
+                Effect::JobChanged { job } => self.inbox.shared.job_changed(job),
+                other => self.perform.perform(other, self.epoch),
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, changes: Vec<Change>, shutdown: &Shutdown) -> Result<(), StoreError> {
+        self.meters.jobs_changed(&changes);
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        let begun = Instant::now();
+        loop {
+            let outcome = match self.store.commit(self.epoch, changes.clone()).await {
+                Ok(revision) => {
+                    self.revision = revision;
+                    Ok(true)
+                }
+                // No failure, no success: nothing is dispatched until it is known which.
+                Err(StoreError::Unknown(reason)) => self.happened(&reason, shutdown).await,
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(true) => {
+                    self.meters.commit(begun.elapsed());
+                    if backoff.attempt() > 0 {
+                        self.readiness.ready();
+                    }
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(error) if error.retryable() && !shutdown.begun() => self.wait(&mut backoff, &error).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a commit without an answer is in the store.
+    async fn happened(&mut self, reason: &str, shutdown: &Shutdown) -> Result<bool, StoreError> {
+        tracing::warn!(reason, "a commit's outcome is unknown; reading the store");
+        self.meters.unknown();
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        loop {
+            // Only the revision is of interest: no record is newer than the greatest one.
+            match self.store.changes_since(u64::MAX).await {
+                Ok(there) if there.epoch > self.epoch => {
+                    return Err(StoreError::Fenced { ours: self.epoch, stored: there.epoch });
+                }
+                Ok(there) => {
+                    let happened = there.revision > self.revision;
+                    self.revision = there.revision;
+                    tracing::info!(happened, revision = there.revision, "the outcome is known; going on");
+                    return Ok(happened);
+                }
+                Err(error) if error.retryable() && !shutdown.begun() => self.wait(&mut backoff, &error).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn wait(&self, backoff: &mut Backoff, error: &StoreError) {
+        self.readiness.waiting(error.to_string());
+        if backoff.attempt() == 0 {
+            tracing::warn!(%error, "the job store refuses for now; nothing is dispatched meanwhile");
+        }
+        tokio::time::sleep(backoff.next_random()).await;
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Whoever waits for an answer learns that none will come.
+        self.inbox.shared.end();
+    }
+}

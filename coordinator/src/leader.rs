@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ingle_daemon::{OnFailure, Shutdown, Tasks};
+use ingle_daemon::{OnFailure, Tasks};
 use ingle_membership::election::Candidate;
 use ingle_membership::{Election, LeaderEvent, Membership};
 use ingle_proto::Epoch;
@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use crate::error::RunError;
 use crate::store::JobStore;
 
-/// Waits until we lead, by etcd's word, and answers the epoch to lead in; the store holds it by then. From then on losing
-/// leadership ends the process: its supervisor starts it again as a candidate, with nothing left over in memory.
+/// Waits until we lead, by etcd's word, and answers the epoch to lead in; the store holds it by then. Losing leadership
+/// later begins the shutdown of `tasks`, and with it of the process: its supervisor starts it again as a candidate, with
+/// nothing left over in memory.
 ///
 /// # Errors
 /// [`RunError`] of members or store; [`RunError::LeadershipLost`] if shutdown came first.
@@ -22,11 +23,10 @@ pub async fn stand(
     store: &dyn JobStore,
     opened: Epoch,
     tasks: &Tasks,
-    shutdown: &Shutdown,
 ) -> Result<Epoch, RunError> {
     let (events, mut heard) = mpsc::channel(4);
     let election = Election::new(membership, candidate);
-    // `shutdown` is that of the tasks: leadership is let go when the last of our work is done.
+    let shutdown = tasks.shutdown();
     tasks.spawn("election", OnFailure::Shutdown, election.run(events, shutdown.clone()));
     let elected = loop {
         tokio::select! {

@@ -343,9 +343,10 @@ fn make(directory: &Path, path: &Path) -> Result<(), StoreError> {
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
-    // SQLite would take an empty file for a new database and begin to fill it.
-    if std::fs::metadata(path).map_err(|error| StoreError::io(path.display(), error))?.len() == 0 {
-        return Err(corrupt(path, "it is empty"));
+    // SQLite would take a file shorter than its smallest page for a new database and begin to fill it.
+    let bytes = std::fs::metadata(path).map_err(|error| StoreError::io(path.display(), error))?.len();
+    if bytes < 512 {
+        return Err(corrupt(path, format!("it holds only {bytes} bytes")));
     }
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -37,7 +37,7 @@ impl Decoder {
             ("llama.rope.freq_base".into(), Value::F32(spec.rope_base)),
             ("llama.attention.layer_norm_rms_epsilon".into(), Value::F32(spec.epsilon)),
         ]);
-        let (mut image, tensor_infos) = Image::build(file, header)?;
+        let (mut image, tensor_infos) = Image::new(file, header);
         let content = Content { magic: VersionedMagic::GgufV3, metadata, tensor_infos, tensor_data_offset: 0 };
         let weights = ModelWeights::from_gguf(content, &mut image, &Device::Cpu)
             .map_err(|error| EngineError::Model { file: file.name().into(), problem: error.to_string() })?;

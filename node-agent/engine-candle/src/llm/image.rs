@@ -1,8 +1,8 @@
-//! The weights as candle is given them: mostly the file's own bytes, some tensors stored anew in memory.
+//! The weights as candle is given them: mostly the file's own bytes, some tensors in another form, made as they are read.
 //!
-//! Candle 0.11 multiplies Q4_1, Q5_0 and Q5_1 without vector instructions on x86, several times slower than Q8_0. Q4_1 also loses
-//! digits there: it rounds each block's sum of activations to 16 bits, and SmolLM2-135M then answers nonsense where Q8_0 and
-//! plain floats answer well. So these kinds are stored anew as Q8_0, which holds every value of theirs to 1/254 of its block's largest.
+//! Candle 0.11 multiplies Q4_1, Q5_0 and Q5_1 without vector instructions on x86, several times slower than what they become here.
+//! Small models hold them as plain floats: products of 8-bit activations move SmolLM2-135M's logits by up to 1, enough to turn a
+//! right answer into a wrong one. Big models hold them as Q8_0, which has every value to 1/254 of its block's largest.
 
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -16,77 +16,106 @@ use crate::compute;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::{Header, Quantisation, TensorPlace};
 
-/// What the slow kinds become.
-const STORED_ANEW: GgmlDType = GgmlDType::Q8_0;
+/// Most bytes that plain floats may take: up to about 250 million parameters of the slow kinds.
+const FLOAT_BYTES_MAX: u64 = 1 << 30;
 
-/// Whether a tensor is stored anew: a matrix of a kind without a fast product.
+/// What the slow kinds of a file become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form(GgmlDType);
+
+impl Form {
+    /// Decided by the header alone, so that every node decides alike.
+    pub(crate) fn of(header: &Header) -> Self {
+        let slow = header.tensors.values().filter(|place| is_slow(place));
+        let values: u64 = slow.map(|place| place.shape.iter().product::<usize>() as u64).sum();
+        Self(if values.saturating_mul(4) <= FLOAT_BYTES_MAX { GgmlDType::F32 } else { GgmlDType::Q8_0 })
+    }
+
+    /// Bytes of a tensor as candle holds it.
+    pub(crate) fn bytes(self, place: &TensorPlace) -> u64 {
+        if !is_slow(place) {
+            return place.length;
+        }
+        // Blocks of Q8_0 are as long as those of the slow kinds: they divide the shape.
+        (place.shape.iter().product::<usize>() / self.0.block_size() * self.0.type_size()) as u64
+    }
+}
+
+/// Whether a tensor takes another form: a matrix of a kind without a fast product.
 fn is_slow(place: &TensorPlace) -> bool {
     place.shape.len() == 2 && matches!(place.quantisation.name, "Q4_1" | "Q5_0" | "Q5_1")
 }
 
-/// Bytes of a tensor as candle holds it.
-pub(crate) fn stored_bytes(place: &TensorPlace) -> u64 {
-    if !is_slow(place) {
-        return place.length;
-    }
-    let values = place.shape.iter().product::<usize>();
-    (values / STORED_ANEW.block_size() * STORED_ANEW.type_size()) as u64
-}
-
-/// Reads as one file: below the real file's length its bytes, beyond it what was stored anew.
+/// Reads as one file: below the real file's length its bytes, beyond it the tensors in their other form, one after another.
 pub(crate) struct Image<'a> {
     file: &'a WeightFile,
-    anew: Vec<u8>,
+    form: Form,
+    /// Where each of those begins and ends in the image, and the place it comes from in the file.
+    anew: Vec<(u64, u64, TensorPlace, u64)>,
+    /// The one made last, by its number.
+    made: Option<(usize, Vec<u8>)>,
+    end: u64,
     at: u64,
 }
 
 impl<'a> Image<'a> {
-    /// Converts the slow tensors, one at a time; the table tells candle where each one lies in the image.
-    pub(crate) fn build(
-        file: &'a WeightFile,
-        header: &Header,
-    ) -> Result<(Self, HashMap<String, TensorInfo>), EngineError> {
-        let mut image = Self { file, anew: Vec::new(), at: 0 };
+    /// The image, and the table that tells candle where each tensor lies in it.
+    pub(crate) fn new(file: &'a WeightFile, header: &Header) -> (Self, HashMap<String, TensorInfo>) {
+        let form = Form::of(header);
+        let mut image = Self { file, form, anew: Vec::new(), made: None, end: file.length(), at: 0 };
         let mut table = HashMap::new();
         for (name, place) in &header.tensors {
-            let begin = header.data_begin + place.offset;
-            let (ggml_dtype, offset) = if is_slow(place) {
-                let offset = file.length() + image.anew.len() as u64;
-                let bytes = file.read_at(begin, place.length)?;
-                image.anew.extend_from_slice(&anew(&bytes, place).map_err(compute)?);
-                (STORED_ANEW, offset)
-            } else {
-                (storage(place.quantisation), begin)
-            };
+            let mut offset = header.data_begin + place.offset;
+            let mut ggml_dtype = storage(place.quantisation);
+            if is_slow(place) {
+                let begin = image.end;
+                image.end += form.bytes(place);
+                image.anew.push((begin, image.end, place.clone(), offset));
+                (offset, ggml_dtype) = (begin, form.0);
+            }
             table.insert(name.clone(), TensorInfo { ggml_dtype, shape: Shape::from(place.shape.clone()), offset });
         }
-        Ok((image, table))
+        (image, table)
     }
-}
 
-fn anew(bytes: &[u8], place: &TensorPlace) -> candle_core::Result<Vec<u8>> {
-    let kind = storage(place.quantisation);
-    let tensor =
-        ggml_file::qtensor_from_ggml(kind, bytes, place.shape.clone(), &Device::Cpu)?.dequantize(&Device::Cpu)?;
-    Ok(QTensor::quantize(&tensor, STORED_ANEW)?.data()?.into_owned())
+    fn make(&self, place: &TensorPlace, begin: u64) -> Result<Vec<u8>, EngineError> {
+        let bytes = self.file.read_at(begin, place.length)?;
+        let kind = storage(place.quantisation);
+        let made = ggml_file::qtensor_from_ggml(kind, &bytes, place.shape.clone(), &Device::Cpu)
+            .and_then(|stored| stored.dequantize(&Device::Cpu))
+            .and_then(|plain| QTensor::quantize(&plain, self.form.0));
+        made.and_then(|made| Ok(made.data()?.into_owned())).map_err(compute)
+    }
+
+    fn read_anew(&mut self, buffer: &mut [u8]) -> Result<usize, EngineError> {
+        let Some(index) = self.anew.iter().position(|(begin, end, _, _)| (*begin..*end).contains(&self.at)) else {
+            return Ok(0);
+        };
+        let (begin, _, place, source) = &self.anew[index];
+        let bytes = match &self.made {
+            Some((made, bytes)) if *made == index => bytes,
+            _ => {
+                let bytes = self.make(place, *source)?;
+                &self.made.insert((index, bytes)).1
+            }
+        };
+        let rest = usize::try_from(self.at - begin).ok().and_then(|within| bytes.get(within..)).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
 }
 
 impl Read for Image<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let length = self.file.length();
-        let count = match self.at.checked_sub(length) {
-            None => {
-                let count = (length - self.at).min(buffer.len() as u64);
-                let bytes = self.file.read_at(self.at, count).map_err(std::io::Error::other)?;
-                buffer[..bytes.len()].copy_from_slice(&bytes);
-                bytes.len()
-            }
-            Some(within) => {
-                let rest = usize::try_from(within).ok().and_then(|within| self.anew.get(within..)).unwrap_or_default();
-                let count = rest.len().min(buffer.len());
-                buffer[..count].copy_from_slice(&rest[..count]);
-                count
-            }
+        let count = if self.at < length {
+            let count = (length - self.at).min(buffer.len() as u64);
+            let bytes = self.file.read_at(self.at, count).map_err(std::io::Error::other)?;
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            bytes.len()
+        } else {
+            self.read_anew(buffer).map_err(std::io::Error::other)?
         };
         self.at += count as u64;
         Ok(count)
@@ -95,11 +124,10 @@ impl Read for Image<'_> {
 
 impl Seek for Image<'_> {
     fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        let end = self.file.length() + self.anew.len() as u64;
         let target = match to {
             SeekFrom::Start(at) => Some(at),
             SeekFrom::Current(by) => self.at.checked_add_signed(by),
-            SeekFrom::End(by) => end.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
         };
         self.at = target.ok_or(std::io::ErrorKind::InvalidInput)?;
         Ok(self.at)

@@ -2,7 +2,7 @@
 
 use ingle_engine::{ModelCard, Task};
 
-use super::image::stored_bytes;
+use super::image::Form;
 use crate::weights::gguf::Header;
 use crate::weights::{HeaderError, bad};
 
@@ -128,7 +128,7 @@ impl Spec {
         let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         // With an output matrix of its own, only one row of the token table is read per token.
         let unread = match header.tensors.get("token_embd.weight") {
-            Some(table) if header.tensors.contains_key("output.weight") => stored_bytes(table),
+            Some(table) if header.tensors.contains_key("output.weight") => Form::of(header).bytes(table),
             _ => 0,
         };
         ModelCard {
@@ -148,7 +148,8 @@ impl Spec {
 }
 
 fn held_bytes(header: &Header) -> u64 {
-    header.tensors.values().map(stored_bytes).sum()
+    let form = Form::of(header);
+    header.tensors.values().map(|place| form.bytes(place)).sum()
 }
 
 /// The storage that most bytes of the layers have.

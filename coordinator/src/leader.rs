@@ -57,3 +57,57 @@ pub async fn stand(
     });
     Ok(epoch)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ingle_daemon::Shutdown;
+    use ingle_membership::Memory;
+    use ingle_membership::records::LEADER;
+    use ingle_membership::seam::Condition;
+
+    use super::*;
+    use crate::store::{MemoryStore, StoreError};
+
+    fn candidate(id: &str) -> Candidate {
+        Candidate { id: id.into(), incarnation: "i".into(), address: "h:1".into() }
+    }
+
+    #[tokio::test]
+    async fn a_leader_fences_its_store_and_ends_when_it_leads_no_more() {
+        let (members, memory) = (Memory::new(), MemoryStore::new());
+        let (store, opened) = memory.open();
+        // Others led before: their keys came and went.
+        for _ in 0..5 {
+            let key = bytes::Bytes::from_static(LEADER.as_bytes());
+            members.put(key.clone(), bytes::Bytes::new(), None, Condition::Always).await.unwrap();
+            members.delete(key, Condition::Always).await.unwrap();
+        }
+        let tasks = Tasks::new(Shutdown::new());
+        let epoch = stand(Arc::new(members.clone()), candidate("c-1"), &store, opened, &tasks).await.unwrap();
+        assert!(epoch.revision > 10 && epoch.generation == opened.generation, "{epoch}");
+        assert_eq!(store.commit(opened, vec![]).await, Err(StoreError::Fenced { ours: opened, stored: epoch }));
+        assert!(!tasks.shutdown().begun());
+        members.delete(bytes::Bytes::from_static(LEADER.as_bytes()), Condition::Always).await.unwrap();
+        tasks.shutdown().wait().await;
+        assert!(tasks.shutdown_all(Duration::from_secs(5)).await.is_empty());
+        assert!(tasks.failure().unwrap().contains("leadership"), "{:?}", tasks.failure());
+    }
+
+    #[tokio::test]
+    async fn a_candidate_that_is_stopped_never_leads() {
+        let (members, memory) = (Memory::new(), MemoryStore::new());
+        let (store, opened) = memory.open();
+        let key = bytes::Bytes::from_static(LEADER.as_bytes());
+        members.put(key, bytes::Bytes::from_static(b"another"), None, Condition::Always).await.unwrap();
+        let tasks = Tasks::new(Shutdown::new());
+        let (standing, stop) = (stand(Arc::new(members), candidate("c-1"), &store, opened, &tasks), tasks.shutdown());
+        let (outcome, ()) = tokio::join!(standing, async {
+            tokio::task::yield_now().await;
+            stop.begin();
+        });
+        assert!(matches!(outcome, Err(RunError::LeadershipLost)));
+        store.commit(opened, vec![]).await.expect("nobody took the store over");
+    }
+}

@@ -1,8 +1,9 @@
 //! The weights as candle is given them: mostly the file's own bytes, some tensors in another form, made as they are read.
 //!
-//! Candle 0.11 multiplies Q4_1, Q5_0 and Q5_1 without vector instructions on x86, several times slower than what they become here.
-//! Small models hold them as plain floats: products of 8-bit activations move SmolLM2-135M's logits by up to 1, enough to turn a
-//! right answer into a wrong one. Big models hold them as Q8_0, which has every value to 1/254 of its block's largest.
+//! Small models hold every matrix as plain floats: candle rounds activations to 8 bits for quantised products, which moves the logits
+//! of SmolLM2-135M by up to 1, and turns right answers into wrong ones. Big models keep what they have, except Q4_1, Q5_0 and
+//! Q5_1: candle 0.11 multiplies these without vector instructions on x86, so they become Q8_0, which has every value to 1/254 of
+//! its block's largest.
 
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -16,42 +17,69 @@ use crate::compute;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::{Header, Quantisation, TensorPlace};
 
-/// Most bytes that plain floats may take: up to about 250 million parameters of the slow kinds.
+/// Most bytes that plain floats may take: up to about 250 million parameters.
 const FLOAT_BYTES_MAX: u64 = 1 << 30;
 
-/// What the slow kinds of a file become.
+/// In which form a file's matrices are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Form(GgmlDType);
+pub(crate) enum Form {
+    /// All of them as floats.
+    Floats,
+    /// As they are, those without a fast product as Q8_0.
+    Quantised,
+}
 
 impl Form {
     /// Decided by the header alone, so that every node decides alike.
     pub(crate) fn of(header: &Header) -> Self {
-        let slow = header.tensors.values().filter(|place| is_slow(place));
-        let values: u64 = slow.map(|place| place.shape.iter().product::<usize>() as u64).sum();
-        Self(if values.saturating_mul(4) <= FLOAT_BYTES_MAX { GgmlDType::F32 } else { GgmlDType::Q8_0 })
+        let values = |place: &TensorPlace| place.shape.iter().product::<usize>() as u64;
+        let matrices: u64 = header.tensors.values().filter(|place| is_quantised(place)).map(values).sum();
+        if matrices.saturating_mul(4) <= FLOAT_BYTES_MAX { Self::Floats } else { Self::Quantised }
+    }
+
+    /// What a tensor becomes, if it doesn't stay as it is.
+    fn becomes(self, place: &TensorPlace) -> Option<GgmlDType> {
+        match self {
+            Self::Floats if is_quantised(place) => Some(GgmlDType::F32),
+            Self::Quantised if place.shape.len() == 2 && SLOW.contains(&place.quantisation.name) => {
+                Some(GgmlDType::Q8_0)
+            }
+            _ => None,
+        }
     }
 
     /// Bytes of a tensor as candle holds it.
     pub(crate) fn bytes(self, place: &TensorPlace) -> u64 {
-        if !is_slow(place) {
-            return place.length;
+        match self.becomes(place) {
+            None => place.length,
+            // Blocks of Q8_0 are as long as those of the slow kinds: they divide the shape.
+            Some(kind) => (place.shape.iter().product::<usize>() / kind.block_size() * kind.type_size()) as u64,
         }
-        // Blocks of Q8_0 are as long as those of the slow kinds: they divide the shape.
-        (place.shape.iter().product::<usize>() / self.0.block_size() * self.0.type_size()) as u64
     }
 }
 
-/// Whether a tensor takes another form: a matrix of a kind without a fast product.
-fn is_slow(place: &TensorPlace) -> bool {
-    place.shape.len() == 2 && matches!(place.quantisation.name, "Q4_1" | "Q5_0" | "Q5_1")
+/// Kinds without a fast product.
+const SLOW: [&str; 3] = ["Q4_1", "Q5_0", "Q5_1"];
+
+fn is_quantised(place: &TensorPlace) -> bool {
+    place.shape.len() == 2 && place.quantisation.block > 1
+}
+
+/// A tensor in another form.
+struct Anew {
+    /// Where it begins and ends in the image.
+    begin: u64,
+    end: u64,
+    kind: GgmlDType,
+    place: TensorPlace,
+    /// Where it begins in the file.
+    source: u64,
 }
 
 /// Reads as one file: below the real file's length its bytes, beyond it the tensors in their other form, one after another.
 pub(crate) struct Image<'a> {
     file: &'a WeightFile,
-    form: Form,
-    /// Where each of those begins and ends in the image, and the place it comes from in the file.
-    anew: Vec<(u64, u64, TensorPlace, u64)>,
+    anew: Vec<Anew>,
     /// The one made last, by its number.
     made: Option<(usize, Vec<u8>)>,
     end: u64,
@@ -62,40 +90,41 @@ impl<'a> Image<'a> {
     /// The image, and the table that tells candle where each tensor lies in it.
     pub(crate) fn new(file: &'a WeightFile, header: &Header) -> (Self, HashMap<String, TensorInfo>) {
         let form = Form::of(header);
-        let mut image = Self { file, form, anew: Vec::new(), made: None, end: file.length(), at: 0 };
+        let mut image = Self { file, anew: Vec::new(), made: None, end: file.length(), at: 0 };
         let mut table = HashMap::new();
         for (name, place) in &header.tensors {
             let mut offset = header.data_begin + place.offset;
             let mut ggml_dtype = storage(place.quantisation);
-            if is_slow(place) {
+            if let Some(kind) = form.becomes(place) {
                 let begin = image.end;
                 image.end += form.bytes(place);
-                image.anew.push((begin, image.end, place.clone(), offset));
-                (offset, ggml_dtype) = (begin, form.0);
+                image.anew.push(Anew { begin, end: image.end, kind, place: place.clone(), source: offset });
+                (offset, ggml_dtype) = (begin, kind);
             }
             table.insert(name.clone(), TensorInfo { ggml_dtype, shape: Shape::from(place.shape.clone()), offset });
         }
         (image, table)
     }
 
-    fn make(&self, place: &TensorPlace, begin: u64) -> Result<Vec<u8>, EngineError> {
-        let bytes = self.file.read_at(begin, place.length)?;
-        let kind = storage(place.quantisation);
-        let made = ggml_file::qtensor_from_ggml(kind, &bytes, place.shape.clone(), &Device::Cpu)
+    fn make(&self, anew: &Anew) -> Result<Vec<u8>, EngineError> {
+        let Anew { place, kind, source, .. } = anew;
+        let bytes = self.file.read_at(*source, place.length)?;
+        let made = ggml_file::qtensor_from_ggml(storage(place.quantisation), &bytes, place.shape.clone(), &Device::Cpu)
             .and_then(|stored| stored.dequantize(&Device::Cpu))
-            .and_then(|plain| QTensor::quantize(&plain, self.form.0));
+            .and_then(|plain| QTensor::quantize(&plain, *kind));
         made.and_then(|made| Ok(made.data()?.into_owned())).map_err(compute)
     }
 
     fn read_anew(&mut self, buffer: &mut [u8]) -> Result<usize, EngineError> {
-        let Some(index) = self.anew.iter().position(|(begin, end, _, _)| (*begin..*end).contains(&self.at)) else {
+        let Some(index) = self.anew.iter().position(|anew| (anew.begin..anew.end).contains(&self.at)) else {
             return Ok(0);
         };
-        let (begin, _, place, source) = &self.anew[index];
+        let anew = &self.anew[index];
+        let begin = anew.begin;
         let bytes = match &self.made {
             Some((made, bytes)) if *made == index => bytes,
             _ => {
-                let bytes = self.make(place, *source)?;
+                let bytes = self.make(anew)?;
                 &self.made.insert((index, bytes)).1
             }
         };

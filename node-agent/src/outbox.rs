@@ -166,13 +166,18 @@ impl Outbox {
         });
     }
 
-    /// Tokens of attempts whose result is still kept.
+    /// Tokens of attempts that have ended and whose end may not have been heard: results still kept, and last frames that
+    /// no stream took, or took only a while ago.
     #[must_use]
     pub fn results(&self) -> Vec<v1::AttemptToken> {
+        let fresh = |entry: &Entry| entry.taken.is_none_or(|taken| taken.elapsed() < limits::RESULTS_KEPT);
         let token = |entry: &Entry| match &entry.message {
             Message::Complete(complete) => complete.token.clone(),
             Message::Failed(failed) => failed.token.clone(),
             Message::Embed(done) => done.token.clone(),
+            Message::Frame(frame) if is_last(frame) && fresh(entry) => {
+                Some(v1::AttemptToken { attempt: frame.attempt, ..Default::default() })
+            }
             _ => None,
         };
         self.lock().entries.iter().filter_map(token).collect()
@@ -195,6 +200,11 @@ impl Outbox {
     }
 }
 
+fn is_last(frame: &v1::GenerateFrame) -> bool {
+    let frame = frame.frame.as_ref().and_then(|frame| frame.frame.as_ref());
+    matches!(frame, Some(v1::generate_response::Frame::Finished(_)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +216,12 @@ mod tests {
 
     fn frame(attempt: u64) -> Message {
         Message::Frame(v1::GenerateFrame { attempt, ..Default::default() })
+    }
+
+    fn last_frame(attempt: u64) -> Message {
+        let frame = Some(v1::generate_response::Frame::Finished(v1::GenerateFinished::default()));
+        let frame = Some(v1::GenerateResponse { frame, ..Default::default() });
+        Message::Frame(v1::GenerateFrame { attempt, frame, ..Default::default() })
     }
 
     async fn take(outbox: &Outbox, cursor: &mut Cursor, count: usize) -> Vec<Message> {
@@ -249,8 +265,12 @@ mod tests {
         outbox.forget(1);
         assert_eq!(outbox.results().len(), 1);
         assert!(outbox.untaken());
+        outbox.push(3, Keep::AMinute, frame(3));
+        assert_eq!(outbox.results().len(), 1, "a stream in the middle is running, not ended");
+        outbox.push(3, Keep::AMinute, last_frame(3));
+        assert_eq!(outbox.results().iter().map(|token| token.attempt).collect::<Vec<_>>(), [2, 3]);
         let mut stream = outbox.attach();
-        assert_eq!(take(&outbox, &mut stream, 1).await, [complete(2)]);
+        assert_eq!(take(&outbox, &mut stream, 3).await, [complete(2), frame(3), last_frame(3)]);
         assert!(!outbox.untaken());
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ingle_engine::{Class, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task};
 use ingle_proto::job::{validate_embed_request, validate_generate_request};
 use ingle_proto::v1::{self, generate_response::Frame, work_response};
-use ingle_proto::{ErrorCode, Problem};
+use ingle_proto::{ErrorCode, MESSAGE_BYTES_MAX, Problem};
 
 use super::{Attempt, Outcome, embed, sampling};
 use crate::error::Failure;
@@ -23,6 +23,15 @@ const MAX_TOKENS_DEFAULT: u32 = 4096;
 pub async fn embed(attempt: &Attempt, request: v1::EmbedRequest) -> Result<Outcome, Failure> {
     validate_embed_request(&request).map_err(Failure::input)?;
     let lease = lease(attempt, Task::Embed).await?;
+    // The answer travels in one message: 4 bytes a value, and some around each vector.
+    let bytes = request.texts.len() * (lease.handle.card().dimensions as usize * 4 + 32);
+    if bytes > MESSAGE_BYTES_MAX - (64 << 10) {
+        let most = (MESSAGE_BYTES_MAX - (64 << 10)) / (lease.handle.card().dimensions as usize * 4 + 32);
+        return Err(Failure::input(Problem::invalid(
+            "texts",
+            format!("at most {most} texts of this model's vectors fit one answer, got {}", request.texts.len()),
+        )));
+    }
     let answer = embed::vectors(&lease, Class::Interactive, request.texts).await.map_err(|e| Failure::engine(&e))?;
     if request.fail_on_truncation
         && let Some(at) = answer.vectors.iter().position(|(_, _, truncated)| *truncated)

@@ -8,6 +8,8 @@ use crate::error::Failure;
 use crate::limits;
 
 const NAME: &str = "prompt";
+/// What a template sees.
+const NAMES: [&str; 3] = ["document", "path", "name"];
 
 /// A template that compiles.
 pub struct Template {
@@ -35,12 +37,22 @@ impl Template {
         environment.set_recursion_limit(64);
         environment.add_template_owned(NAME, source.to_owned()).map_err(|error| refused(&error))?;
         let template = Self { environment };
-        // Names that no document has show at once, not once per document.
-        template.render(Variables { document: "", path: "" }).or_else(|error| match error {
+        template.check_names()?;
+        // Filters and functions that don't exist show at once, not once per document.
+        template.render(Variables { document: "text", path: "name" }).or_else(|error| match error {
             RenderError::Template(failure) => Err(failure),
             RenderError::Document(_) => Ok(String::new()),
         })?;
         Ok(template)
+    }
+
+    fn check_names(&self) -> Result<(), Failure> {
+        let template = self.environment.get_template(NAME).map_err(|error| refused(&error))?;
+        let known = |name: &str| NAMES.contains(&name) || self.environment.globals().any(|(global, _)| global == name);
+        match template.undeclared_variables(false).into_iter().filter(|name| !known(name)).min() {
+            None => Ok(()),
+            Some(name) => Err(refused(&format!("`{name}` is unknown"))),
+        }
     }
 
     /// Renders it for a document.
@@ -86,17 +98,15 @@ fn of_template(kind: ErrorKind) -> bool {
             | ErrorKind::UnknownTest
             | ErrorKind::UnknownFunction
             | ErrorKind::UnknownMethod
-            | ErrorKind::UndefinedError
             | ErrorKind::BadEscape
             | ErrorKind::BadInclude
     )
 }
 
-fn refused(error: &minijinja::Error) -> Failure {
-    let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+fn refused(error: &impl std::fmt::Display) -> Failure {
     Failure::input(Problem::invalid(
         "spec.generate.prompt",
-        format!("{line}{error}; a prompt is a minijinja template that sees `document`, `path` and `name`"),
+        format!("{error}; a prompt is a minijinja template that sees `document`, `path` and `name`"),
     ))
 }
 
@@ -143,6 +153,15 @@ mod tests {
                 other => panic!("{bad}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_one_document_lacks_is_that_documents_fault() {
+        let template =
+            "{{ document.splitlines()[3] if document else '' }}{{ range(2)|list|length }}{{ document|last }}";
+        assert!(Template::new("{{ document|last }}{% for i in range(2) %}{{ i }}{% endfor %}").is_ok());
+        assert!(matches!(render("{{ document|last }}", ""), Err(RenderError::Document(_))));
+        assert!(Template::new(template).is_err(), "methods of strings aren't built in");
     }
 
     #[test]

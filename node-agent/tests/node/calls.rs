@@ -161,3 +161,23 @@ async fn hostile_calls_are_refused_by_name() {
     }
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_too_large_for_a_message_is_refused_before_it_is_computed() {
+    let node = Node::start(&[("wide", r#"{"task": "embed", "dimensions": 8192}"#)]).await;
+    let mut leader = node.lead().await;
+    let request = v1::EmbedRequest { texts: vec!["x".into(); 200], ..Default::default() };
+    leader.assign(1, "wide", Work::Embed(request)).await;
+    let failed = leader.ended(1).await.unwrap_err();
+    assert!(failed.kind() == FailureKind::Input && failed.message.contains("at most 1"), "{failed:?}");
+    let request = v1::EmbedRequest { texts: vec!["x".into(); 100], ..Default::default() };
+    leader.assign(2, "wide", Work::Embed(request)).await;
+    let done = leader
+        .until(|message| match message {
+            Message::Embed(done) => Some(done),
+            _ => None,
+        })
+        .await;
+    assert_eq!(done.response.unwrap().embeddings.len(), 100);
+    node.stop().await;
+}

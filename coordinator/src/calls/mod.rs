@@ -1,0 +1,327 @@
+//! Interactive calls: what was asked, who waits, how far each stream came, so that another node can go on with it.
+
+mod reader;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ingle_daemon::{OnFailure, Tasks, trace};
+use ingle_proto::v1::{self, assign};
+use ingle_proto::{ErrorCode, Problem};
+use tokio::sync::oneshot;
+
+use crate::core::{CallId, Event};
+use crate::driver::Handle;
+
+pub use reader::Frames;
+use stream::{Stream, Taken};
+
+/// Longest a call may take.
+const CALL_WITHIN: Duration = Duration::from_secs(600);
+/// How long a stream's frames are kept after its end.
+const KEPT_FOR: Duration = Duration::from_secs(60);
+/// Ended streams kept at once.
+const KEPT_MAX: usize = 256;
+/// How long a stream goes on without a reader.
+const RESUME_WITHIN: Duration = Duration::from_secs(5);
+/// Tokens that a generation is expected to produce if it names no bound; only placement goes by it.
+const EXPECTED_TOKENS: u32 = 512;
+
+/// All calls. Clones share them.
+#[derive(Clone)]
+pub struct Calls(Arc<Inner>);
+
+struct Inner {
+    handle: Handle,
+    tasks: Tasks,
+    next: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    embeds: BTreeMap<CallId, Embed>,
+    streams: BTreeMap<CallId, Stream>,
+    /// Which call an attempt is for; only current ones.
+    attempts: BTreeMap<u64, CallId>,
+}
+
+struct Embed {
+    request: v1::EmbedRequest,
+    attempt: Option<u64>,
+    reply: oneshot::Sender<Result<v1::EmbedResponse, Problem>>,
+    since: Instant,
+    queue_us: Option<u64>,
+    traceparent: String,
+}
+
+impl Table {
+    /// Forgets streams that nobody can resume any more.
+    fn expire(&mut self, now: Instant) {
+        self.streams.retain(|_, stream| stream.ended.is_none_or(|ended| now.duration_since(ended) < KEPT_FOR));
+        let mut ended: Vec<(Instant, CallId)> =
+            self.streams.iter().filter_map(|(id, stream)| Some((stream.ended?, *id))).collect();
+        if ended.len() > KEPT_MAX {
+            ended.sort_unstable();
+            for (_, id) in &ended[..ended.len() - KEPT_MAX] {
+                self.streams.remove(id);
+            }
+        }
+    }
+}
+
+impl Calls {
+    /// Without calls yet.
+    #[must_use]
+    pub fn new(handle: Handle, tasks: Tasks) -> Self {
+        // Numbers don't begin at 1: a resume token of an earlier leader must not name a call of this one.
+        let next = AtomicU64::new(fastrand::u64(1 << 32..1 << 52));
+        Self(Arc::new(Inner { handle, tasks, next, table: Mutex::default() }))
+    }
+
+    /// Embeds texts; the request is validated.
+    ///
+    /// # Errors
+    /// What the core or the node said; `DEADLINE`.
+    pub async fn embed(&self, request: v1::EmbedRequest) -> Result<v1::EmbedResponse, Problem> {
+        let id = self.next_id();
+        let (reply, answer) = oneshot::channel();
+        let bytes = request.texts.iter().map(|text| text.len() as u64).sum();
+        let event =
+            Event::Call { call: id, kind: v1::JobKind::Embed, model: request.model.clone(), bytes, max_tokens: 0 };
+        let traceparent = trace::current_traceparent().unwrap_or_default();
+        let embed = Embed { request, attempt: None, reply, since: Instant::now(), queue_us: None, traceparent };
+        self.lock().embeds.insert(id, embed);
+        let _gone = Gone(self, id);
+        self.0.handle.send(event).await?;
+        match tokio::time::timeout(CALL_WITHIN, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Problem::new(ErrorCode::Internal, "the call was forgotten; please report this")),
+            Err(_) => Err(too_long()),
+        }
+    }
+
+    /// Begins a generation; the request is validated.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN`. What the core or a node says comes as the last item of the frames.
+    pub async fn generate(&self, mut request: v1::GenerateRequest) -> Result<Frames, Problem> {
+        let id = self.next_id();
+        let sampling = request.sampling.get_or_insert_default();
+        let seed = *sampling.seed.get_or_insert_with(|| fastrand::u64(..));
+        let text = |part: &v1::ContentPart| match &part.part {
+            Some(v1::content_part::Part::Text(text)) => text.len() as u64,
+            _ => 0,
+        };
+        let bytes = request.messages.iter().flat_map(|message| &message.content).map(text).sum();
+        let event = Event::Call {
+            call: id,
+            kind: v1::JobKind::Generate,
+            model: request.model.clone(),
+            bytes,
+            max_tokens: request.max_tokens.unwrap_or(EXPECTED_TOKENS),
+        };
+        let traceparent = trace::current_traceparent().unwrap_or_default();
+        let (mut stream, ended) = Stream::new(id, request, seed, traceparent);
+        let (reader, frames) = stream.reader(0)?;
+        {
+            let mut table = self.lock();
+            table.expire(Instant::now());
+            table.streams.insert(id, stream);
+        }
+        let frames = Frames::new(self.clone(), id, reader, frames);
+        let calls = self.clone();
+        self.0.tasks.spawn("call deadline", OnFailure::Log, async move {
+            tokio::select! {
+                _ = ended => {}
+                () = calls.0.tasks.shutdown().wait() => {}
+                () = tokio::time::sleep(CALL_WITHIN) => if calls.give_up(id, &too_long()) {
+                    calls.0.handle.send(Event::CallGone { call: id }).await?;
+                }
+            }
+            Ok::<(), Problem>(())
+        });
+        self.0.handle.send(event).await?;
+        Ok(frames)
+    }
+
+    /// Goes on after the frame that the token came with. A reader that is still there loses its place.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for what is no token; `STREAM_GONE` if the stream or the frames after it are no longer kept.
+    pub fn resume(&self, token: &str) -> Result<Frames, Problem> {
+        let bad = || Problem::invalid("resume_token", "expected the token of a frame that was received");
+        let (call, index) = token.split_once('.').ok_or_else(bad)?;
+        let id = CallId(call.parse().map_err(|_| bad())?);
+        let index: u64 = index.parse().map_err(|_| bad())?;
+        let mut table = self.lock();
+        table.expire(Instant::now());
+        let stream = table.streams.get_mut(&id).ok_or_else(|| {
+            Problem::new(ErrorCode::StreamGone, "the stream is no longer kept; send the request again")
+        })?;
+        let (reader, frames) = stream.reader(index.saturating_add(1))?;
+        drop(table);
+        Ok(Frames::new(self.clone(), id, reader, frames))
+    }
+
+    /// What a node is to be sent for a call, and the trace context it belongs to; from now on only this attempt is
+    /// listened to. `None` if the caller has left.
+    #[must_use]
+    pub fn dispatch(&self, call: CallId, attempt: u64) -> Option<(assign::Work, String)> {
+        let mut table = self.lock();
+        let table = &mut *table;
+        let (before, work) = if let Some(embed) = table.embeds.get_mut(&call) {
+            embed.queue_us.get_or_insert_with(|| micros(embed.since));
+            let work = assign::Work::Embed(embed.request.clone());
+            (embed.attempt.replace(attempt), (work, embed.traceparent.clone()))
+        } else {
+            let stream = table.streams.get_mut(&call).filter(|stream| stream.ended.is_none())?;
+            let (before, work) = stream.dispatch(attempt);
+            (before, (assign::Work::Generate(work), stream.traceparent.clone()))
+        };
+        if let Some(before) = before {
+            table.attempts.remove(&before);
+        }
+        table.attempts.insert(attempt, call);
+        Some(work)
+    }
+
+    /// A node has embedded a call's texts.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN`.
+    pub async fn embedded(&self, done: v1::EmbedDone) -> Result<(), Problem> {
+        let Some(attempt) = done.token.map(|token| token.attempt) else { return Ok(()) };
+        let Some((call, embed)) = self.take_embed(attempt) else { return Ok(()) };
+        let answer = done.response.map_or_else(
+            || Err(Problem::new(ErrorCode::ComputeFailed, "the node answered without a response")),
+            |mut response| {
+                response.timings.get_or_insert_default().queue_us = embed.queue_us.unwrap_or(0);
+                Ok(response)
+            },
+        );
+        // The caller may have left this moment.
+        let _ = embed.reply.send(answer);
+        self.0.handle.send(Event::CallEnded { call }).await
+    }
+
+    fn take_embed(&self, attempt: u64) -> Option<(CallId, Embed)> {
+        let mut table = self.lock();
+        let call = *table.attempts.get(&attempt)?;
+        let embed = table.embeds.remove(&call)?;
+        table.attempts.remove(&attempt);
+        Some((call, embed))
+    }
+
+    /// A node has produced a frame.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN`.
+    pub async fn frame(&self, frame: v1::GenerateFrame) -> Result<(), Problem> {
+        let taken = self.take_frame(frame);
+        match taken {
+            Some((call, Taken::Finished)) => self.0.handle.send(Event::CallEnded { call }).await,
+            Some((call, Taken::TooSlow)) => self.0.handle.send(Event::CallGone { call }).await,
+            Some((_, Taken::Goes)) | None => Ok(()),
+        }
+    }
+
+    fn take_frame(&self, frame: v1::GenerateFrame) -> Option<(CallId, Taken)> {
+        let mut table = self.lock();
+        let table = &mut *table;
+        // Frames of an attempt that was replaced, or of a call that ended, find nothing here.
+        let call = *table.attempts.get(&frame.attempt)?;
+        let attempt = frame.attempt;
+        let taken = table.streams.get_mut(&call)?.take(frame);
+        match taken {
+            Taken::Goes => {}
+            Taken::Finished => drop(table.attempts.remove(&attempt)),
+            Taken::TooSlow => {
+                table.attempts.remove(&attempt);
+                table.streams.remove(&call);
+            }
+        }
+        Some((call, taken))
+    }
+
+    /// The core can't have a call served.
+    pub fn failed(&self, call: CallId, problem: &Problem) {
+        self.give_up(call, problem);
+    }
+
+    /// Ends a call with a problem. False if there is none, or it has ended.
+    fn give_up(&self, call: CallId, problem: &Problem) -> bool {
+        let mut table = self.lock();
+        if let Some(embed) = table.embeds.remove(&call) {
+            embed.attempt.and_then(|attempt| table.attempts.remove(&attempt));
+            let _ = embed.reply.send(Err(problem.clone()));
+            return true;
+        }
+        if table.streams.get(&call).is_none_or(|stream| stream.ended.is_some()) {
+            return false;
+        }
+        let Some(mut stream) = table.streams.remove(&call) else { return false };
+        stream.attempt.and_then(|attempt| table.attempts.remove(&attempt));
+        stream.fail(problem.clone());
+        true
+    }
+
+    /// A stream's reader left. It may come back for a while.
+    fn reader_left(&self, call: CallId, reader: u64) {
+        let abandoned = move |calls: &Self| {
+            calls.lock().streams.get(&call).is_some_and(|stream| stream.ended.is_none() && stream.readers == reader)
+        };
+        if !abandoned(self) {
+            return;
+        }
+        let calls = self.clone();
+        self.0.tasks.spawn("call without reader", OnFailure::Log, async move {
+            tokio::select! {
+                () = tokio::time::sleep(RESUME_WITHIN) => {}
+                () = calls.0.tasks.shutdown().wait() => return Ok(()),
+            }
+            let words = "its reader left";
+            if abandoned(&calls) && calls.give_up(call, &Problem::new(ErrorCode::Cancelled, words)) {
+                calls.0.handle.send(Event::CallGone { call }).await?;
+            }
+            Ok::<(), Problem>(())
+        });
+    }
+
+    fn next_id(&self) -> CallId {
+        CallId(self.0.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the core when whoever waits for vectors leaves.
+struct Gone<'a>(&'a Calls, CallId);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        let (calls, call) = (self.0.clone(), self.1);
+        let gone = calls.give_up(call, &Problem::new(ErrorCode::Cancelled, "the caller left"));
+        if gone {
+            let tasks = calls.0.tasks.clone();
+            tasks.spawn(
+                "call gone",
+                OnFailure::Log,
+                async move { calls.0.handle.send(Event::CallGone { call }).await },
+            );
+        }
+    }
+}
+
+fn too_long() -> Problem {
+    Problem::new(ErrorCode::Deadline, format!("the call took over {CALL_WITHIN:?}"))
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

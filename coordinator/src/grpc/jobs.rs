@@ -1,0 +1,222 @@
+//! `ingle.v1.Jobs`.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use ingle_proto::v1::{self, input_spec::Input};
+use ingle_proto::{ErrorCode, Problem};
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::items::Items;
+use super::{Api, PRINCIPAL, spec, unexpected};
+use crate::core::record::ended;
+use crate::core::{Answer, Event, ReplyId};
+
+/// How often a watcher is told at most.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+/// Longest idempotency key, in bytes.
+const KEY_BYTES_MAX: usize = 255;
+
+/// See the module.
+pub struct JobsService {
+    api: Api,
+    items: Items,
+}
+
+impl JobsService {
+    pub(super) fn new(api: Api) -> Self {
+        let items = Items::new(api.clone());
+        Self { api, items }
+    }
+
+    async fn steer(&self, id: &str, event: fn(ReplyId, u64) -> Event) -> Result<Option<v1::Job>, Problem> {
+        let job = spec::job_number(id)?;
+        match self.api.handle.ask(|reply| event(reply, job)).await? {
+            Answer::Job(job, _) => Ok(Some(*job)),
+            Answer::Node(_) => Err(unexpected()),
+        }
+    }
+
+    async fn submit(&self, request: v1::SubmitJobRequest) -> Result<v1::SubmitJobResponse, Problem> {
+        let given = request.spec.ok_or_else(|| Problem::missing("spec"))?;
+        let key = request.idempotency_key;
+        if key.len() > KEY_BYTES_MAX {
+            let words = format!("expected at most {KEY_BYTES_MAX} bytes, got {}", key.len());
+            return Err(Problem::invalid("idempotency_key", words));
+        }
+        let spec_digest = spec::digest(&given);
+        let mut spec = ingle_proto::job::validate_spec(given)?;
+        if let Some(Input::Inline(texts)) = spec.input.as_ref().and_then(|input| input.input.as_ref()) {
+            let blob = self.api.gateway.put_blob(texts.encode_to_vec().into()).await?;
+            spec.input = Some(v1::InputSpec { input: Some(Input::Payload(blob)) });
+        }
+        let submitted = self.api.handle.ask(|reply| Event::Submit {
+            reply,
+            spec: Box::new(spec),
+            idempotency_key: key,
+            spec_digest,
+            principal: PRINCIPAL.into(),
+        });
+        match submitted.await? {
+            Answer::Job(job, existed) => Ok(v1::SubmitJobResponse { job: Some(*job), existed }),
+            Answer::Node(_) => Err(unexpected()),
+        }
+    }
+
+    async fn job(&self, id: &str) -> Result<v1::Job, Problem> {
+        let number = spec::job_number(id)?;
+        self.api.handle.query(move |core, _| core.job(number)).await?.ok_or_else(|| spec::no_job(number))
+    }
+
+    async fn list(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsResponse, Problem> {
+        let size = spec::page_size(request.page_size)?;
+        let before = match request.page_token.as_str() {
+            "" => u64::MAX,
+            token => token.parse().map_err(|_| Problem::invalid("page_token", "expected a next_page_token"))?,
+        };
+        let label = match request.label.as_str() {
+            "" => None,
+            label => {
+                let (key, value) =
+                    label.split_once('=').ok_or_else(|| Problem::invalid("label", "expected `key=value`"))?;
+                Some((key.to_owned(), value.to_owned()))
+            }
+        };
+        let (states, kinds) = (request.states, request.kinds);
+        let mut jobs = self
+            .api
+            .handle
+            .query(move |core, _| {
+                core.list_jobs(before, size + 1, &|job| {
+                    let Some(spec) = &job.spec else { return false };
+                    (states.is_empty() || states.contains(&job.state))
+                        && (kinds.is_empty() || kinds.contains(&spec.kind))
+                        && label.as_ref().is_none_or(|(key, value)| spec.labels.get(key) == Some(value))
+                })
+            })
+            .await?;
+        let more = jobs.len() > size;
+        jobs.truncate(size);
+        let next_page_token = match jobs.last() {
+            Some(last) if more => spec::job_number(&last.job_id)?.to_string(),
+            _ => String::new(),
+        };
+        Ok(v1::ListJobsResponse { jobs, next_page_token })
+    }
+}
+
+type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchJobResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::jobs_server::Jobs for JobsService {
+    type WatchJobStream = WatchStream;
+
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        Ok(Response::new(self.submit(request.into_inner()).await?))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
+        let job = self.job(&request.into_inner().job_id).await?;
+        Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
+    }
+
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        Ok(Response::new(self.list(request.into_inner()).await?))
+    }
+
+    async fn list_items(
+        &self,
+        request: Request<v1::ListItemsRequest>,
+    ) -> Result<Response<v1::ListItemsResponse>, Status> {
+        Ok(Response::new(self.items.list(request.into_inner()).await?))
+    }
+
+    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<WatchStream>, Status> {
+        let job = spec::job_number(&request.into_inner().job_id)?;
+        // Listens before the first look, so that no change is missed in between.
+        let changes = self.api.handle.watch(job);
+        let first = self.api.handle.query(move |core, _| core.job(job)).await?.ok_or_else(|| spec::no_job(job))?;
+        let watcher = Watcher { api: self.api.clone(), job, changes, told: Instant::now(), first: Some(first) };
+        Ok(Response::new(Box::pin(futures::stream::unfold(Some(watcher), watch))))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let job = self.steer(&request.into_inner().job_id, |reply, job| Event::Cancel { reply, job }).await?;
+        Ok(Response::new(v1::CancelJobResponse { job }))
+    }
+
+    async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::PauseJobResponse>, Status> {
+        let job = self.steer(&request.into_inner().job_id, |reply, job| Event::Pause { reply, job }).await?;
+        Ok(Response::new(v1::PauseJobResponse { job }))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<v1::ResumeJobRequest>,
+    ) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        let job = self.steer(&request.into_inner().job_id, |reply, job| Event::Resume { reply, job }).await?;
+        Ok(Response::new(v1::ResumeJobResponse { job }))
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<v1::ExplainJobRequest>,
+    ) -> Result<Response<v1::ExplainJobResponse>, Status> {
+        let number = spec::job_number(&request.into_inner().job_id)?;
+        let explained = self.api.handle.query(move |core, _| core.explain(number)).await?;
+        Ok(Response::new(explained.ok_or_else(|| spec::no_job(number))?))
+    }
+}
+
+struct Watcher {
+    api: Api,
+    job: u64,
+    changes: watch::Receiver<u64>,
+    told: Instant,
+    first: Option<v1::Job>,
+}
+
+/// The next that a watcher is told, and the watcher unless that was the last.
+async fn watch(watcher: Option<Watcher>) -> Option<(Result<v1::WatchJobResponse, Status>, Option<Watcher>)> {
+    let mut watcher = watcher?;
+    let stop = watcher.api.shutdown.wait();
+    let next = tokio::select! {
+        () = stop => Err(Problem::new(ErrorCode::ShuttingDown, "this coordinator is stopping; watch again in a few seconds")),
+        next = watcher.next() => next,
+    };
+    Some(match next {
+        Ok(job) => {
+            let over = ended(job.state());
+            (Ok(v1::WatchJobResponse { job: Some(job) }), (!over).then_some(watcher))
+        }
+        Err(problem) => (Err(problem.into()), None),
+    })
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Result<v1::Job, Problem> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        if self.changes.changed().await.is_err() {
+            let words = "too many jobs are watched, or this coordinator is stopping; watch again in a few seconds";
+            return Err(Problem::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(2)));
+        }
+        tokio::time::sleep_until(self.told + TELL_EVERY).await;
+        self.told = Instant::now();
+        // What changed while we waited is told now.
+        self.changes.mark_unchanged();
+        let number = self.job;
+        self.api.handle.query(move |core, _| core.job(number)).await?.ok_or_else(|| spec::no_job(number))
+    }
+}

@@ -89,7 +89,10 @@ pub(crate) struct Image<'a> {
 impl<'a> Image<'a> {
     /// The image, and the table that tells candle where each tensor lies in it.
     pub(crate) fn new(file: &'a WeightFile, header: &Header) -> (Self, HashMap<String, TensorInfo>) {
-        let form = Form::of(header);
+        Self::with_form(file, header, Form::of(header))
+    }
+
+    fn with_form(file: &'a WeightFile, header: &Header, form: Form) -> (Self, HashMap<String, TensorInfo>) {
         let mut image = Self { file, anew: Vec::new(), made: None, end: file.length(), at: 0 };
         let mut table = HashMap::new();
         for (name, place) in &header.tensors {
@@ -228,6 +231,39 @@ mod tests {
                     |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
                 let error = norm(&(found - &expected).unwrap()) / norm(&expected);
                 assert!(error < 0.02, "{} with {count} rows: relative error {error}", kind.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_gives_the_files_values() {
+        use candle_core::quantized::gguf_file;
+        let values: Vec<f32> = (0..8 * 64).map(|at| (at as f32 / 7.0).sin() * 3.0).collect();
+        let plain = Tensor::from_vec(values, (8, 64), &Device::Cpu).unwrap();
+        let kinds = [("a", GgmlDType::Q4_1), ("b", GgmlDType::Q8_0), ("c", GgmlDType::Q5_0), ("d", GgmlDType::F16)];
+        let stored = kinds.map(|(name, kind)| (name, QTensor::quantize(&plain, kind).unwrap()));
+        let dir = tempfile::tempdir().unwrap();
+        let tensors: Vec<(&str, &QTensor)> = stored.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let mut out = std::fs::File::create(dir.path().join("m.gguf")).unwrap();
+        gguf_file::write(&mut out, &[], &tensors).unwrap();
+        drop(out);
+        let file = WeightFile::open(dir.path(), "m.gguf").unwrap();
+        let header = crate::weights::gguf::read_header(file.reader(), file.length()).unwrap();
+        assert_eq!(Form::of(&header), Form::Floats, "a small file");
+        for (form, expected, tolerance) in [
+            (Form::Floats, [GgmlDType::F32, GgmlDType::F32, GgmlDType::F32, GgmlDType::F16], 0.0),
+            (Form::Quantised, [GgmlDType::Q8_0, GgmlDType::Q8_0, GgmlDType::Q8_0, GgmlDType::F16], 3.0 / 200.0),
+        ] {
+            let (mut image, table) = Image::with_form(&file, &header, form);
+            for ((name, original), kind) in stored.iter().zip(expected) {
+                let found = table[*name].read(&mut image, 0, &Device::Cpu).unwrap();
+                assert_eq!(found.dtype(), kind, "{name}");
+                assert_eq!(found.storage_size_in_bytes() as u64, form.bytes(&header.tensors[*name]), "{name}");
+                let values =
+                    |tensor: &QTensor| tensor.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap().concat();
+                for (found, original) in values(&found).iter().zip(values(original)) {
+                    assert!((found - original).abs() <= tolerance, "{name}: {found} for {original}");
+                }
             }
         }
     }

@@ -2,14 +2,25 @@
 //!
 //! - `core` decides, without I/O; `limits` holds every cap.
 //! - `driver` owns the core and keeps the order decide, persist, act; `store` is where it persists.
-//! - `leader` is about being the only one; `config`, `error`, `metrics` are what they say.
+//! - `effects` acts: on nodes through `sessions`, on the NAS through `gateway`, on people's calls through `calls`.
+//! - `grpc` is the public API: it translates, and decides nothing.
+//! - `members` follows who is there; `leader` is about being the only one.
+//! - `app` puts all of it together; `config`, `error`, `metrics` are what they say.
 
+pub mod app;
+pub mod calls;
 pub mod config;
 pub mod core;
 pub mod driver;
+pub mod effects;
 pub mod error;
+pub mod gateway;
+pub mod grpc;
 pub mod leader;
 pub mod limits;
 pub mod members;
 pub mod metrics;
+pub mod sessions;
 pub mod store;
+
+pub use app::{Deps, run};

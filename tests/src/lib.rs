@@ -1,3 +1,11 @@
-//! Placeholder sentence.
+//! What tests of whole clusters stand on: clusters in one process, real processes, shares, clients and patience.
 
+pub mod client;
+pub mod cluster;
+pub mod etcd;
+pub mod eventually;
+pub mod models;
 pub mod nas;
+pub mod parquet;
+pub mod process;
+pub mod share;

@@ -1,0 +1,10 @@
+//! Whole clusters in one process: what people do with one, and what it does about what people do to their files.
+
+mod bad_input;
+mod embedding;
+mod generating;
+mod interactive;
+mod meeting;
+mod people;
+mod steering;
+mod surface;

@@ -1,0 +1,276 @@
+//! A whole cluster in one process: coordinator, gateway and nodes as libraries, on ports of the system's choice.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ingle_daemon::metrics::Metrics;
+use ingle_daemon::run::Readiness;
+use ingle_daemon::{BoxError, Shutdown, Tasks};
+use ingle_engine::fake::FakeEngine;
+use ingle_gateway::config::ExportConfig;
+use ingle_gateway::nfs_server::{NfsServer, NfsServerOptions};
+use ingle_node_agent::{Deps, Listeners, NodeConfig};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::client::{Client, EXPORT};
+use crate::eventually::in_time;
+use crate::models::FakeModel;
+use crate::share::Share;
+
+/// A port of the system's choice on loopback.
+const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// What a cluster shall be. Begin with [`Cluster::of`].
+#[derive(Debug)]
+pub struct Plan {
+    nodes: usize,
+    models: Vec<FakeModel>,
+    over_nfs: bool,
+    etcd: Option<String>,
+}
+
+impl Plan {
+    /// With this model, which every node sees.
+    #[must_use]
+    pub fn with(mut self, model: FakeModel) -> Self {
+        self.models.push(model);
+        self
+    }
+
+    /// The share is read and written over NFS, from our own server.
+    #[must_use]
+    pub fn over_nfs(mut self) -> Self {
+        self.over_nfs = true;
+        self
+    }
+
+    /// Members meet in etcd rather than at the coordinator.
+    #[must_use]
+    pub fn meeting_at(mut self, etcd: &str) -> Self {
+        self.etcd = Some(etcd.into());
+        self
+    }
+
+    /// Starts it, and waits until it is whole.
+    ///
+    /// # Panics
+    /// It doesn't come up.
+    pub async fn start(self) -> Cluster {
+        let home = tempfile::tempdir().expect("a directory");
+        let share = Share::at(home.path().join("share"));
+        let models = home.path().join("models");
+        std::fs::create_dir_all(&models).expect("a directory");
+        for model in &self.models {
+            model.put(&models);
+        }
+        let nfs = if self.over_nfs {
+            Some(NfsServer::bind(share.root(), NfsServerOptions::default()).await.expect("an NFS server"))
+        } else {
+            None
+        };
+        let export = nfs.as_ref().map_or_else(|| format!("file://{}", share.root().display()), NfsServer::url);
+        let (coordinator, address) = coordinator(home.path(), self.etcd.as_deref()).await;
+        let meeting = self.etcd.clone().unwrap_or_else(|| format!("http://{address}"));
+        let (gateway, gateway_address) = gateway(home.path(), &meeting, export).await;
+        let mut nodes = Vec::new();
+        for number in 1..=self.nodes {
+            let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{address}"));
+            nodes.push(Node::start(home.path(), &format!("node-{number}"), &models, &meeting).await);
+        }
+        let client = Client::to(address);
+        client.ready(self.nodes, self.models.len()).await;
+        Cluster { client, share, address, gateway_address, models, coordinator, gateway, nodes, _nfs: nfs, _home: home }
+    }
+}
+
+/// A running cluster. Daemons end when it is dropped with its runtime; [`Cluster::stop`] ends them in order.
+pub struct Cluster {
+    /// To its coordinator.
+    pub client: Client,
+    /// What `nas://docs/` names.
+    pub share: Share,
+    /// The coordinator's.
+    pub address: SocketAddr,
+    /// The gateway's.
+    pub gateway_address: SocketAddr,
+    /// Where models lie.
+    pub models: PathBuf,
+    coordinator: Daemon,
+    gateway: Daemon,
+    /// In order of their names.
+    pub nodes: Vec<Node>,
+    _nfs: Option<NfsServer>,
+    _home: TempDir,
+}
+
+impl Cluster {
+    /// So many nodes, called `node-1`, `node-2` …
+    #[must_use]
+    pub fn of(nodes: usize) -> Plan {
+        Plan { nodes, models: Vec::new(), over_nfs: false, etcd: None }
+    }
+
+    /// Ends all daemons in order, as SIGTERM does.
+    ///
+    /// # Panics
+    /// One ends with an error, or not in time.
+    pub async fn stop(self) {
+        for node in self.nodes {
+            node.daemon.stop().await;
+        }
+        self.gateway.stop().await;
+        self.coordinator.stop().await;
+    }
+}
+
+/// A daemon in a task of its own.
+struct Daemon {
+    name: String,
+    shutdown: Shutdown,
+    tasks: Option<Tasks>,
+    running: JoinHandle<Result<(), BoxError>>,
+}
+
+impl Daemon {
+    fn start(
+        name: &str,
+        shutdown: Shutdown,
+        tasks: Option<Tasks>,
+        work: impl Future<Output = Result<(), BoxError>> + Send + 'static,
+    ) -> Self {
+        #[allow(clippy::disallowed_methods, reason = "owned by the daemon's handle, and awaited when it is stopped")]
+        let running = tokio::spawn(work);
+        Self { name: name.into(), shutdown, tasks, running }
+    }
+
+    async fn stop(self) {
+        self.shutdown.begin();
+        let ended = in_time(&self.name, self.running).await;
+        ended.unwrap_or_else(|error| panic!("{}: {error}", self.name)).unwrap_or_else(|error| {
+            panic!("{}: {error}", self.name);
+        });
+        if let Some(tasks) = self.tasks {
+            in_time(&self.name, tasks.shutdown_all(std::time::Duration::from_secs(10))).await;
+            assert_eq!(tasks.failure(), None, "{}", self.name);
+        }
+    }
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = ingle_daemon::grpc::bind(ANY).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    (listener, address)
+}
+
+async fn coordinator(home: &Path, etcd: Option<&str>) -> (Daemon, SocketAddr) {
+    let (listener, address) = listener().await;
+    let mut config = ingle_coordinator::config::Config {
+        listen: address,
+        metrics: None,
+        state_dir: home.join("coordinator"),
+        ..Default::default()
+    };
+    if let Some(etcd) = etcd {
+        config.membership = etcd.into();
+    }
+    let shutdown = Shutdown::new();
+    let deps = ingle_coordinator::Deps {
+        config,
+        metrics: Metrics::new("ingle-coordinator"),
+        readiness: Readiness::default(),
+        listener,
+        membership: None,
+    };
+    let stop = shutdown.clone();
+    let work = async move {
+        // Boxed: it holds everything there is.
+        Box::pin(ingle_coordinator::run(deps, stop, |_| Ok(()))).await.map_err(BoxError::from)
+    };
+    (Daemon::start("coordinator", shutdown, None, work), address)
+}
+
+async fn gateway(home: &Path, meeting: &str, export: String) -> (Daemon, SocketAddr) {
+    let (listener, address) = listener().await;
+    let mut config = ingle_gateway::Config {
+        listen: address,
+        metrics: None,
+        membership: Some(meeting.into()),
+        state_dir: home.join("gateway"),
+        ..Default::default()
+    };
+    config.exports.insert(EXPORT.into(), ExportConfig { url: export, ..Default::default() });
+    let sealed = home.join("sealed");
+    std::fs::create_dir_all(&sealed).expect("a directory");
+    let sealed = ExportConfig { url: format!("file://{}", sealed.display()), read_only: true, ..Default::default() };
+    config.exports.insert("sealed".into(), sealed);
+    let (shutdown, metrics) = (Shutdown::new(), Metrics::new("ingle-gateway"));
+    let tasks = Tasks::new(shutdown.clone());
+    let (work_tasks, work_shutdown) = (tasks.clone(), shutdown.clone());
+    let work = async move { ingle_gateway::run(listener, config, &metrics, work_tasks, work_shutdown).await };
+    (Daemon::start("gateway", shutdown, Some(tasks), work), address)
+}
+
+/// A node of a cluster.
+pub struct Node {
+    daemon: Daemon,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Where its work is served.
+    pub address: SocketAddr,
+}
+
+impl Node {
+    async fn start(home: &Path, name: &str, models: &Path, meeting: &str) -> Self {
+        let config = NodeConfig {
+            listen: ANY,
+            beat_listen: ANY,
+            metrics: None,
+            name: Some(name.into()),
+            state_dir: home.join(name).join("state"),
+            cache_dir: home.join(name).join("cache"),
+            cache_bytes_max: 64 << 20,
+            models: Some(models.display().to_string()),
+            membership: Some(meeting.into()),
+            memory_reserve_bytes: Some(0),
+            threads: 1,
+            measure_ms: 0,
+            drain_timeout_s: 10,
+            ..NodeConfig::default()
+        };
+        let listeners = Listeners::bind(&config).await.expect("free ports");
+        let address = listeners.work.local_addr().expect("bound");
+        let (shutdown, metrics) = (Shutdown::new(), Metrics::new("ingle-node"));
+        let deps = Deps {
+            config,
+            engine: Arc::new(FakeEngine::new()),
+            metrics: metrics.clone(),
+            readiness: Readiness::default(),
+            listeners,
+            membership: None,
+        };
+        let stop = shutdown.clone();
+        let work = async move { ingle_node_agent::run(deps, stop, |_| Ok(())).await.map_err(BoxError::from) };
+        Self { daemon: Daemon::start(name, shutdown, None, work), metrics, address }
+    }
+
+    /// Asks it to drain and end, as SIGTERM does, and waits until it has.
+    ///
+    /// # Panics
+    /// It ends with an error, or not in time.
+    pub async fn stop(self) {
+        self.daemon.stop().await;
+    }
+}
+
+/// A counter's value in a page of metrics, summed over its labels; 0 if it isn't there.
+#[must_use]
+pub fn counted(page: &str, name: &str) -> u64 {
+    let of = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    };
+    page.lines().filter_map(of).sum::<f64>() as u64
+}

@@ -28,7 +28,9 @@ pub struct Need {
 #[must_use]
 pub fn need(card: &ModelCard, context: u32, slots: u32) -> Need {
     let context = u64::from(context.min(card.context));
-    let weights = card.weight_bytes.saturating_add(card.weight_bytes / 20);
+    // An engine may hold weights wider than they are stored: a dense model reads all it holds for each token.
+    let held = card.weight_bytes.max(card.bytes_per_token);
+    let weights = held.saturating_add(held / 20);
     let kv = card.kv_bytes_per_token.saturating_mul(context).saturating_mul(u64::from(slots));
     let activations =
         STEP_TOKENS.saturating_mul(ROWS_PER_TOKEN).saturating_mul(u64::from(card.width)).saturating_mul(4);

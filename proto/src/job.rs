@@ -1,7 +1,7 @@
 //! What a user may submit, checked field by field: the bounds of `ingle.v1.Jobs` in one place.
 
 use crate::error::Problem;
-use crate::storage::{Object, OWN_DIRECTORY};
+use crate::storage::{OWN_DIRECTORY, Object};
 use crate::v1::{self, input_spec::Input};
 use crate::{ErrorCode, JobId};
 
@@ -45,7 +45,8 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
     };
     bounded("spec.model", spec.model.len(), 0, 255)?;
     no_nul("spec.model", &spec.model)?;
-    let input = spec.input.as_ref().and_then(|input| input.input.as_ref()).ok_or_else(|| Problem::missing("spec.input"))?;
+    let input =
+        spec.input.as_ref().and_then(|input| input.input.as_ref()).ok_or_else(|| Problem::missing("spec.input"))?;
     let inside = match input {
         Input::Object(object) | Input::Tree(object) => Some(Object::try_from(object.clone())?),
         Input::Glob(glob) => {
@@ -60,7 +61,10 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
             None
         }
         Input::Payload(_) => {
-            return Err(Problem::invalid("spec.input.payload", "is the coordinator's own; give texts as spec.input.inline"));
+            return Err(Problem::invalid(
+                "spec.input.payload",
+                "is the coordinator's own; give texts as spec.input.inline",
+            ));
         }
     };
     let output = spec.output.clone().ok_or_else(|| Problem::missing("spec.output"))?;
@@ -272,9 +276,8 @@ mod tests {
             generate: Some(options),
             ..embed()
         };
-        let sampling = |sampling: v1::Sampling| {
-            generate(v1::GenerateOptions { sampling: Some(sampling), ..Default::default() })
-        };
+        let sampling =
+            |sampling: v1::Sampling| generate(v1::GenerateOptions { sampling: Some(sampling), ..Default::default() });
         let cases: Vec<(&str, v1::JobSpec)> = vec![
             ("kind", v1::JobSpec { kind: 0, ..embed() }),
             ("kind", v1::JobSpec { kind: 99, ..embed() }),
@@ -283,36 +286,48 @@ mod tests {
             ("model", v1::JobSpec { model: "a\0".into(), ..embed() }),
             ("deadline_ms", v1::JobSpec { deadline_ms: -1, ..embed() }),
             ("inglenook", v1::JobSpec { output: Some(object("a/.inglenook")), ..embed() }),
-            ("passage_tokens", v1::JobSpec {
-                embed: Some(v1::EmbedOptions { passage_tokens: 3, overlap_tokens: None }),
-                ..embed()
-            }),
-            ("overlap", v1::JobSpec {
-                embed: Some(v1::EmbedOptions { passage_tokens: 32, overlap_tokens: Some(17) }),
-                ..embed()
-            }),
-            ("texts", v1::JobSpec {
-                input: Some(v1::InputSpec { input: Some(Input::Inline(v1::InlineInput { texts: vec![] })) }),
-                ..embed()
-            }),
-            ("inline", v1::JobSpec {
-                input: Some(v1::InputSpec {
-                    input: Some(Input::Inline(v1::InlineInput { texts: vec!["x".repeat(INLINE_BYTES_MAX + 1)] })),
-                }),
-                ..embed()
-            }),
+            (
+                "passage_tokens",
+                v1::JobSpec { embed: Some(v1::EmbedOptions { passage_tokens: 3, overlap_tokens: None }), ..embed() },
+            ),
+            (
+                "overlap",
+                v1::JobSpec {
+                    embed: Some(v1::EmbedOptions { passage_tokens: 32, overlap_tokens: Some(17) }),
+                    ..embed()
+                },
+            ),
+            (
+                "texts",
+                v1::JobSpec {
+                    input: Some(v1::InputSpec { input: Some(Input::Inline(v1::InlineInput { texts: vec![] })) }),
+                    ..embed()
+                },
+            ),
+            (
+                "inline",
+                v1::JobSpec {
+                    input: Some(v1::InputSpec {
+                        input: Some(Input::Inline(v1::InlineInput { texts: vec!["x".repeat(INLINE_BYTES_MAX + 1)] })),
+                    }),
+                    ..embed()
+                },
+            ),
             ("max_tokens", generate(v1::GenerateOptions { max_tokens: u32::MAX, ..Default::default() })),
-            ("prompt", generate(v1::GenerateOptions { prompt: "x".repeat(PROMPT_BYTES_MAX + 1), ..Default::default() })),
+            (
+                "prompt",
+                generate(v1::GenerateOptions { prompt: "x".repeat(PROMPT_BYTES_MAX + 1), ..Default::default() }),
+            ),
             ("stop", generate(v1::GenerateOptions { stop: vec!["a".into(); 17], ..Default::default() })),
             ("stop[0]", generate(v1::GenerateOptions { stop: vec![String::new()], ..Default::default() })),
             ("temperature", sampling(v1::Sampling { temperature: Some(f32::NAN), ..Default::default() })),
             ("temperature", sampling(v1::Sampling { temperature: Some(1e30), ..Default::default() })),
             ("top_p", sampling(v1::Sampling { top_p: Some(1.1), ..Default::default() })),
             ("top_p", sampling(v1::Sampling { top_p: Some(0.0), ..Default::default() })),
-            ("logit_bias", sampling(v1::Sampling {
-                logit_bias: (0..1025).map(|i| (i, 0.0)).collect(),
-                ..Default::default()
-            })),
+            (
+                "logit_bias",
+                sampling(v1::Sampling { logit_bias: (0..1025).map(|i| (i, 0.0)).collect(), ..Default::default() }),
+            ),
         ];
         for (field, spec) in cases {
             let problem = validate_spec(spec).expect_err(field);
@@ -335,10 +350,13 @@ mod tests {
             ("n", v1::GenerateRequest { n: Some(1 << 31), ..ok.clone() }),
             ("logprobs", v1::GenerateRequest { logprobs: Some(21), ..ok.clone() }),
             ("tools", v1::GenerateRequest { tools: vec![v1::ToolDefinition::default()], ..ok.clone() }),
-            ("role", v1::GenerateRequest {
-                messages: vec![v1::ChatMessage { role: "boss".into(), ..Default::default() }],
-                ..ok.clone()
-            }),
+            (
+                "role",
+                v1::GenerateRequest {
+                    messages: vec![v1::ChatMessage { role: "boss".into(), ..Default::default() }],
+                    ..ok.clone()
+                },
+            ),
         ] {
             assert!(validate_generate_request(&bad).expect_err(field).message.contains(field), "{field}");
         }

@@ -203,7 +203,9 @@ pub fn export_name(name: &str) -> Result<String, Problem> {
     } else {
         Err(Problem::invalid(
             "export",
-            format!("expected 1 to 63 letters, digits, '-', '_' or '.', beginning with a letter or digit; got {name:?}"),
+            format!(
+                "expected 1 to 63 letters, digits, '-', '_' or '.', beginning with a letter or digit; got {name:?}"
+            ),
         ))
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Spec {
     pub(crate) address: String,
     pub(crate) log: PathBuf,
     pub(crate) run: PathBuf,
+    /// Variables it gets beside ours.
+    pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) ready_within: Duration,
     pub(crate) end_within: Duration,
 }
@@ -85,6 +87,7 @@ impl Spec {
         let also = log.try_clone().map_err(|error| fail(&self.log, error))?;
         let child = Command::new(&self.program)
             .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
             .arg("--ready-file")
             .arg(self.ready_file())
             .stdin(Stdio::null())
@@ -180,6 +183,7 @@ pub(crate) mod tests {
             address: "nowhere".into(),
             log: dir.join(format!("{name}.log")),
             run: dir.to_owned(),
+            environment: Vec::new(),
             ready_within: Duration::from_secs(20),
             end_within: Duration::from_secs(20),
         }

@@ -37,6 +37,7 @@ impl Plan {
             address,
             log: layout.logs().join(format!("{name}.log")),
             run: layout.run(),
+            environment: Vec::new(),
             ready_within: READY,
             end_within,
         };
@@ -74,7 +75,11 @@ impl Plan {
         for (index, (pair, beat)) in ports.nodes.iter().enumerate() {
             let name = format!("node-{}", index + 1);
             let arguments = with(&name, &node_settings(layout, ports, &name, *beat, share), *pair)?;
-            nodes.push(spec(&name, &node, arguments, grpc(*pair), NODE_END));
+            let mut node = spec(&name, &node, arguments, grpc(*pair), NODE_END);
+            // The engines' thread pools read no setting of ours: nodes that share a machine must not each take all of it.
+            node.environment =
+                ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"].map(|name| (name, share.threads().to_string())).into();
+            nodes.push(node);
         }
         Ok(Self { groups: vec![nfs, gateways, coordinators, nodes] })
     }

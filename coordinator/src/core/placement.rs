@@ -141,7 +141,7 @@ pub fn llm_speed(capacity: &v1::Capacity, model: &v1::ModelInfo, loaded: Option<
 /// The arithmetic of memory: weights × 1.05 + KV (context × slots) + activations, and 10 % on top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fit {
-    /// Weights × 1.05, bytes.
+    /// Weights as held × 1.05, bytes: an engine may widen what is stored narrow.
     pub weights: u64,
     /// KV cache, bytes.
     pub kv: u64,
@@ -154,7 +154,8 @@ pub struct Fit {
 /// What a model takes with a context of `context` tokens in `slots` slots.
 #[must_use]
 pub fn fit(model: &v1::ModelInfo, context: u32, slots: u32) -> Fit {
-    let weights = model.weight_bytes.saturating_add(model.weight_bytes / 20);
+    let held = model.weight_bytes.max(model.bytes_per_token);
+    let weights = held.saturating_add(held / 20);
     let context = if model.context == 0 { context } else { context.min(model.context) };
     let kv = model.kv_bytes_per_token.saturating_mul(u64::from(context)).saturating_mul(u64::from(slots.max(1)));
     // A chunk of 512 tokens, some eight vectors of the model's width in f32 per token.

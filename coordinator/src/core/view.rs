@@ -249,9 +249,11 @@ impl Core {
 }
 
 fn wire(record: &JobRecord, counts: v1::ItemCounts) -> v1::Job {
+    // A job that left the choice of model to us shows what was chosen.
+    let spec = record.spec.clone().map(|spec| v1::JobSpec { model: record.model.clone(), ..spec });
     v1::Job {
         job_id: job_id(record.number).to_string(),
-        spec: record.spec.clone(),
+        spec,
         state: if record.paused && !super::record::ended(record.state()) {
             v1::JobState::Paused.into()
         } else {

@@ -138,6 +138,18 @@ async fn a_making_that_was_cut_short_is_made_anew() {
 }
 
 #[tokio::test]
+async fn only_the_owner_may_read_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, epoch) = SqliteStore::open(dir.path()).unwrap();
+    store.commit(epoch, vec![Change::Put { key: "k".into(), value: b"a prompt".to_vec() }]).await.unwrap();
+    for name in [FILE.to_owned(), format!("{FILE}-wal")] {
+        let mode = std::fs::metadata(dir.path().join(&name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn two_coordinators_on_one_store_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (store, first) = SqliteStore::open(dir.path()).unwrap();

@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -338,6 +339,8 @@ fn make(directory: &Path, path: &Path) -> Result<(), StoreError> {
         connection.close().map_err(|(_, error)| error)
     };
     fill().map_err(|error| failed(&staged, error))?;
+    // Specifications hold people's prompts and paths; SQLite gives its log the same permissions.
+    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600)).map_err(io)?;
     std::fs::rename(&staged, path).map_err(io)?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
 }

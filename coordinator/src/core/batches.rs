@@ -81,6 +81,17 @@ impl Core {
             self.failed(step, node, number, v1::FailureKind::Node, &problem);
             return;
         };
+        // Every entry it settled has one outcome: a sum that differs would never add up again.
+        let sums = [complete.committed, complete.unchanged, complete.skipped, complete.failed];
+        let record = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
+        let (assigned, is_join) = record.map_or((0, true), |record| (record.count, record.join));
+        let sum: u64 = sums.into_iter().map(u64::from).sum();
+        if !is_join && (sum != u64::from(complete.count) || complete.count > assigned) {
+            let words = format!("the node says {sum} outcomes for {} of {assigned} documents", complete.count);
+            let problem = Problem::new(ErrorCode::Internal, words);
+            self.failed(step, node, number, v1::FailureKind::Node, &problem);
+            return;
+        }
         self.drop_attempt(number);
         let busy_ms = complete.busy_us as f64 / 1e3;
         let Some(entry) = self.jobs.get_mut(&job) else { return };
@@ -131,10 +142,15 @@ impl Core {
         record.unchanged = complete.unchanged;
         record.skipped = complete.skipped;
         record.failed = complete.failed;
-        record.outputs = complete.outputs;
+        // What a batch of embeddings made becomes visible through its bucket's join alone.
+        let joined = entry.record.spec().kind() == v1::JobKind::Embed && !record.join;
+        record.outputs = if joined { 0 } else { complete.outputs.max(u32::from(complete.committed > 0)) };
+        // From now on it says when to publish again.
+        record.not_before_ms = 0;
         record.reason = String::new();
         record.code = String::new();
-        let (id, bucket, is_join, size) = (record.id, record.bucket, record.join, record.bytes);
+        let (id, bucket, is_join, size, outputs) =
+            (record.id, record.bucket, record.join, record.bytes, record.outputs);
         if is_join {
             entry.publishing.insert(id);
         } else {
@@ -144,7 +160,7 @@ impl Core {
             entry.counts.committed += u64::from(complete.committed);
             entry.counts.bytes_done += size;
             entry.work_settled(bucket);
-            if complete.outputs > 0 {
+            if outputs > 0 {
                 entry.publishing.insert(id);
             }
             let measured = Size { items: complete.count, bytes: complete.bytes, output_tokens: 0 };
@@ -196,7 +212,7 @@ impl Core {
         let now = self.now;
         let Some(entry) = self.jobs.get_mut(&job) else { return };
         let Some(record) = entry.batches.get_mut(&batch).filter(|record| record.attempt == attempt) else { return };
-        if record.state() != BatchState::Committed {
+        if record.state() != BatchState::Committed || !entry.publishing.contains(&batch) {
             return;
         }
         match result {
@@ -338,6 +354,7 @@ impl Core {
                     bytes,
                     reason: format!("split after: {}", problem.message),
                     code: problem.code.as_str().to_owned(),
+                    suspect: died,
                     ..Default::default()
                 };
                 let id = entry.add_batch(part);
@@ -349,6 +366,7 @@ impl Core {
         let record = entry.batches.get_mut(&batch).expect("looked up above");
         record.failures += u32::from(!died);
         record.deaths += u32::from(died);
+        record.suspect = died && !record.join;
         record.reason = problem.message.clone();
         record.code = problem.code.as_str().to_owned();
         record.node.clear();
@@ -400,7 +418,7 @@ impl Core {
             .iter()
             .copied()
             .filter(|bucket| !cut_off.contains(bucket) && job.bucket_open.get(bucket).copied().unwrap_or_default() == 0)
-            .take(limits::CHANGES_PER_COMMIT / 4)
+            .take(if step.has_room() { limits::CHANGES_PER_COMMIT / 4 } else { 4 })
             .collect();
         for bucket in ready {
             job.joins_due.remove(&bucket);

@@ -111,7 +111,10 @@ impl Core {
             }
         }
         for (number, attempt) in &self.attempts {
-            if !attempt.unconfirmed && !self.nodes.get(&attempt.node).is_some_and(|n| n.attempts.contains(number)) {
+            if !attempt.unconfirmed
+                && !self.lost.contains_key(number)
+                && !self.nodes.get(&attempt.node).is_some_and(|n| n.attempts.contains(number))
+            {
                 wrong.push(format!("attempt {number} is not at its node {}", attempt.node));
             }
         }

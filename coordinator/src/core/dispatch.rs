@@ -22,7 +22,7 @@ impl Core {
             return;
         }
         // A commit is bounded: what doesn't fit waits for the next event, at the latest a tick.
-        while step.changes.len() < limits::CHANGES_PER_COMMIT / 2 {
+        while step.has_room() {
             if !self.schedule_one(step) {
                 break;
             }
@@ -49,7 +49,7 @@ impl Core {
             })
             .collect();
         jobs.sort_unstable();
-        jobs.into_iter().any(|(_, _, number)| self.dispatch_batch(step, number))
+        jobs.into_iter().any(|(_, _, number)| step.has_room() && self.dispatch_batch(step, number))
     }
 
     /// Nodes that could run this model now, with why the others can't.
@@ -122,12 +122,22 @@ impl Core {
             self.hold(step, number, hold);
             return false;
         }
+        // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.
+        let suspect = job.due(now.unix_ms, true);
+        let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.batches_on(node).next().is_none());
+        let fit = match &ward {
+            Some(node) => vec![node.clone()],
+            None => {
+                let wards = self.wards();
+                let suspicious = |id: &NodeId| self.batches_on(id).any(|batch| batch.suspect);
+                fit.into_iter().filter(|id| !wards.contains(id) && !suspicious(id)).collect()
+            }
+        };
+        if fit.is_empty() {
+            return false;
+        }
         // The next batch: one that waits already, else a new one cut to what the nodes have shown they can do.
-        let waiting = job
-            .queued
-            .iter()
-            .copied()
-            .find(|batch| job.batches.get(batch).is_some_and(|b| b.not_before_ms <= now.unix_ms));
+        let waiting = if ward.is_some() { suspect } else { job.due(now.unix_ms, false) };
         let probe = match waiting {
             Some(batch) => job.size(&job.batches[&batch]),
             None => match self.next_cut(job, &model, &fit) {
@@ -276,6 +286,26 @@ impl Core {
         Some((segment, size.items, size))
     }
 
+    /// Batches that a node holds.
+    fn batches_on(&self, node: &NodeId) -> impl Iterator<Item = &super::BatchRecord> {
+        let attempts = self.nodes.get(node).into_iter().flat_map(|entry| &entry.attempts);
+        attempts.filter_map(|number| match self.attempts.get(number)?.owner {
+            Owner::Batch { job, batch } => self.jobs.get(&job)?.batches.get(&batch),
+            Owner::Call(_) => None,
+        })
+    }
+
+    /// Nodes that are kept for suspect batches which wait.
+    fn wards(&self) -> std::collections::BTreeSet<NodeId> {
+        self.jobs
+            .values()
+            .filter(|job| job.record.state() == JobState::Running && job.due(self.now.unix_ms, true).is_some())
+            .filter_map(|job| {
+                self.candidates(&job.record.model).into_iter().find(|(_, why)| why.is_ok()).map(|(id, _)| id)
+            })
+            .collect()
+    }
+
     /// Every node that sees the model has failed to run it: waiting won't help.
     fn broken_everywhere(&self, model: &str) -> Option<Problem> {
         let mut seen = self.nodes.iter().filter(|(_, node)| !node.left && node.model(model).is_some()).peekable();
@@ -390,17 +420,14 @@ impl Core {
             .map(|(number, _)| *number)
             .collect();
         for number in late {
-            let Some(attempt) = self.drop_attempt(number) else { continue };
+            let Some(attempt) = self.attempts.get(&number) else { continue };
             step.effects.push(Effect::CancelAttempt {
                 node: attempt.node.clone(),
                 attempt: number,
                 reason: "it ran far longer than expected".into(),
             });
             let problem = Problem::new(ErrorCode::Deadline, "it ran far longer than expected");
-            match attempt.owner {
-                Owner::Batch { job, batch } => self.charge(step, job, batch, &problem, false),
-                Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Input, &problem),
-            }
+            self.lost.insert(number, (problem, super::members::Loss::Late));
         }
         self.retry_publishing(step);
     }
@@ -410,6 +437,12 @@ impl Job {
     fn has_work(&self, unix_ms: i64) -> bool {
         !self.uncut.is_empty()
             || self.queued.iter().any(|batch| self.batches.get(batch).is_some_and(|b| b.not_before_ms <= unix_ms))
+    }
+
+    /// The first batch that may be dispatched now, among the suspect ones or the others.
+    fn due(&self, unix_ms: i64, suspect: bool) -> Option<u64> {
+        let mut due = self.queued.iter().filter_map(|id| self.batches.get(id));
+        due.find(|b| b.suspect == suspect && b.not_before_ms <= unix_ms).map(|b| b.id)
     }
 
     pub(super) fn uncut_items(&self) -> u64 {

@@ -159,6 +159,9 @@ impl Core {
             .map(|(number, _)| *number)
             .collect();
         for number in due {
+            if !step.has_room() {
+                break;
+            }
             self.start_scan(step, number);
         }
     }
@@ -175,14 +178,27 @@ impl Core {
                 };
                 self.hold(step, number, hold);
             }
+            // Nodes come back one by one after a change of leader: those that have the model may be on their way.
+            Err(problem)
+                if !job.record.model_digest.is_empty()
+                    || self.now.mono_ms.saturating_sub(self.started) < limits::REATTACH_MS =>
+            {
+                self.hold(step, number, problem.message);
+            }
             Err(problem) => self.end_failed(step, number, &problem),
             Ok(Some((model, digest))) => {
                 let epoch = self.epoch;
                 let now = self.now.mono_ms;
                 let Some(job) = self.jobs.get_mut(&number) else { return };
-                // Segments of a walk that broke off are of no use: a new walk writes all of them.
-                for (index, _) in std::mem::take(&mut job.segments) {
+                // Segments of a walk that broke off are of no use: a new walk writes all of them. What doesn't fit into
+                // this commit goes with the next tick.
+                while step.has_room()
+                    && let Some((index, _)) = job.segments.pop_last()
+                {
                     step.changes.push(Change::Delete { key: super::record::segment_key(number, index) });
+                }
+                if !job.segments.is_empty() {
+                    return;
                 }
                 if job.record.model_digest != digest || job.record.model != model {
                     job.record.model = model;
@@ -232,9 +248,10 @@ impl Core {
     pub(super) fn scan_segment(&mut self, step: &mut Step, number: u64, scan: u64, info: v1::SegmentInfo) {
         let Some(job) = self.current_scan(number, scan) else { return };
         let index = job.segments.len() as u32;
+        let kinds = [info.to_do, info.unchanged, info.skipped, info.deleted];
         let consistent = info.blob.is_some()
-            && info.to_do <= info.entries
             && info.entries <= 1000
+            && kinds.into_iter().map(u64::from).sum::<u64>() == u64::from(info.entries)
             && info.size_kib.len() == info.to_do as usize;
         if !consistent || index >= limits::SEGMENTS_MAX {
             let problem = Problem::new(
@@ -367,6 +384,9 @@ impl Core {
             .map(|(number, _)| *number)
             .collect();
         for number in late {
+            if !step.has_room() {
+                break;
+            }
             self.begin_cancel(step, number, "its deadline has passed");
         }
         // Idempotency keys of jobs that ended a week ago are free again.
@@ -377,6 +397,9 @@ impl Core {
             .map(|record| record.number)
             .collect();
         for number in stale.into_iter().take(16) {
+            if !step.has_room() {
+                break;
+            }
             if let Some(record) = self.ended.get_mut(&number) {
                 self.keys.remove(&std::mem::take(&mut record.idempotency_key));
                 step.put_job(record);
@@ -470,7 +493,7 @@ impl Job {
 
 /// Results made with other parameters are done again: BLAKE3 over what shapes a result besides model and document.
 #[must_use]
-pub fn parameters_digest(spec: &v1::JobSpec) -> Vec<u8> {
+pub(super) fn parameters_digest(spec: &v1::JobSpec) -> Vec<u8> {
     use prost::Message as _;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&spec.kind.to_le_bytes());

@@ -10,6 +10,17 @@ use crate::limits;
 
 use v1::JobState;
 
+/// Whose fault it is that an attempt is gone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Loss {
+    /// Its node died with it.
+    Died,
+    /// It ran far too long.
+    Late,
+    /// Nobody's.
+    Free,
+}
+
 impl Core {
     pub(super) fn node_attached(&mut self, step: &mut Step, attached: Attached) {
         if self.nodes.get(&attached.node).is_none() && self.nodes.len() >= limits::NODES_MAX {
@@ -29,19 +40,27 @@ impl Core {
             self.attempts.iter().filter(|(_, attempt)| attempt.node == id).map(|(number, _)| *number).collect();
         for number in ours {
             if running.contains(&number) {
+                self.lost.remove(&number);
                 if let Some(attempt) = self.attempts.get_mut(&number) {
                     attempt.unconfirmed = false;
+                    // Whoever cancelled may have spoken into a broken stream, or to the leader before.
+                    if let Owner::Batch { job, .. } = attempt.owner
+                        && self.jobs.get(&job).is_some_and(|job| job.record.state() == JobState::Cancelling)
+                    {
+                        let reason = "its job is cancelled".to_owned();
+                        step.effects.push(Effect::CancelAttempt { node: id.clone(), attempt: number, reason });
+                    }
                 }
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.attempts.insert(number);
                 }
             } else if restarted {
                 let problem = Problem::new(ErrorCode::NoNode, format!("node {id} restarted while it ran this"));
-                self.attempt_lost(step, number, &problem);
+                self.attempt_lost(number, &problem);
             } else {
                 // The same process, or one that another leader dealt with: the dispatch never reached it.
                 let problem = Problem::new(ErrorCode::NoNode, format!("node {id} never received this"));
-                self.give_back(step, number, &problem);
+                self.give_back(number, &problem);
             }
         }
         for number in running {
@@ -59,31 +78,43 @@ impl Core {
     }
 
     /// The attempt is gone with its node.
-    fn attempt_lost(&mut self, step: &mut Step, number: u64, problem: &Problem) {
-        let Some(attempt) = self.drop_attempt(number) else { return };
-        match attempt.owner {
-            Owner::Batch { job, batch } => self.charge(step, job, batch, problem, true),
-            Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Node, problem),
-        }
+    fn attempt_lost(&mut self, number: u64, problem: &Problem) {
+        self.lost.insert(number, (problem.clone(), Loss::Died));
     }
 
     /// The attempt ended without anybody's fault: free of charge.
-    fn give_back(&mut self, step: &mut Step, number: u64, problem: &Problem) {
-        let Some(attempt) = self.drop_attempt(number) else { return };
-        match attempt.owner {
-            Owner::Batch { job, batch } => self.requeue(step, job, batch, problem, true),
-            Owner::Call(call) => self.call_failed(step, call, v1::FailureKind::Node, problem),
+    fn give_back(&mut self, number: u64, problem: &Problem) {
+        self.lost.insert(number, (problem.clone(), Loss::Free));
+    }
+
+    /// Deals with attempts that are gone, as many as fit into a commit.
+    pub(super) fn settle_lost(&mut self, step: &mut Step) {
+        while step.has_room()
+            && let Some((number, (problem, loss))) = self.lost.pop_first()
+        {
+            let Some(attempt) = self.drop_attempt(number) else { continue };
+            match (attempt.owner, loss) {
+                (Owner::Batch { job, batch }, Loss::Free) => self.requeue(step, job, batch, &problem, true),
+                (Owner::Batch { job, batch }, _) => self.charge(step, job, batch, &problem, loss == Loss::Died),
+                (Owner::Call(call), Loss::Late) => self.call_failed(step, call, v1::FailureKind::Input, &problem),
+                (Owner::Call(call), _) => self.call_failed(step, call, v1::FailureKind::Node, &problem),
+            }
         }
     }
 
-    pub(super) fn node_left(&mut self, step: &mut Step, id: &NodeId) {
+    pub(super) fn node_left(&mut self, id: &NodeId) {
         let Some(node) = self.nodes.get_mut(id) else { return };
         node.left = true;
-        // It went in order and is gone: nothing of it will answer.
+        // Nothing of it will answer. One that went in order was heard until then; one that fell silent died.
         if !node.connected {
             let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
+            let died = node.health(self.now) != Health::Ready;
             for number in node.attempts.clone() {
-                self.give_back(step, number, &problem);
+                if died {
+                    self.attempt_lost(number, &problem);
+                } else {
+                    self.give_back(number, &problem);
+                }
             }
         }
     }
@@ -110,7 +141,7 @@ impl Core {
                 let due =
                     if is_call { health >= Health::Quiet && handled < Health::Quiet } else { health >= Health::Lost };
                 if due {
-                    self.attempt_lost(step, number, &problem);
+                    self.attempt_lost(number, &problem);
                 }
             }
             if let Some(node) = self.nodes.get_mut(&id) {
@@ -129,7 +160,7 @@ impl Core {
             for number in orphans {
                 let problem =
                     Problem::new(ErrorCode::NoNode, "its node did not come back after the coordinator restarted");
-                self.give_back(step, number, &problem);
+                self.give_back(number, &problem);
             }
         }
     }
@@ -149,6 +180,9 @@ impl Core {
             .take(16)
             .collect();
         for number in idle {
+            if !step.has_room() {
+                break;
+            }
             self.progress_job(step, number);
         }
     }

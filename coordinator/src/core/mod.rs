@@ -18,7 +18,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ingle_proto::{Epoch, NodeId, v1};
+use ingle_proto::{Epoch, NodeId, Problem, v1};
 
 pub use event::{Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
 pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord};
@@ -37,6 +37,12 @@ pub struct Step {
 }
 
 impl Step {
+    /// Whether another piece of work fits: a commit is bounded, and what doesn't fit waits for the next event or tick.
+    pub(crate) fn has_room(&self) -> bool {
+        let bytes: usize = self.changes.iter().map(crate::store::size).sum();
+        self.changes.len() < crate::limits::CHANGES_PER_COMMIT / 2 && bytes < crate::store::COMMIT_BYTES_MAX / 2
+    }
+
     pub(crate) fn put_job(&mut self, job: &JobRecord) {
         self.put(record::job_key(job.number), job);
     }
@@ -133,6 +139,8 @@ pub struct Core {
     keys: BTreeMap<String, u64>,
     nodes: NodeTable,
     attempts: BTreeMap<u64, Attempt>,
+    /// Attempts that are gone and not yet dealt with: many may go at once, and a commit is bounded.
+    lost: BTreeMap<u64, (Problem, members::Loss)>,
     calls: BTreeMap<CallId, Call>,
     speeds: Speeds,
     principal_busy: BTreeMap<String, u64>,
@@ -156,6 +164,7 @@ impl Core {
             keys: BTreeMap::new(),
             nodes: NodeTable::default(),
             attempts: BTreeMap::new(),
+            lost: BTreeMap::new(),
             calls: BTreeMap::new(),
             speeds: Speeds::default(),
             principal_busy: BTreeMap::new(),
@@ -229,7 +238,7 @@ impl Core {
             Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
             Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
             Event::NodeDetached { node } => self.nodes.detached(&node, now),
-            Event::NodeLeft { node } => self.node_left(&mut step, &node),
+            Event::NodeLeft { node } => self.node_left(&node),
             Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
             Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
             Event::Progress { attempt, items, bytes } => {
@@ -253,6 +262,7 @@ impl Core {
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, false),
             Event::Tick => self.tick(&mut step),
         }
+        self.settle_lost(&mut step);
         self.schedule(&mut step);
         step
     }

@@ -219,6 +219,9 @@ pub struct BatchRecord {
     /// Files to publish.
     #[prost(uint32, tag = "25")]
     pub outputs: u32,
+    /// A node died while it had these items: they run alone there, so that they alone are blamed the next time.
+    #[prost(bool, tag = "26")]
+    pub suspect: bool,
 }
 
 /// High-water marks: numbers below them may have been used.

@@ -1,0 +1,141 @@
+//! The store of the simulation, which checks what is committed: nothing twice, nothing undone, epochs only rising.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ingle_coordinator::core::{BatchRecord, BatchState, Change, JobRecord, SegmentRecord};
+use ingle_coordinator::limits;
+use prost::Message as _;
+
+/// A blob's digest from its number.
+pub(crate) fn digest(number: u64) -> prost::bytes::Bytes {
+    let mut bytes = vec![0u8; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes.into()
+}
+
+/// The number in a digest that [`digest`] made.
+pub(crate) fn number(digest: &[u8]) -> u64 {
+    u64::from_le_bytes(digest[..8].try_into().unwrap())
+}
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) live: BTreeMap<String, Vec<u8>>,
+    pub(crate) archive: BTreeMap<String, Vec<u8>>,
+    epoch: u64,
+    /// (job, document) with the batch that has it committed.
+    pub(crate) committed: BTreeMap<(u64, u32), u64>,
+    pub(crate) quarantined: BTreeSet<(u64, u32)>,
+    /// Winning attempt of every committed batch.
+    pub(crate) winners: BTreeMap<(u64, u64), u64>,
+    ended: BTreeMap<u64, i32>,
+}
+
+impl Store {
+    /// One commit, whole.
+    pub(crate) fn commit(&mut self, epoch: u64, changes: &[Change], documents: &BTreeMap<u64, Vec<u32>>) {
+        assert!(epoch >= self.epoch, "epoch {epoch} commits after epoch {}", self.epoch);
+        self.epoch = epoch;
+        ingle_coordinator::store::check(changes).expect("a commit within its bounds");
+        assert!(changes.len() <= limits::CHANGES_PER_COMMIT);
+        for change in changes {
+            match change {
+                Change::Put { key, value } => {
+                    self.live.insert(key.clone(), value.clone());
+                    self.look(key, value, documents);
+                }
+                Change::Delete { key } => {
+                    self.live.remove(key);
+                }
+                Change::Archive { prefix } => {
+                    let keys: Vec<String> = self
+                        .live
+                        .range(prefix.clone()..)
+                        .take_while(|(k, _)| k.starts_with(prefix))
+                        .map(|(k, _)| k.clone())
+                        .collect();
+                    for key in keys {
+                        let value = self.live.remove(&key).unwrap();
+                        self.archive.insert(key, value);
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, key: &str, value: &[u8], documents: &BTreeMap<u64, Vec<u32>>) {
+        let parts: Vec<&str> = key.split('/').collect();
+        let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        match parts.as_slice() {
+            ["jobs", job] => {
+                let record = JobRecord::decode(value).unwrap();
+                let before = self.ended.get(&hex(job)).copied();
+                assert!(before.is_none_or(|state| state == record.state), "job {} ended and goes on", record.number);
+                if ingle_coordinator::core::record::ended(record.state()) {
+                    self.ended.insert(record.number, record.state);
+                }
+            }
+            ["parts", job, "b", _] => {
+                let (job, record) = (hex(job), BatchRecord::decode(value).unwrap());
+                self.look_at_batch(job, &record, documents);
+            }
+            _ => {}
+        }
+    }
+
+    fn look_at_batch(&mut self, job: u64, record: &BatchRecord, documents: &BTreeMap<u64, Vec<u32>>) {
+        let id = record.id;
+        if let Some(winner) = self.winners.get(&(job, id)) {
+            let undone = !matches!(record.state(), BatchState::Committed | BatchState::Published);
+            assert!(!undone && *winner == record.attempt, "job {job} batch {id} was committed and is now {record:?}");
+        }
+        if matches!(record.state(), BatchState::Committed | BatchState::Published) {
+            self.winners.insert((job, id), record.attempt);
+        }
+        if record.join {
+            return;
+        }
+        match record.state() {
+            BatchState::Committed | BatchState::Published => {
+                for document in self.documents(job, record, documents) {
+                    let before = self.committed.insert((job, document), id);
+                    assert!(before.is_none_or(|b| b == id), "job {job}: document {document} committed by two batches");
+                }
+            }
+            BatchState::Quarantined => {
+                for document in self.documents(job, record, documents) {
+                    self.quarantined.insert((job, document));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The documents a batch covers.
+    fn documents(&self, job: u64, record: &BatchRecord, documents: &BTreeMap<u64, Vec<u32>>) -> Vec<u32> {
+        let key = ingle_coordinator::core::record::segment_key(job, record.segment);
+        let segment = SegmentRecord::decode(self.live[&key].as_slice()).unwrap();
+        let blob = number(&segment.info.unwrap().blob.unwrap().digest);
+        documents[&blob][record.first as usize..record.end() as usize].to_vec()
+    }
+
+    /// Every record that a new leader loads.
+    pub(crate) fn records(&self) -> Vec<(String, Vec<u8>)> {
+        self.live.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    pub(crate) fn job(&self, number: u64) -> Option<JobRecord> {
+        let value = self.live.get(&ingle_coordinator::core::record::job_key(number))?;
+        Some(JobRecord::decode(value.as_slice()).unwrap())
+    }
+
+    /// Numbers of all jobs by idempotency key.
+    pub(crate) fn keys(&self) -> BTreeMap<String, Vec<u64>> {
+        let mut keys: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (_, value) in self.live.range("jobs/".to_owned()..).take_while(|(k, _)| k.starts_with("jobs/")) {
+            let record = JobRecord::decode(value.as_slice()).unwrap();
+            keys.entry(record.idempotency_key).or_default().push(record.number);
+        }
+        keys
+    }
+}

@@ -1,0 +1,106 @@
+//! The end of a run: nothing accepted is lost, every document is where it belongs, the counts say so.
+
+use ingle_proto::v1::{ItemCounts, JobState};
+
+use super::gateway::Nature;
+use super::world::{Mode, World};
+
+impl World {
+    pub(crate) fn all_ended(&self) -> bool {
+        self.core.is_some() && (0..self.plans.len()).all(|plan| self.ended(plan))
+    }
+
+    pub(crate) fn unfinished(&self) -> String {
+        let open = (0..self.plans.len()).filter(|plan| !self.ended(*plan));
+        let say = |plan: usize| match (self.plans[plan].accepted, &self.core) {
+            (Some(job), Some(core)) => {
+                format!("{:?}; {:?}", core.job(job), core.explain(job).map(|e| (e.summary, e.batches)))
+            }
+            (accepted, _) => format!("plan {plan}, accepted as {accepted:?}, no leader"),
+        };
+        open.map(say).collect::<Vec<_>>().join("\n")
+    }
+
+    pub(crate) fn judge(&mut self) {
+        for (key, jobs) in self.store.keys() {
+            assert!(key.is_empty() || jobs.len() == 1, "key {key} made jobs {jobs:?}");
+        }
+        for plan in 0..self.plans.len() {
+            let Some(job) = self.plans[plan].accepted else { continue };
+            let record = self.store.job(job);
+            assert!(record.is_some(), "job {job} was accepted and is lost");
+            if self.mode == Mode::Liveness {
+                self.judge_job(plan, job);
+            }
+        }
+        self.totals.published += self.gateway.places.values().map(|place| place.visible.len() as u64).sum::<u64>();
+        self.totals.quarantined += self.store.quarantined.len() as u64;
+    }
+
+    fn judge_job(&mut self, plan: usize, job: u64) {
+        let record = self.store.job(job).expect("looked up by the caller");
+        let counts = record.final_counts.unwrap_or_default();
+        let wanted = &self.plans[plan];
+        if record.state() == JobState::Cancelled {
+            assert!(wanted.may_be_cancelled, "job {job} is cancelled and nobody asked");
+            self.totals.cancelled += 1;
+            return;
+        }
+        if wanted.no_input {
+            assert_eq!(record.state(), JobState::Failed);
+            assert_eq!(record.code, "OBJECT_NOT_FOUND");
+            return;
+        }
+        assert!(record.listed, "job {job} ended unlisted: {} {}", record.code, record.reason);
+        let listing = &self.gateway.listings[&job];
+        let place = &self.gateway.places[&wanted.place];
+        let mut expected = ItemCounts {
+            total: listing.to_do.len() as u64 + listing.unchanged + listing.skipped,
+            unchanged: listing.unchanged,
+            skipped: listing.skipped,
+            ..Default::default()
+        };
+        for document in &listing.to_do {
+            let (id, nature) = (document.id, document.nature);
+            if self.store.quarantined.contains(&(job, id)) {
+                expected.quarantined += 1;
+                let hits = self.hits.get(&(job, id)).copied().unwrap_or_default();
+                assert!(
+                    nature.poison() || hits >= 2,
+                    "job {job}: document {id} is innocent ({nature:?}, {hits} hits) and set aside"
+                );
+                continue;
+            }
+            match nature {
+                Nature::Killer | Nature::Failing => panic!("job {job}: document {id} is {nature:?} and not set aside"),
+                Nature::Malformed => expected.failed += 1,
+                Nature::Skipped => expected.skipped += 1,
+                Nature::Same => expected.unchanged += 1,
+                Nature::Good if place.taken.contains(&if wanted.embed { document.bucket } else { id }) => {
+                    expected.conflict += 1;
+                }
+                Nature::Good => {
+                    expected.published += 1;
+                    let made_by = place.visible.get(&id).map(|(by, _)| *by);
+                    let later = self.plans.iter().any(|p| p.place == wanted.place && p.accepted > Some(job));
+                    assert!(made_by == Some(job) || later, "job {job}: document {id} is not visible: {made_by:?}");
+                }
+            }
+        }
+        let kept = |id: &&u32| !(wanted.embed && place.taken.contains(&(**id % super::gateway::BUCKETS)));
+        expected.deleted = listing.deleted.iter().filter(kept).count() as u64;
+        expected.bytes_total = counts.bytes_total;
+        expected.bytes_done = counts.bytes_done;
+        assert_eq!(counts, expected, "counts of job {job}");
+        let sum =
+            counts.published + counts.unchanged + counts.skipped + counts.failed + counts.quarantined + counts.conflict;
+        assert_eq!(counts.total, sum, "job {job}: {counts:?}");
+        let bad = counts.failed + counts.quarantined + counts.conflict;
+        let state = if bad == 0 { JobState::Succeeded } else { JobState::Failed };
+        assert_eq!(record.state(), state, "job {job}: {}", record.reason);
+        self.totals.unchanged += counts.unchanged;
+        self.totals.deleted += counts.deleted;
+        self.totals.conflict += counts.conflict;
+        self.totals.failed += counts.failed;
+    }
+}

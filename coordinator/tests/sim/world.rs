@@ -1,0 +1,512 @@
+//! The world: virtual time, the driver around the real core, and what every step is held against.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ingle_coordinator::core::{Change, Core, Effect, Event, Now, Step, Work};
+use ingle_coordinator::limits;
+use ingle_proto::{Epoch, NodeId};
+
+use super::clients::{Ask, Command, Plan};
+use super::gateway::Gateway;
+use super::nodes::{Machine, Outcome};
+use super::store::Store;
+use super::trace::Trace;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Any faults, to the end.
+    Safety,
+    /// Faults stop, and everything has to end well.
+    Liveness,
+}
+
+/// What happens at a moment.
+pub(crate) enum Happening {
+    /// To the leader of that life, if it still lives.
+    Deliver(u64, Event),
+    Turn(u64),
+    Durable(u64),
+    Tick(u64),
+    Beats,
+    Fault,
+    Lead,
+    Calm,
+    Submit(usize),
+    Command(Command),
+    Publish {
+        life: u64,
+        job: u64,
+        batch: u64,
+        request: Box<ingle_proto::v1::PublishRequest>,
+    },
+    /// To a node over a connection.
+    Assign {
+        node: usize,
+        connection: u64,
+        attempt: u64,
+        work: Box<Work>,
+    },
+    CancelAttempt {
+        node: usize,
+        connection: u64,
+        attempt: u64,
+    },
+    Drain {
+        node: usize,
+        connection: u64,
+        drain: bool,
+    },
+    /// Of a node's own, valid for one start and one plan of a task.
+    Finish {
+        node: usize,
+        start: u32,
+        attempt: u64,
+        plan: u32,
+        outcome: Outcome,
+    },
+    Start {
+        node: usize,
+        start: u32,
+    },
+    Heal(usize),
+    Dial {
+        life: u64,
+        node: usize,
+    },
+    Models {
+        node: usize,
+        start: u32,
+    },
+}
+
+/// What a run did.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Totals {
+    pub(crate) crashes: u64,
+    pub(crate) deaths: u64,
+    pub(crate) cuts: u64,
+    pub(crate) dispatches: u64,
+    pub(crate) jobs: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) published: u64,
+    pub(crate) unchanged: u64,
+    pub(crate) deleted: u64,
+    pub(crate) conflict: u64,
+    pub(crate) failed: u64,
+    pub(crate) quarantined: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, o: Self) {
+        self.crashes += o.crashes;
+        self.deaths += o.deaths;
+        self.cuts += o.cuts;
+        self.dispatches += o.dispatches;
+        self.jobs += o.jobs;
+        self.cancelled += o.cancelled;
+        self.published += o.published;
+        self.unchanged += o.unchanged;
+        self.deleted += o.deleted;
+        self.conflict += o.conflict;
+        self.failed += o.failed;
+        self.quarantined += o.quarantined;
+    }
+}
+
+/// What the leader was told of a node in this life.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Heard {
+    pub(crate) at: u64,
+    pub(crate) incarnation: String,
+    pub(crate) connected: bool,
+    pub(crate) left: bool,
+    pub(crate) draining: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) mode: Mode,
+    pub(crate) rng: fastrand::Rng,
+    pub(crate) now: u64,
+    pub(crate) calm: bool,
+    pub(crate) trace: Trace,
+    queue: BTreeMap<(u64, u64), Happening>,
+    next: u64,
+    pub(crate) core: Option<Core>,
+    /// Leaders so far; also the epoch.
+    pub(crate) life: u64,
+    /// Of this leader's clocks: monotonic base and Unix skew.
+    skew: (u64, i64),
+    inbox: Vec<Event>,
+    /// A turn is planned or a commit under way.
+    busy: bool,
+    /// What waits for the store, commit by commit, each with its effects.
+    pending: Vec<(Vec<Change>, Vec<Effect>)>,
+    pub(crate) store: Store,
+    pub(crate) gateway: Gateway,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) plans: Vec<Plan>,
+    pub(crate) asks: BTreeMap<u64, Ask>,
+    pub(crate) next_reply: u64,
+    pub(crate) heard: BTreeMap<NodeId, Heard>,
+    /// Attempts that left the coordinator, ever.
+    pub(crate) sent: BTreeSet<u64>,
+    /// Random misfortunes by (job, document): what an innocent document may be set aside for.
+    pub(crate) hits: BTreeMap<(u64, u32), u32>,
+    pub(crate) totals: Totals,
+}
+
+/// When faults stop in a liveness run, and when a safety run ends, milliseconds.
+const FAULTS_MS: u64 = 45_000;
+/// How long after that everything has to be over, milliseconds.
+const CALM_MS: u64 = 600_000;
+
+impl World {
+    pub(crate) fn new(seed: u64, mode: Mode, print: bool) -> Self {
+        let salt = if mode == Mode::Safety { 0x5AFE } else { 0x11FE };
+        let mut world = Self {
+            mode,
+            rng: fastrand::Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt),
+            now: 1_000,
+            calm: false,
+            trace: Trace::new(print),
+            queue: BTreeMap::new(),
+            next: 0,
+            core: None,
+            life: 0,
+            skew: (0, 0),
+            inbox: Vec::new(),
+            busy: false,
+            pending: Vec::new(),
+            store: Store::default(),
+            gateway: Gateway::default(),
+            machines: Vec::new(),
+            plans: Vec::new(),
+            asks: BTreeMap::new(),
+            next_reply: 0,
+            heard: BTreeMap::new(),
+            sent: BTreeSet::new(),
+            hits: BTreeMap::new(),
+            totals: Totals::default(),
+        };
+        world.make_machines();
+        world.make_plans();
+        world.later(1_000, Happening::Lead);
+        world.later(1_500, Happening::Beats);
+        world.later(3_000, Happening::Fault);
+        world.later(FAULTS_MS, Happening::Calm);
+        world
+    }
+
+    pub(crate) fn later(&mut self, at: u64, what: Happening) {
+        self.next += 1;
+        self.queue.insert((at.max(self.now), self.next), what);
+    }
+
+    pub(crate) fn soon(&mut self, delay: std::ops::Range<u64>, what: Happening) {
+        let at = self.now + self.rng.u64(delay);
+        self.later(at, what);
+    }
+
+    pub(crate) fn run(mut self) -> (blake3::Hash, Totals) {
+        while let Some(((at, _), what)) = self.queue.pop_first() {
+            self.now = at;
+            self.happen(what);
+            if self.mode == Mode::Safety && self.calm {
+                break;
+            }
+            if self.calm && self.all_ended() {
+                break;
+            }
+            assert!(at < FAULTS_MS + CALM_MS, "jobs go on long after the faults stopped: {}", self.unfinished());
+        }
+        self.judge();
+        (self.trace.hash(), self.totals)
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Deliver(life, event) => {
+                if life == self.life && self.core.is_some() {
+                    self.inbox.push(event);
+                    if !self.busy {
+                        self.busy = true;
+                        self.soon(0..3, Happening::Turn(life));
+                    }
+                }
+            }
+            Happening::Turn(life) if life == self.life => self.turn(),
+            Happening::Durable(life) if life == self.life => self.durable(),
+            Happening::Tick(life) if life == self.life => {
+                self.later(self.now, Happening::Deliver(life, Event::Tick));
+                self.later(self.now + limits::TICK_MS, Happening::Tick(life));
+            }
+            Happening::Turn(_) | Happening::Durable(_) | Happening::Tick(_) => {}
+            Happening::Beats => self.beats(),
+            Happening::Fault => self.fault(),
+            Happening::Lead => self.lead(),
+            Happening::Calm => self.become_calm(),
+            Happening::Submit(plan) => self.submit(plan),
+            Happening::Command(command) => self.command(command),
+            Happening::Publish { life, job, batch, request } => self.publish(life, job, batch, &request),
+            Happening::Assign { node, connection, attempt, work } => self.assign(node, connection, attempt, *work),
+            Happening::CancelAttempt { node, connection, attempt } => self.cancel_attempt(node, connection, attempt),
+            Happening::Drain { node, connection, drain } => self.drain(node, connection, drain),
+            Happening::Finish { node, start, attempt, plan, outcome } => {
+                self.finish(node, start, attempt, plan, outcome)
+            }
+            Happening::Start { node, start } => self.start(node, start),
+            Happening::Heal(node) => self.heal(node),
+            Happening::Dial { life, node } => self.dial(life, node),
+            Happening::Models { node, start } => self.models(node, start),
+        }
+    }
+
+    fn clock(&self) -> Now {
+        Now { mono_ms: self.skew.0 + self.now, unix_ms: 1_700_000_000_000 + self.now as i64 + self.skew.1 }
+    }
+
+    /// A leader begins with what is durable.
+    fn lead(&mut self) {
+        assert!(self.core.is_none());
+        self.life += 1;
+        self.skew = (self.rng.u64(0..1_000_000), self.rng.i64(-2_000..2_000));
+        self.heard.clear();
+        let epoch = Epoch { generation: 1, revision: self.life };
+        let core = Core::load(epoch, self.clock(), self.store.records()).expect("what was committed can be loaded");
+        let wrong = core.check();
+        assert!(wrong.is_empty(), "after a restart: {wrong:?}");
+        self.trace.say(self.now, format_args!("life {} begins", self.life));
+        self.core = Some(core);
+        let life = self.life;
+        self.later(self.now + 1, Happening::Tick(life));
+        for node in 0..self.machines.len() {
+            self.soon(1..1_500, Happening::Dial { life, node });
+        }
+    }
+
+    /// The leader dies; what was on its way to the store may have arrived or not.
+    pub(crate) fn crash(&mut self) {
+        let Some(dead) = self.core.take() else { return };
+        self.totals.crashes += 1;
+        let arrived = if self.pending.is_empty() { 0 } else { self.rng.usize(0..=self.pending.len()) };
+        let nothing_lost = arrived == self.pending.len();
+        self.trace.say(
+            self.now,
+            format_args!("life {} dies, {arrived} of {} commits arrived", self.life, self.pending.len()),
+        );
+        for (changes, _) in std::mem::take(&mut self.pending).into_iter().take(arrived) {
+            self.store.commit(self.life, &changes, &self.gateway.segments);
+        }
+        if nothing_lost {
+            self.compare(&dead);
+        }
+        self.inbox.clear();
+        self.busy = false;
+        for machine in &mut self.machines {
+            machine.connection = None;
+        }
+        let down = if self.rng.bool() { self.rng.u64(100..1_000) } else { self.rng.u64(1_000..9_000) };
+        self.later(self.now + down, Happening::Lead);
+    }
+
+    /// What a new leader believes is what the old one believed.
+    fn compare(&self, dead: &Core) {
+        let fresh =
+            Core::load(dead.epoch(), self.clock(), self.store.records()).expect("what was committed can be loaded");
+        for job in dead.list_jobs(u64::MAX, usize::MAX, &|_| true) {
+            let number = super::clients::number_of(&job.job_id);
+            let mut again = fresh.job(number).unwrap_or_else(|| panic!("{} is gone after a restart", job.job_id));
+            assert_eq!(again.state, job.state, "{} after a restart", job.job_id);
+            let (mut before, mut after) = (job.counts.unwrap(), again.counts.take().unwrap());
+            if job.state() == ingle_proto::v1::JobState::Listing || dead.parts(number).is_some_and(|_| after.total == 0)
+            {
+                // Entries seen by a walk under way are not kept.
+                (before.total, after.total) = (0, 0);
+            }
+            // Progress within a batch is not kept.
+            (before.bytes_done, after.bytes_done) = (0, 0);
+            assert_eq!(before, after, "counts of {} before and after a restart", job.job_id);
+        }
+    }
+
+    /// As the driver: events become steps, steps become commits, each whole.
+    fn turn(&mut self) {
+        let events: Vec<Event> = {
+            let count = self.inbox.len().min(limits::EVENTS_PER_COMMIT);
+            self.inbox.drain(..count).collect()
+        };
+        let mut changes = Vec::new();
+        let mut effects = Vec::new();
+        for event in events {
+            let step = self.step(event);
+            if changes.len() + step.changes.len() > limits::CHANGES_PER_COMMIT {
+                self.pending.push((std::mem::take(&mut changes), std::mem::take(&mut effects)));
+            }
+            changes.extend(step.changes);
+            effects.extend(step.effects);
+        }
+        self.pending.push((changes, effects));
+        self.busy = true;
+        let life = self.life;
+        let slow = if self.calm { 0 } else { self.rng.u32(0..200) };
+        // Sometimes the answer is lost and the store must be read first; sometimes the disk is slow.
+        let delay = if slow == 1 { self.rng.u64(100..2_000) } else { self.rng.u64(0..8) };
+        self.later(self.now + delay, Happening::Durable(life));
+    }
+
+    fn step(&mut self, event: Event) -> Step {
+        self.hear(&event);
+        let now = self.clock();
+        if !matches!(event, Event::Tick | Event::Beat { .. }) {
+            self.trace.say(self.now, format_args!("-> {event:?}"));
+        }
+        let core = self.core.as_mut().expect("turns are for living leaders");
+        let step = core.step(now, event);
+        let wrong = core.check();
+        assert!(wrong.is_empty(), "at {}: {wrong:?}", self.now);
+        assert!(step.changes.len() <= limits::CHANGES_PER_COMMIT, "one step asks for {} changes", step.changes.len());
+        for effect in &step.effects {
+            if let Effect::Dispatch { node, attempt, .. } = effect {
+                let heard = self.heard.get(node).unwrap_or_else(|| panic!("dispatch to {node}, which nobody knows"));
+                let silent = self.now - heard.at;
+                assert!(
+                    heard.connected && !heard.left && !heard.draining && silent < limits::SUSPECT_MS,
+                    "attempt {attempt} is dispatched to {node}, silent for {silent} ms, {heard:?}"
+                );
+            }
+            if !matches!(effect, Effect::JobChanged { .. }) {
+                self.trace.say(self.now, format_args!("<- {effect:?}"));
+            }
+        }
+        step
+    }
+
+    /// What the leader may know of nodes by now.
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::NodeAttached(attached) => {
+                let draining = self.heard.get(&attached.node).is_some_and(|heard| heard.draining);
+                let heard = Heard {
+                    at: self.now,
+                    incarnation: attached.incarnation.clone(),
+                    connected: true,
+                    left: false,
+                    draining,
+                };
+                self.heard.insert(attached.node.clone(), heard);
+            }
+            Event::NodeDetached { node } => {
+                if let Some(heard) = self.heard.get_mut(node) {
+                    heard.connected = false;
+                }
+            }
+            Event::NodeLeft { node } => {
+                if let Some(heard) = self.heard.get_mut(node) {
+                    heard.left = true;
+                }
+            }
+            Event::Beat { node, incarnation, .. } => {
+                if let Some(heard) = self.heard.get_mut(node).filter(|heard| heard.incarnation == *incarnation) {
+                    heard.at = self.now;
+                }
+            }
+            Event::Drain { node, .. } | Event::Uncordon { node, .. } => {
+                // A node that left long ago is unknown, and the person is told so.
+                let known = self.core.as_ref().is_some_and(|core| core.node(node).is_some());
+                if known && let Some(heard) = self.heard.get_mut(node) {
+                    heard.draining = matches!(event, Event::Drain { .. });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Commits are in the store: their effects are carried out, unless the leader dies meanwhile.
+    fn durable(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        let mut effects = Vec::new();
+        for (changes, asked) in pending {
+            if !changes.is_empty() {
+                self.store.commit(self.life, &changes, &self.gateway.segments);
+            }
+            effects.extend(asked);
+        }
+        let dies_after = (!self.calm && self.rng.u32(0..1_500) == 0).then(|| self.rng.usize(0..=effects.len()));
+        for effect in effects.into_iter().take(dies_after.unwrap_or(usize::MAX)) {
+            self.perform(effect);
+        }
+        if dies_after.is_some() {
+            self.crash();
+            return;
+        }
+        self.busy = !self.inbox.is_empty();
+        if self.busy {
+            let life = self.life;
+            self.soon(0..3, Happening::Turn(life));
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let life = self.life;
+        match effect {
+            Effect::Reply { reply, answer } => self.answered(reply, answer),
+            Effect::Scan { job, scan, request } => self.scan(job, scan, &request),
+            Effect::Dispatch { node, attempt, work, .. } => {
+                assert!(self.sent.insert(attempt), "attempt number {attempt} is used twice");
+                self.totals.dispatches += 1;
+                self.nothing_done_again(&work);
+                let node = self.machine(&node);
+                if let Some(connection) = self.machines[node].connection {
+                    self.soon(1..30, Happening::Assign { node, connection, attempt, work: Box::new(work) });
+                }
+            }
+            Effect::CancelAttempt { node, attempt, .. } => {
+                let node = self.machine(&node);
+                if let Some(connection) = self.machines[node].connection {
+                    self.soon(1..30, Happening::CancelAttempt { node, connection, attempt });
+                }
+            }
+            Effect::SetDrain { node, drain } => {
+                let node = self.machine(&node);
+                if let Some(connection) = self.machines[node].connection {
+                    self.soon(1..30, Happening::Drain { node, connection, drain });
+                }
+            }
+            Effect::Publish { job, batch, request } => {
+                let winner = self.store.winners.get(&(job, batch)).copied();
+                assert_eq!(
+                    winner,
+                    Some(request.attempt),
+                    "job {job} batch {batch}: only a durable winner is published"
+                );
+                let happening = |request| Happening::Publish { life, job, batch, request };
+                if !self.calm && self.rng.u32(0..20) == 0 {
+                    // The request is sent twice.
+                    self.soon(1..400, happening(request.clone()));
+                }
+                self.soon(1..60, happening(request));
+            }
+            Effect::CallFailed { .. } | Effect::JobChanged { .. } => {}
+        }
+    }
+
+    /// What is durably done is never sent out again.
+    fn nothing_done_again(&self, work: &Work) {
+        let Work::Batch { job, batch } = work else { return };
+        if batch.join {
+            return;
+        }
+        let blob = super::store::number(&batch.segments[0].digest);
+        for document in &self.gateway.segments[&blob][batch.first as usize..(batch.first + batch.count) as usize] {
+            let done = self.store.committed.get(&(*job, *document));
+            assert!(done.is_none(), "job {job}: document {document} is committed and dispatched again");
+            let aside = self.store.quarantined.contains(&(*job, *document));
+            assert!(!aside, "job {job}: document {document} is set aside and dispatched again");
+        }
+    }
+
+    pub(crate) fn deliver(&mut self, delay: std::ops::Range<u64>, event: Event) {
+        let life = self.life;
+        self.soon(delay, Happening::Deliver(life, event));
+    }
+}

@@ -1,5 +1,6 @@
 //! Documents of a job with their outcomes, put together page by page from listing, records and manifests.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
@@ -139,10 +140,11 @@ impl Items {
                         item.code.clone_from(&batch.code);
                     }
                     BatchState::Committed | BatchState::Published => {
-                        if !results.contains_key(&batch.id) {
-                            results.insert(batch.id, self.results(parts, batch).await?);
-                        }
-                        settle(&mut item, parts, batch, results[&batch.id].items.get(&index), &results[&batch.id]);
+                        let known = match results.entry(batch.id) {
+                            Entry::Occupied(known) => known.into_mut(),
+                            Entry::Vacant(free) => free.insert(self.results(parts, batch).await?),
+                        };
+                        settle(&mut item, parts, batch, known.items.get(&index), known);
                     }
                 }
             }

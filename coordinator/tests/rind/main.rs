@@ -1,5 +1,7 @@
 //! A whole coordinator against nodes and a gateway that the tests play, over gRPC: jobs, calls, commands.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
 mod played;
 
 use std::time::Duration;

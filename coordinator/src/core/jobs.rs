@@ -348,7 +348,7 @@ impl Core {
             step.put_job(&job.record);
             step.effects.push(Effect::JobChanged { job: number });
         }
-        self.answer_job(step, reply, number);
+        self.answer_steered(step, reply, number, "paused");
     }
 
     pub(super) fn resume(&mut self, step: &mut Step, reply: ReplyId, number: u64) {
@@ -362,7 +362,17 @@ impl Core {
             step.put_job(&job.record);
             step.effects.push(Effect::JobChanged { job: number });
         }
-        self.answer_job(step, reply, number);
+        self.answer_steered(step, reply, number, "resumed");
+    }
+
+    /// To pause or resume what has ended is a mistake, and said.
+    fn answer_steered(&self, step: &mut Step, reply: ReplyId, number: u64, verb: &str) {
+        if self.ended.contains_key(&number) {
+            let words = format!("{} has ended and can't be {verb}; submit it again", job_id(number));
+            step.effects.push(Effect::Reply { reply, answer: Err(Problem::new(ErrorCode::JobState, words)) });
+        } else {
+            self.answer_job(step, reply, number);
+        }
     }
 
     fn answer_job(&self, step: &mut Step, reply: ReplyId, number: u64) {

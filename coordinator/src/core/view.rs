@@ -15,7 +15,10 @@ impl Core {
     #[must_use]
     pub fn job(&self, number: u64) -> Option<v1::Job> {
         if let Some(record) = self.ended.get(&number) {
-            return Some(wire(record, record.final_counts.unwrap_or_default()));
+            let mut counts = record.final_counts.unwrap_or_default();
+            // Batches count in whole KiB.
+            counts.bytes_done = counts.bytes_done.min(counts.bytes_total);
+            return Some(wire(record, counts));
         }
         let job = self.jobs.get(&number)?;
         let mut counts = job.counts;

@@ -51,6 +51,11 @@ impl World {
             assert_eq!(record.code, "OBJECT_NOT_FOUND");
             return;
         }
+        if record.code == "MODEL_NOT_FOUND" && record.model_digest.is_empty() {
+            // Accepted while no node could tell; those that came first don't have its model.
+            assert_eq!(record.state(), JobState::Failed);
+            return;
+        }
         assert!(record.listed, "job {job} ended unlisted: {} {}", record.code, record.reason);
         let listing = &self.gateway.listings[&job];
         let place = &self.gateway.places[&wanted.place];

@@ -205,7 +205,18 @@ pub fn decode<M: prost::Message + Default>(bytes: Bytes) -> Result<M, Problem> {
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Problem> {
     match tokio::time::timeout(limit, call).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(status)) => Err(Problem::from_status(&status)),
+        Ok(Err(status)) => Err(broken(&status)),
         Err(_) => Err(Problem::new(ErrorCode::Deadline, format!("the storage gateway was silent for {limit:?}"))),
     }
+}
+
+/// As [`Problem::from_status`], but a connection that broke in the middle (which tonic reports in several ways, without
+/// details of ours) is storage that isn't there now, never a reason to give a job up.
+fn broken(status: &Status) -> Problem {
+    let mut problem = Problem::from_status(status);
+    if status.details().is_empty() && matches!(problem.code, ErrorCode::Internal | ErrorCode::Cancelled) {
+        problem.code = ErrorCode::StorageUnavailable;
+        problem.message = format!("the connection to the storage gateway broke: {}", problem.message);
+    }
+    problem
 }

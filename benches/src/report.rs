@@ -263,7 +263,7 @@ mod tests {
         let at = |seconds: u64| stamp(UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(0), "1970-01-01-0000");
         assert_eq!(at(951_782_400), "2000-02-29-0000");
-        assert_eq!(at(1_795_235_100), "2026-11-21-0405");
+        assert_eq!(at(1_795_235_100), "2026-11-21-0425");
         assert_eq!(at(1_798_761_599), "2026-12-31-2359");
     }
 

@@ -242,15 +242,15 @@ impl Core {
             Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
             Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
             Event::Progress { attempt, items, bytes } => {
-                if let Some(attempt) = self.attempts.get_mut(&attempt) {
-                    if let Owner::Batch { job, batch } = attempt.owner {
-                        // A node's word, but never more than it was given.
-                        let most = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
-                        let (count, size) = most.map_or((0, 0), |batch| (batch.count, batch.bytes));
-                        attempt.items_done = items.min(count);
-                        attempt.bytes_done = bytes.min(size);
-                        step.effects.push(Effect::JobChanged { job });
-                    }
+                if let Some(attempt) = self.attempts.get_mut(&attempt)
+                    && let Owner::Batch { job, batch } = attempt.owner
+                {
+                    // A node's word, but never more than it was given.
+                    let most = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
+                    let (count, size) = most.map_or((0, 0), |batch| (batch.count, batch.bytes));
+                    attempt.items_done = items.min(count);
+                    attempt.bytes_done = bytes.min(size);
+                    step.effects.push(Effect::JobChanged { job });
                 }
             }
             Event::Complete { node, complete } => self.complete(&mut step, &node, *complete),

@@ -1,4 +1,4 @@
-//! `ingle.v1.Cluster`.
+//! The service `ingle.v1.Cluster`: what an operator sees of the nodes, and drains.
 
 use ingle_proto::{NodeId, Problem, v1};
 use tonic::{Request, Response, Status};

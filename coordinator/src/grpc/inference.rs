@@ -1,4 +1,4 @@
-//! `ingle.v1.Inference`.
+//! The service `ingle.v1.Inference`: a person's calls, translated into the core's terms and back.
 
 use ingle_proto::job::{validate_embed_request, validate_generate_request};
 use ingle_proto::{ErrorCode, Problem, v1};

@@ -1,4 +1,4 @@
-//! `ingle.v1.Jobs`.
+//! The service `ingle.v1.Jobs`: folder jobs, translated into events and views.
 
 use std::pin::Pin;
 use std::time::Duration;

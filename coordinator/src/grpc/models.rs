@@ -1,4 +1,4 @@
-//! `ingle.v1.Models`.
+//! The service `ingle.v1.Models`: what can be run, where it lies, and loading it ahead of use.
 
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 use tonic::{Request, Response, Status};

@@ -128,7 +128,7 @@ impl World {
         let wanted = &self.plans[plan];
         let object = |path: String| v1::ObjectRef { export: "docs".into(), path: path.into_bytes().into() };
         let mut spec = v1::JobSpec {
-            model: if plan % 2 == 0 {
+            model: if plan.is_multiple_of(2) {
                 String::new()
             } else if wanted.embed {
                 "m-embed".into()
@@ -143,7 +143,7 @@ impl World {
             ..Default::default()
         };
         spec.set_kind(if wanted.embed { v1::JobKind::Embed } else { v1::JobKind::Generate });
-        spec.set_priority(if plan % 3 == 0 { v1::Priority::Interactive } else { v1::Priority::Batch });
+        spec.set_priority(if plan.is_multiple_of(3) { v1::Priority::Interactive } else { v1::Priority::Batch });
         if !wanted.embed {
             spec.generate = Some(v1::GenerateOptions { max_tokens: 16, ..Default::default() });
         }

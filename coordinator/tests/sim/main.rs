@@ -2,6 +2,8 @@
 //!
 //! `INGLE_SEED=n` replays one seed and prints its trace; `INGLE_SOAK=1` runs 10,000 seeds instead of 200.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may stop at once, and prints what it replays")]
+
 mod arbitrary;
 mod clients;
 mod faults;

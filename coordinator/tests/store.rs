@@ -1,5 +1,7 @@
 //! The job store's conformance suite over each implementation, and SQLite's files truncated, flipped, and shared.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at once")]
+
 use std::path::Path;
 use std::sync::Arc;
 

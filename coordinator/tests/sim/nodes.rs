@@ -450,7 +450,7 @@ impl World {
     }
 
     pub(crate) fn cancel_attempt(&mut self, node: usize, connection: u64, attempt: u64) {
-        if self.machines[node].connection != Some(connection) || self.machines[node].tasks.get(&attempt).is_none() {
+        if self.machines[node].connection != Some(connection) || !self.machines[node].tasks.contains_key(&attempt) {
             return;
         }
         let event = self.failure(node, attempt, v1::FailureKind::Cancelled);

@@ -23,7 +23,7 @@ impl Trace {
     }
 
     pub(crate) fn say(&mut self, at: u64, what: std::fmt::Arguments<'_>) {
-        let _ = write!(Feed(&mut self.hasher), "{at} {what}\n");
+        let _ = writeln!(Feed(&mut self.hasher), "{at} {what}");
         if self.print {
             println!("{at:>7} {what}");
         }

@@ -16,10 +16,20 @@ if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m'; plain=$'\e[0m'; fi
 say() { printf '\n%s── %s%s\n' "$bold" "$*" "$plain"; }
 show() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; }
 
+# protoc is of use only with the files that its own types stand in: Debian has them in another package.
+protoc_works() {
+    local probe code=0
+    probe=$(mktemp -d)
+    printf 'syntax = "proto3";\nimport "google/protobuf/descriptor.proto";\n' > "$probe/probe.proto"
+    protoc -I "$probe" --descriptor_set_out=/dev/null "$probe/probe.proto" 2>/dev/null || code=$?
+    rm -rf "$probe"
+    return "$code"
+}
+
 # What the build and the starter models need, by package name, and only what is missing.
 need() {
     local missing=()
-    command -v protoc >/dev/null || missing+=(protobuf-compiler)
+    protoc_works || missing+=(protobuf-compiler libprotobuf-dev)
     command -v cc >/dev/null || missing+=(build-essential)
     command -v cmake >/dev/null || missing+=(cmake)
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)

@@ -60,6 +60,7 @@ fn refusal(model: &mut dyn Model, request: Request) -> crate::EngineError {
 fn owner(output: &Output) -> RequestId {
     match output {
         Output::Embedding { id, .. }
+        | Output::Page { id, .. }
         | Output::PromptTokens { id, .. }
         | Output::Token { id, .. }
         | Output::Done { id, .. }

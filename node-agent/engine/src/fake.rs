@@ -6,12 +6,14 @@
 //! {"task": "embed", "dimensions": 32, "context": 512, "slots": 8, "step_ms": 0, "tokens_per_step": 64}
 //! ```
 //!
-//! Only `task` (`embed` or `generate`) is required. `poison` makes requests whose text holds that substring fail, `panic` makes
+//! Only `task` (`embed`, `generate` or `ocr`) is required. Its pages say what their first channel spells: each row is a line of UTF-8 up to the
+//! first zero. `poison` makes requests whose text holds that substring fail, `panic` makes
 //! them panic the model's thread, `output_tokens` fixes the natural length of a generation, `weight_bytes` the size it claims.
 //! A file `weights.bin` beside it, if there, belongs to the model too (so that tests can fetch something big).
 
 mod embed;
 mod generate;
+mod ocr;
 mod words;
 
 use std::path::Path;
@@ -56,6 +58,7 @@ struct Config {
 enum TaskName {
     Embed,
     Generate,
+    Ocr,
 }
 
 fn default_dimensions() -> u32 {
@@ -128,13 +131,17 @@ fn read_config(dir: &Path) -> Result<Config, EngineError> {
 fn card(config: &Config) -> ModelCard {
     let embeds = config.task == TaskName::Embed;
     ModelCard {
-        task: if embeds { Task::Embed } else { Task::Generate },
+        task: match config.task {
+            TaskName::Embed => Task::Embed,
+            TaskName::Generate => Task::Generate,
+            TaskName::Ocr => Task::Ocr,
+        },
         architecture: "fake".into(),
         quantisation: "F32".into(),
         parameters: config.weight_bytes / 4,
         weight_bytes: config.weight_bytes,
         bytes_per_token: config.weight_bytes,
-        kv_bytes_per_token: if embeds { 0 } else { KV_BYTES_PER_TOKEN },
+        kv_bytes_per_token: if config.task == TaskName::Generate { KV_BYTES_PER_TOKEN } else { 0 },
         context: config.context,
         dimensions: if embeds { config.dimensions } else { 0 },
         layers: 1,
@@ -145,6 +152,7 @@ fn card(config: &Config) -> ModelCard {
 /// A request that has joined.
 enum Work {
     Embed(embed::Embedding),
+    Ocr(ocr::Reading),
     Generate(Box<generate::Generation>),
 }
 
@@ -192,6 +200,7 @@ impl FakeModel {
         }
         match &mut joined.work {
             Work::Embed(work) => work.step(joined.id, self.config.tokens_per_step, out),
+            Work::Ocr(work) => work.step(joined.id, self.config.tokens_per_step, out),
             Work::Generate(work) => work.step(joined.id, self.config.tokens_per_step, out),
         }
     }
@@ -208,7 +217,7 @@ impl Model for FakeModel {
 
     fn memory_bytes(&self) -> u64 {
         let held = self.joined.iter().map(|joined| match &joined.work {
-            Work::Embed(_) => 0,
+            Work::Embed(_) | Work::Ocr(_) => 0,
             Work::Generate(work) => work.tokens_held() * KV_BYTES_PER_TOKEN,
         });
         self.card.weight_bytes + held.sum::<u64>()
@@ -239,6 +248,12 @@ impl Model for FakeModel {
                 };
                 let work = generate::Generation::new(request, self.config.output_tokens, &self.tokens)?;
                 (Work::Generate(Box::new(work)), trap)
+            }
+            Request::Ocr(request) if self.card.task == Task::Ocr => {
+                request.validate()?;
+                let reading = ocr::Reading::new(&request.page);
+                let trap = self.trap(reading.lines());
+                (Work::Ocr(reading), trap)
             }
             _ => return Err(EngineError::Input("this model doesn't do what the request asks".into())),
         };

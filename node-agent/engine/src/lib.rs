@@ -8,6 +8,7 @@ pub mod batch;
 pub mod conformance;
 pub mod detokenize;
 pub mod fake;
+pub mod page;
 pub mod request;
 pub mod sampling;
 pub mod stop;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use batch::{PackedTokens, plan_by_tokens};
 pub use detokenize::TextStream;
+pub use page::{OcrRequest, PageImage, PageText, TextLine};
 pub use sampling::{SampleRng, Sampling};
 pub use turns::Turns;
 
@@ -137,6 +139,8 @@ pub enum Request {
     Embed(EmbedRequest),
     /// See [`GenerateRequest`].
     Generate(GenerateRequest),
+    /// See [`OcrRequest`].
+    Ocr(OcrRequest),
 }
 
 /// Why a generation ended.
@@ -184,6 +188,13 @@ pub enum Output {
         /// The text was longer than the model's limit and was cut.
         truncated: bool,
     },
+    /// The text of a page; the only output of an [`OcrRequest`] before `Done`.
+    Page {
+        /// Whose.
+        id: RequestId,
+        /// What stands on it.
+        page: PageText,
+    },
     /// The prompt as the model sees it; first output of every generation.
     PromptTokens {
         /// Whose.
@@ -210,13 +221,13 @@ pub enum Output {
     Done {
         /// Whose.
         id: RequestId,
-        /// Why; `Stop` for embeddings.
+        /// Why; `Stop` for embeddings and pages.
         finish: Finish,
         /// Decided text that the last token left open, at `text_offset`.
         text: String,
         /// Byte offset of `text`.
         text_offset: u64,
-        /// Tokens read.
+        /// Tokens read; 0 for pages.
         prompt_tokens: u32,
         /// Tokens emitted, those of a resumed stream's past included.
         output_tokens: u32,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ingle_engine::{Class, EmbedRequest, EngineError, Output, Prompt, Request, RequestId, Timings};
+use ingle_engine::{Class, EmbedRequest, EngineError, OcrRequest, Output, Prompt, Request, RequestId, Timings};
 
 use super::{Event, Join, Reader};
 
@@ -29,6 +29,8 @@ enum Progress {
         prompt_sent: bool,
         timings: Timings,
     },
+    /// A page that made room is read again from its top.
+    Ocr(OcrRequest),
 }
 
 impl Guest {
@@ -44,6 +46,7 @@ impl Guest {
             Request::Generate(request) => {
                 Progress::Generate { request, prompt_sent: false, timings: Timings::default() }
             }
+            Request::Ocr(request) => Progress::Ocr(request),
         };
         (join.id, Self { class: join.class, reader: join.reader, progress, entered: 0 })
     }
@@ -58,6 +61,7 @@ impl Guest {
                 Request::Embed(EmbedRequest { texts, normalise: request.normalise })
             }
             Progress::Generate { request, .. } => Request::Generate(request.clone()),
+            Progress::Ocr(request) => Request::Ocr(request.clone()),
         }
     }
 
@@ -82,10 +86,12 @@ impl Guest {
                 request.resume.text_offset = text_offset + text.len() as u64;
                 Some(Event::Token { index, token, text_offset, text, logprobs })
             }
+            (Progress::Ocr(_), Output::Page { page, .. }) => Some(Event::Page(page)),
             (progress, Output::Done { finish, text, text_offset, prompt_tokens, output_tokens, timings, .. }) => {
                 let (before, prompt_tokens) = match progress {
                     Progress::Embed { timings, tokens, .. } => (*timings, *tokens),
                     Progress::Generate { timings, .. } => (*timings, prompt_tokens),
+                    Progress::Ocr(_) => (Timings::default(), prompt_tokens),
                 };
                 let timings =
                     Timings { prefill: before.prefill + timings.prefill, decode: before.decode + timings.decode };
@@ -171,7 +177,10 @@ impl Hall {
     /// Hands an output to its request. The id comes back if its reader is gone and it should leave the model.
     pub(super) fn route(&mut self, output: Output) -> Option<RequestId> {
         let (id, last) = match &output {
-            Output::Embedding { id, .. } | Output::PromptTokens { id, .. } | Output::Token { id, .. } => (*id, false),
+            Output::Embedding { id, .. }
+            | Output::Page { id, .. }
+            | Output::PromptTokens { id, .. }
+            | Output::Token { id, .. } => (*id, false),
             Output::Done { id, .. } | Output::Failed { id, .. } => (*id, true),
         };
         if let Output::Failed { error, .. } = output {

@@ -32,6 +32,8 @@ pub enum Event {
         /// It was cut.
         truncated: bool,
     },
+    /// What stands on a page.
+    Page(ingle_engine::PageText),
     /// The prompt as the model sees it.
     Prompt(Vec<u32>),
     /// One token.
@@ -241,6 +243,7 @@ impl ModelHandle {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let capacity = match &request {
             Request::Embed(request) => request.texts.len() + 8,
+            Request::Ocr(_) => 8,
             Request::Generate(_) => limits::UNREAD_EVENTS,
         };
         let (events, received) = mpsc::channel(capacity);

@@ -121,7 +121,7 @@ pub async fn generate(attempt: &Attempt, work: v1::GenerateWork) -> Result<Outco
                 frames.push(Vec::new(), Frame::Finished(finished));
                 return Ok(Outcome::Streamed);
             }
-            Event::Embedding { .. } => {}
+            Event::Embedding { .. } | Event::Page(_) => {}
         }
     }
 }

@@ -7,6 +7,8 @@ use super::round::Round;
 /// A program, the Debian package that holds it, and what isn't done without it.
 struct Need {
     program: &'static str,
+    /// Shell command that fails while something is missing beside the program.
+    probe: Option<&'static str>,
     package: &'static str,
     without: &'static str,
     /// Nothing at all can be built without it.
@@ -14,16 +16,40 @@ struct Need {
 }
 
 const NEEDS: &[Need] = &[
-    Need { program: "cc", package: "gcc", without: "linking and the bundled SQLite", vital: true },
-    Need { program: "protoc", package: "protobuf-compiler", without: "etcd-client's build script", vital: true },
-    Need { program: "python3", package: "python3", without: "starter models and tests on real models", vital: false },
+    Need { program: "cc", probe: None, package: "gcc", without: "linking and the bundled SQLite", vital: true },
+    Need {
+        program: "protoc",
+        probe: Some(PROTOC_WORKS),
+        package: "protobuf-compiler libprotobuf-dev",
+        without: "etcd-client's build script",
+        vital: true,
+    },
+    Need {
+        program: "python3",
+        probe: None,
+        package: "python3",
+        without: "starter models and tests on real models",
+        vital: false,
+    },
     Need {
         program: "ganesha.nfsd",
+        probe: None,
         package: "nfs-ganesha nfs-ganesha-vfs",
         without: "the export suite against NFS-Ganesha",
         vital: false,
     },
 ];
+
+/// protoc is of use only with the files that its own types stand in: Debian has them in another package.
+const PROTOC_WORKS: &str = "probe=$(mktemp -d) && \
+     printf 'syntax = \"proto3\";\\nimport \"google/protobuf/descriptor.proto\";\\n' > $probe/probe.proto && \
+     protoc -I $probe --descriptor_set_out=/dev/null $probe/probe.proto 2>/dev/null; code=$?; rm -rf $probe; exit $code";
+
+impl Need {
+    fn met(&self, round: &Round) -> bool {
+        round.find(self.program).is_some() && self.probe.is_none_or(|probe| round.succeeds("sh", &["-c", probe]))
+    }
+}
 
 /// The package of etcd, and where it is unpacked: not installed, so that no service starts.
 const ETCD: &str = "etcd-server";
@@ -41,7 +67,7 @@ pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
     let is_root = round.succeeds("sh", &["-c", "test \"$(id -u)\" = 0"]);
     let apt = may_install && round.find("apt-get").is_some();
     packages(round, apt && is_root);
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| round.find(need.program).is_none()).collect();
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !need.met(round)).collect();
     for need in missing {
         let hint = format!("{} is missing (package {})", need.program, need.package);
         if need.vital {
@@ -61,7 +87,7 @@ pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
 fn packages(round: &Round, may: bool) {
     let mut missing: Vec<&str> = NEEDS
         .iter()
-        .filter(|need| round.find(need.program).is_none())
+        .filter(|need| !need.met(round))
         .flat_map(|need| need.package.split(' '))
         .collect();
     if round.find("python3").is_none() || !round.succeeds("python3", &["-m", "pip", "--version"]) {

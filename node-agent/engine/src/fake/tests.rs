@@ -112,3 +112,22 @@ fn token_offsets_cover_the_text() {
     assert_eq!(joined, text);
     assert!(encoding.ids.len() > 4);
 }
+
+#[test]
+fn pages_say_what_their_pixels_spell() {
+    let mut pixels = vec![0u8; 3 * 8];
+    pixels[..5].copy_from_slice(b"hello");
+    pixels[16..20].copy_from_slice(b"page");
+    let page = crate::PageImage { width: 8, height: 3, channels: 1, pixels: pixels.into() };
+    let dir = folder(r#"{"task": "ocr", "tokens_per_step": 1}"#);
+    let mut model = load(&dir);
+    model.join(RequestId(1), Class::Batch, Request::Ocr(crate::OcrRequest { page })).unwrap();
+    let mut out = Vec::new();
+    assert_eq!(model.step(&mut out).unwrap(), Step::Busy);
+    assert!(out.is_empty());
+    assert_eq!(model.step(&mut out).unwrap(), Step::Idle);
+    let Output::Page { page, .. } = &out[0] else { panic!("{out:?}") };
+    assert_eq!(page.plain(), "hello\npage\n");
+    assert_eq!(page.lines[1].corners[0], [0.0, 2.0]);
+    assert!(matches!(out[1], Output::Done { .. }));
+}

@@ -21,6 +21,7 @@ const EDGES: &[Row] = &[
     row("ingle-engine", &[]),
     row("ingle-membership", &["ingle-proto", "ingle-daemon"]),
     row("ingle-engine-candle", &["ingle-engine"]),
+    row("ingle-parse", &["ingle-engine"]),
     row("ingle-coordinator", &["ingle-proto", "ingle-daemon", "ingle-membership"]),
     row("ingle-gateway", &["ingle-proto", "ingle-daemon", "ingle-membership"]),
     row("ingle-node-agent", &["ingle-proto", "ingle-daemon", "ingle-membership", "ingle-engine"]),

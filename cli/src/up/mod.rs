@@ -31,6 +31,8 @@ use crate::out::{Colour, Out, note};
 
 /// How long the daemons may take to find each other once each is ready.
 const JOIN: Duration = Duration::from_secs(60);
+/// How long the nodes may take to read the models' headers; jobs that come earlier wait for them.
+const SEE_MODELS: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -88,6 +90,9 @@ pub(crate) async fn run(client: &Client, args: UpArgs) -> Result<(), Failure> {
         cluster.stop(stop).await;
         return Err(failure);
     }
+    if args.models.is_some() || !layout.no_models() {
+        see_models(&local).await;
+    }
     let said = if out.json {
         out.json_line(&ready_json(&cluster, &endpoint, &shares, &layout))
     } else {
@@ -126,6 +131,22 @@ async fn start(cluster: &Cluster, client: &Client, nodes: usize) -> Result<(), F
             _ => tokio::time::sleep(POLL).await,
         }
     }
+}
+
+/// Waits for the first model to be seen, so that who types the next command finds it. None is no error.
+async fn see_models(client: &Client) {
+    let began = Instant::now();
+    while began.elapsed() < SEE_MODELS {
+        let seen = async {
+            let mut models = client.models().await?;
+            client.call(models.list_models(client.request(v1::ListModelsRequest::default()))).await
+        };
+        if seen.await.is_ok_and(|list| !list.models.is_empty()) {
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    note(client.out, "no node sees a model yet: the nodes' logs say why if that lasts");
 }
 
 /// Counts the signals that ask us to end.

@@ -161,7 +161,7 @@ fn exit_of(code: ErrorCode) -> Exit {
 fn hint_of(code: ErrorCode) -> Option<&'static str> {
     Some(match code {
         ErrorCode::ModelNotFound => {
-            "`ingle models list` shows what the nodes see; `ingle models pull --starter` fetches two models"
+            "`ingle models list` shows what the nodes see; `ingle models pull --starter` fetches three models"
         }
         ErrorCode::ModelUnusable => "`ingle models show MODEL` says what is wrong with its files",
         ErrorCode::ModelDoesNotFit => "`ingle models fit MODEL` shows what it needs and what each node has",

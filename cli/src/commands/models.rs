@@ -42,7 +42,7 @@ pub(crate) enum ModelsCommand {
     /// Say what a model needs and predict its speed on every node
     #[command(after_help = "Examples:\n  ingle models fit smollm2-135m-instruct --context 8192 --slots 4")]
     Fit(FitArgs),
-    /// Fetch models: the starter pair, or any repository of the Hugging Face hub
+    /// Fetch models: the three starter models, or any repository of the Hugging Face hub
     #[command(after_help = PULL_EXAMPLES)]
     Pull(PullArgs),
 }
@@ -172,7 +172,7 @@ fn name(model: &v1::ModelStatus) -> Option<&str> {
 
 fn table(out: Out, models: &[v1::ModelStatus]) -> Result<(), Failure> {
     if models.is_empty() {
-        return out.line("no models; `ingle models pull --starter` fetches two to start with");
+        return out.line("no models; `ingle models pull --starter` fetches three to start with");
     }
     let rows = models.iter().map(|model| {
         let info = model.info.clone().unwrap_or_default();

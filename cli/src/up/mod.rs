@@ -207,7 +207,7 @@ fn say_ready(out: Out, cluster: &Cluster, endpoint: &str, shares: &[Share], layo
     out.line(format!("  ingle{elsewhere} chat 'What is a hearth for?'"))?;
     out.line(format!("  ingle{elsewhere} status"))?;
     if layout.no_models() && shares.iter().any(|s| s.is(&layout.models())) {
-        note(out, "there are no models yet: `ingle models pull --starter` fetches two; nodes see them by themselves");
+        note(out, "there are no models yet: `ingle models pull --starter` fetches three; nodes see them by themselves");
     }
     Ok(())
 }

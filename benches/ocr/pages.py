@@ -295,10 +295,10 @@ def invoice(draw: random.Random) -> Sheet:
 
 def spoiled(image: Image.Image, draw: random.Random) -> Image.Image:
     """As a bad scanner or a hurried camera would give it."""
-    paper, ink = draw.randint(195, 240), draw.randint(40, 105)
+    paper, ink = draw.randint(185, 240), draw.randint(40, 120)
     image = image.point(lambda value: ink + (paper - ink) * value // 255)
     image = image.rotate(draw.uniform(-1.5, 1.5), Image.Resampling.BICUBIC, fillcolor=paper)
-    image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.6, 1.3)))
+    image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.8, 2.1)))
     # Light from one side: a tilted plane, drawn small and enlarged.
     tilt = [draw.uniform(-14, 14) for _ in range(4)]
     light = Image.new("L", (2, 2))
@@ -307,11 +307,11 @@ def spoiled(image: Image.Image, draw: random.Random) -> Image.Image:
     noise = Image.frombytes("L", image.size, draw.randbytes(image.width * image.height))
     # A mean of four neighbours' noise has half its spread, as a sensor's after smoothing.
     noise = noise.filter(ImageFilter.BoxBlur(0.6))
-    strength = draw.uniform(0.08, 0.22)
+    strength = draw.uniform(0.15, 0.55)
     table = [round((value - 128) * strength) + 128 for value in range(256)]
     image = Image.merge("L", (add(add(image, light), noise.point(table)),))
     packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=draw.randint(30, 65))
+    image.save(packed, "JPEG", quality=draw.randint(15, 50))
     return Image.open(packed).convert("L")
 
 

@@ -1,0 +1,284 @@
+//! Depthwise convolutions: each channel has a filter of its own. Direct, with the channels in the registers' lanes.
+
+use pulp::Simd;
+
+use super::activation::Activation;
+use super::map::Floats;
+
+/// Output pixels that share the loads of a filter.
+const BLOCK: usize = 4;
+
+/// A filter of `size` × `size` per channel, padded by half its size.
+#[derive(Debug, Clone)]
+pub(crate) struct Depthwise {
+    size: usize,
+    /// Down and across: 1 or 2 each.
+    stride: (usize, usize),
+    channels: usize,
+    activation: Activation,
+    /// [size, size, channels]: for single pixels.
+    by_tap: Floats,
+    /// [channels / lanes, size, size, lanes]: for blocks of pixels. Empty if the lanes don't divide the channels.
+    by_vector: Floats,
+    bias: Floats,
+}
+
+/// One picture to be read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Picture<'a> {
+    /// [height, width, channels]
+    pub(crate) values: &'a [f32],
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+}
+
+impl Depthwise {
+    /// `weights` are [channels, size, size] as ONNX has them; the size is 3 or 5.
+    pub(crate) fn new(
+        size: usize,
+        stride: (usize, usize),
+        weights: &[f32],
+        bias: &[f32],
+        activation: Activation,
+    ) -> Self {
+        let (channels, taps, lanes) = (bias.len(), size * size, super::product::lanes());
+        let mut by_tap = Floats::default();
+        by_tap.resize(weights.len());
+        for (channel, filter) in weights.chunks_exact(taps).enumerate() {
+            for (tap, weight) in filter.iter().enumerate() {
+                by_tap[tap * channels + channel] = *weight;
+            }
+        }
+        let mut by_vector = Floats::default();
+        if channels.is_multiple_of(lanes) {
+            by_vector.resize(weights.len());
+            for (channel, filter) in weights.chunks_exact(taps).enumerate() {
+                for (tap, weight) in filter.iter().enumerate() {
+                    by_vector[(channel / lanes * taps + tap) * lanes + channel % lanes] = *weight;
+                }
+            }
+        }
+        Self { size, stride, channels, activation, by_tap, by_vector, bias: Floats::from_slice(bias) }
+    }
+
+    pub(crate) fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Size and stride, for profiles.
+    pub(crate) fn describe(&self) -> String {
+        format!("{0}×{0} by {1}×{2}", self.size, self.stride.0, self.stride.1)
+    }
+
+    /// Height and width of the result.
+    pub(crate) fn extent(&self, height: usize, width: usize) -> (usize, usize) {
+        // Padded by (size − 1) / 2 on all sides: only the stride shrinks it.
+        (height.div_ceil(self.stride.0), width.div_ceil(self.stride.1))
+    }
+
+    /// Neighbouring pixels of row `y` of the result from column `x` on: as many as `out` holds. To be called where `pulp` has
+    /// chosen the registers' width.
+    #[inline(always)]
+    pub(crate) fn row<S: Simd>(&self, simd: S, picture: Picture<'_>, y: usize, x: usize, out: &mut [f32]) {
+        match (self.size, self.stride.1) {
+            (3, 1) => self.sized::<S, 3, 1, 6>(simd, picture, y, x, out),
+            (3, _) => self.sized::<S, 3, 2, 9>(simd, picture, y, x, out),
+            (_, 1) => self.sized::<S, 5, 1, 8>(simd, picture, y, x, out),
+            _ => self.sized::<S, 5, 2, 11>(simd, picture, y, x, out),
+        }
+    }
+
+    /// K is the size, X the stride across, W = (BLOCK − 1) · X + K the input pixels that a block sees.
+    #[inline(always)]
+    fn sized<S: Simd, const K: usize, const X: usize, const W: usize>(
+        &self,
+        simd: S,
+        picture: Picture<'_>,
+        y: usize,
+        x: usize,
+        out: &mut [f32],
+    ) {
+        let pad = K / 2;
+        let end = x + out.len() / self.channels;
+        // Filter rows that lie inside the picture.
+        let top = y * self.stride.0;
+        let first = pad.saturating_sub(top);
+        let last = K.min((picture.height + pad).saturating_sub(top));
+        // Pixels whose filter lies inside it from left to right.
+        let inner_begin = pad.div_ceil(X).clamp(x, end);
+        let inner_end = if picture.width + pad >= K { (picture.width + pad - K) / X + 1 } else { 0 };
+        let inner_end = inner_end.clamp(inner_begin, end);
+        let (by_vector, _) = S::as_simd_f32s(&self.by_vector);
+        let blocks = !by_vector.is_empty() && inner_end - inner_begin >= BLOCK && last > first;
+        let inner = if blocks { inner_begin..inner_end } else { end..end };
+        for at in (x..inner.start).chain(inner.end..end) {
+            let out = &mut out[(at - x) * self.channels..][..self.channels];
+            self.pixel(simd, picture, (first, last), (y, at), out);
+        }
+        let mut at = inner.start;
+        while at < inner.end {
+            // The last block is moved back to end with the row, and does some again.
+            let begin = at.min(inner.end - BLOCK);
+            let out = &mut out[(begin - x) * self.channels..][..BLOCK * self.channels];
+            let (out, _) = S::as_mut_simd_f32s(out);
+            let window = Window { picture, top: top + first - pad, left: begin * X - pad, first };
+            match last - first {
+                5 => self.block::<S, K, X, W, 5>(simd, window, by_vector, out),
+                4 => self.block::<S, K, X, W, 4>(simd, window, by_vector, out),
+                3 => self.block::<S, K, X, W, 3>(simd, window, by_vector, out),
+                2 => self.block::<S, K, X, W, 2>(simd, window, by_vector, out),
+                _ => self.block::<S, K, X, W, 1>(simd, window, by_vector, out),
+            }
+            at = begin + BLOCK;
+        }
+    }
+
+    /// R filter rows over W input columns make BLOCK pixels.
+    #[inline(always)]
+    fn block<S: Simd, const K: usize, const X: usize, const W: usize, const R: usize>(
+        &self,
+        simd: S,
+        window: Window<'_>,
+        weights: &[S::f32s],
+        out: &mut [S::f32s],
+    ) {
+        let vectors = out.len() / BLOCK;
+        let (bias, _) = S::as_simd_f32s(&self.bias);
+        let bias = &bias[..vectors];
+        // Slices of equal length, so that one check covers all of the loop's accesses.
+        let pixels: [[&[S::f32s]; W]; R] = std::array::from_fn(|r| {
+            std::array::from_fn(|w| {
+                let place = (window.top + r) * window.picture.width + window.left + w;
+                let pixel = &window.picture.values[place * self.channels..][..self.channels];
+                &S::as_simd_f32s(pixel).0[..vectors]
+            })
+        });
+        let mut chunks = out.chunks_exact_mut(vectors);
+        let outs: [&mut [S::f32s]; BLOCK] = std::array::from_fn(|_| chunks.next().unwrap_or_default());
+        let [out0, out1, out2, out3] = outs;
+        let (out0, out1, out2, out3) = (&mut out0[..vectors], &mut out1[..vectors], &mut out2[..vectors], &mut out3[..vectors]);
+        for (v, filter) in (0..vectors).zip(weights.chunks_exact(K * K)) {
+            let filter = &filter[window.first * K..][..R * K];
+            let mut sums = [bias[v]; BLOCK];
+            for r in 0..R {
+                for w in 0..W {
+                    let x = pixels[r][w][v];
+                    for (p, sum) in sums.iter_mut().enumerate() {
+                        if w >= p * X && w - p * X < K {
+                            *sum = simd.mul_add_f32s(x, filter[r * K + w - p * X], *sum);
+                        }
+                    }
+                }
+            }
+            out0[v] = self.activation.begin(simd, sums[0]);
+            out1[v] = self.activation.begin(simd, sums[1]);
+            out2[v] = self.activation.begin(simd, sums[2]);
+            out3[v] = self.activation.begin(simd, sums[3]);
+        }
+    }
+
+    /// One pixel anywhere, with what of its filter lies inside the picture.
+    #[inline(always)]
+    fn pixel<S: Simd>(
+        &self,
+        simd: S,
+        picture: Picture<'_>,
+        (first, last): (usize, usize),
+        (y, x): (usize, usize),
+        out: &mut [f32],
+    ) {
+        let (pad, channels) = (self.size / 2, self.channels);
+        out.copy_from_slice(&self.bias);
+        let left = x * self.stride.1;
+        let columns = pad.saturating_sub(left)..self.size.min((picture.width + pad).saturating_sub(left));
+        for r in first..last {
+            for c in columns.clone() {
+                let place = (y * self.stride.0 + r - pad) * picture.width + left + c - pad;
+                let pixel = &picture.values[place * channels..][..channels];
+                let weights = &self.by_tap[(r * self.size + c) * channels..][..channels];
+                for ((sum, x), weight) in out.iter_mut().zip(pixel).zip(weights) {
+                    *sum += *x * *weight;
+                }
+            }
+        }
+        let (whole, rest) = S::as_mut_simd_f32s(out);
+        whole.iter_mut().for_each(|value| *value = self.activation.begin(simd, *value));
+        rest.iter_mut().for_each(|value| *value = self.activation.of(*value));
+    }
+}
+
+/// What a block reads.
+#[derive(Clone, Copy)]
+struct Window<'a> {
+    picture: Picture<'a>,
+    /// First row and column of the picture.
+    top: usize,
+    left: usize,
+    /// First row of the filter.
+    first: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Task<'a>(&'a Depthwise, Picture<'a>, usize, usize, &'a mut [f32]);
+
+    impl pulp::WithSimd for Task<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            self.0.row(simd, self.1, self.2, self.3, self.4);
+        }
+    }
+
+    fn check(size: usize, stride: (usize, usize), height: usize, width: usize, channels: usize) {
+        let what = format!("{size}×{size} by {stride:?} over {height} × {width} × {channels}");
+        let wave = |i: usize| ((i * 7919) % 101) as f32 / 50.0 - 1.0;
+        let values: Vec<f32> = (0..height * width * channels).map(wave).collect();
+        let weights: Vec<f32> = (0..channels * size * size).map(|i| wave(i + 7)).collect();
+        let bias: Vec<f32> = (0..channels).map(|i| wave(i + 5)).collect();
+        let depthwise = Depthwise::new(size, stride, &weights, &bias, Activation::Relu);
+        let (rows, columns) = depthwise.extent(height, width);
+        let pad = size / 2;
+        for y in 0..rows {
+            // In two pieces, as threads do it.
+            let mut out = vec![f32::NAN; columns * channels];
+            let cut = columns / 3;
+            let (head, tail) = out.split_at_mut(cut * channels);
+            let picture = Picture { values: &values, height, width };
+            pulp::Arch::new().dispatch(Task(&depthwise, picture, y, 0, head));
+            pulp::Arch::new().dispatch(Task(&depthwise, picture, y, cut, tail));
+            for x in 0..columns {
+                for channel in 0..channels {
+                    let mut sum = bias[channel];
+                    for r in 0..size {
+                        for c in 0..size {
+                            let (sy, sx) = (y * stride.0 + r, x * stride.1 + c);
+                            if (pad..height + pad).contains(&sy) && (pad..width + pad).contains(&sx) {
+                                let value = values[((sy - pad) * width + sx - pad) * channels + channel];
+                                sum += value * weights[(channel * size + r) * size + c];
+                            }
+                        }
+                    }
+                    let found = out[x * channels + channel];
+                    assert!((found - sum.max(0.0)).abs() < 1e-4, "{what} at {y}, {x}, {channel}: {found} for {sum}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_sizes_strides_and_edges_are_right() {
+        for size in [3, 5] {
+            for stride in [(1, 1), (2, 2), (2, 1), (1, 2)] {
+                for (height, width) in [(1, 1), (2, 3), (3, 12), (6, 17), (7, 8)] {
+                    for channels in [8, 16, 48] {
+                        check(size, stride, height, width, channels);
+                    }
+                }
+            }
+        }
+    }
+}

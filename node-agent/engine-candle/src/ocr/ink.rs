@@ -1,0 +1,134 @@
+//! Where a strip holds ink: columns, and the gaps between them.
+
+use super::lines::{STRIP_HEIGHT, Strip};
+
+/// Rows left out above and below: neighbouring lines reach into them.
+const MARGIN_ROWS: usize = 4;
+/// Share of the way from paper to ink from which a pixel counts.
+const DARK: f32 = 0.4;
+/// Sum over a column from which it counts as inked.
+const COLUMN_MIN: f32 = 1.3;
+/// Paper and ink closer together than this: nothing is written there.
+const CONTRAST_MIN: f32 = 12.0;
+
+/// Columns `begin..end` without ink, ink on both sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) begin: usize,
+    pub(crate) end: usize,
+}
+
+impl Gap {
+    pub(crate) fn width(self) -> usize {
+        self.end - self.begin
+    }
+
+    pub(crate) fn middle(self) -> usize {
+        usize::midpoint(self.begin, self.end)
+    }
+}
+
+/// Gaps of a strip from left to right, and the columns `begin..end` that hold all its ink (`0..0` if there is none).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ink {
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) begin: usize,
+    pub(crate) end: usize,
+}
+
+/// Finds a strip's ink, dark on light or light on dark.
+pub(crate) fn find(strip: &Strip) -> Ink {
+    let grey: Vec<f32> = strip
+        .values
+        .chunks_exact(strip.channels)
+        .map(|pixel| pixel.iter().map(|value| f32::from(*value)).sum::<f32>() / strip.channels as f32)
+        .collect();
+    let inner = &grey[MARGIN_ROWS * strip.width..(STRIP_HEIGHT - MARGIN_ROWS) * strip.width];
+    let Some((paper, ink)) = paper_and_ink(inner) else { return Ink::default() };
+    let mut columns = vec![0.0f32; strip.width];
+    for row in inner.chunks_exact(strip.width) {
+        for (column, value) in columns.iter_mut().zip(row) {
+            let dark = ((value - paper) / (ink - paper)).min(1.0);
+            if dark > DARK {
+                *column += dark;
+            }
+        }
+    }
+    let mut found = Ink::default();
+    let mut last = None;
+    for (index, _) in columns.iter().enumerate().filter(|(_, sum)| **sum >= COLUMN_MIN) {
+        match last {
+            Some(last) if last + 1 < index => found.gaps.push(Gap { begin: last + 1, end: index }),
+            Some(_) => {}
+            None => found.begin = index,
+        }
+        last = Some(index);
+    }
+    found.end = last.map_or(0, |last| last + 1);
+    found
+}
+
+/// Levels of paper and ink: Otsu's threshold (1979) parts the values, the larger part is paper, each level its part's mean.
+fn paper_and_ink(values: &[f32]) -> Option<(f32, f32)> {
+    let mut counts = [0.0f64; 256];
+    values.iter().for_each(|value| counts[value.clamp(0.0, 255.0) as usize] += 1.0);
+    let total: f64 = counts.iter().sum();
+    let sum: f64 = counts.iter().enumerate().map(|(level, count)| level as f64 * count).sum();
+    let (mut below, mut below_sum, mut best) = (0.0, 0.0, (0.0, None));
+    for (level, count) in counts.iter().enumerate() {
+        below += count;
+        below_sum += level as f64 * count;
+        let above = total - below;
+        if below == 0.0 || above == 0.0 {
+            continue;
+        }
+        let (low, high) = (below_sum / below, (sum - below_sum) / above);
+        let between = below * above * (high - low) * (high - low);
+        if between > best.0 {
+            best = (between, Some((low, high, below > above)));
+        }
+    }
+    let (low, high, dark_paper) = best.1?;
+    let (paper, ink) = if dark_paper { (low, high) } else { (high, low) };
+    ((high - low) as f32 >= CONTRAST_MIN).then_some((paper as f32, ink as f32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A strip with bars at columns `begin..end`.
+    fn strip(width: usize, bars: &[(usize, usize)], paper: u8, ink: u8) -> Strip {
+        let row: Vec<u8> =
+            (0..width).map(|x| if bars.iter().any(|(a, b)| (*a..*b).contains(&x)) { ink } else { paper }).collect();
+        let blank = vec![paper; width];
+        let rows = (0..STRIP_HEIGHT).flat_map(|y| if (12..36).contains(&y) { row.clone() } else { blank.clone() });
+        Strip { width, channels: 1, values: rows.collect() }
+    }
+
+    #[test]
+    fn gaps_lie_between_ink() {
+        let bars = [(10, 20), (23, 40), (60, 80)];
+        let expected =
+            Ink { gaps: vec![Gap { begin: 20, end: 23 }, Gap { begin: 40, end: 60 }], begin: 10, end: 80 };
+        assert_eq!(find(&strip(100, &bars, 250, 10)), expected);
+        // Light on dark, and pale.
+        assert_eq!(find(&strip(100, &bars, 20, 230)), expected);
+        assert_eq!(find(&strip(100, &bars, 200, 170)), expected);
+    }
+
+    #[test]
+    fn an_empty_strip_has_none() {
+        assert_eq!(find(&strip(50, &[], 255, 0)), Ink::default());
+        assert_eq!(find(&strip(50, &[(10, 20)], 200, 195)), Ink::default());
+    }
+
+    #[test]
+    fn a_neighbours_descenders_at_the_edge_do_not_count() {
+        let mut strip = strip(60, &[(5, 10), (40, 50)], 250, 0);
+        for y in 0..3 {
+            strip.values[y * 60 + 25] = 0;
+        }
+        assert_eq!(find(&strip).gaps, [Gap { begin: 10, end: 40 }]);
+    }
+}

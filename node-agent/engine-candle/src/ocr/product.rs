@@ -1,0 +1,253 @@
+//! Matrix products with constant right sides: [rows, depth] × [depth, columns], plus bias and activation.
+//!
+//! The right side is packed once, when the model is loaded, in panels as wide as the registers hold. The left side is read
+//! where it lies: its rows may overlap, and be of several segments, which makes a convolution over a bordered map a product
+//! without any copying (an implicit im2col).
+
+use pulp::Simd;
+
+use super::activation::Activation;
+use super::map::Floats;
+
+/// Vectors of a panel at most: with 8 rows they take 24 of 32 registers, with 4 rows 12 of 16.
+const PANEL: usize = 3;
+
+/// A constant right side.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed {
+    /// Panel after panel; in each the depth's rows one after the other, `panel vectors · lanes` wide, zeros beyond the columns.
+    panels: Floats,
+    /// One value per column, zeros beyond.
+    bias: Floats,
+    depth: usize,
+    columns: usize,
+    lanes: usize,
+}
+
+/// Lanes of this machine's widest registers.
+pub(crate) fn lanes() -> usize {
+    struct Lanes;
+    impl pulp::WithSimd for Lanes {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    pulp::Arch::new().dispatch(Lanes)
+}
+
+/// Vectors of the panel that comes where `left` vectors are left: threes, but never a lone one after them.
+#[inline(always)]
+fn panel_vectors(left: usize) -> usize {
+    if left == 4 { 2 } else { left.min(PANEL) }
+}
+
+impl Packed {
+    /// `value(row, column)` gives the right side; `bias` has a value per column.
+    pub(crate) fn new(depth: usize, bias: &[f32], value: impl Fn(usize, usize) -> f32) -> Self {
+        let (columns, lanes) = (bias.len(), lanes());
+        let vectors = columns.div_ceil(lanes);
+        let mut packed =
+            Self { panels: Floats::default(), bias: Floats::default(), depth, columns, lanes };
+        packed.panels.resize(vectors * lanes * depth);
+        packed.bias.resize(vectors * lanes);
+        packed.bias.fill(0.0);
+        packed.bias[..columns].copy_from_slice(bias);
+        let (mut first, mut at) = (0, 0);
+        while first < vectors {
+            let wide = panel_vectors(vectors - first);
+            for row in 0..depth {
+                for column in first * lanes..(first + wide) * lanes {
+                    packed.panels[at] = if column < columns { value(row, column) } else { 0.0 };
+                    at += 1;
+                }
+            }
+            first += wide;
+        }
+        packed
+    }
+
+    /// Columns of the result.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Columns of the left side.
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+}
+
+/// Where the left side's rows lie: row r is the concatenation of `values[segment + r · stride..][..length]` over the segments.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub(crate) values: &'a [f32],
+    /// Floats from one row to the next.
+    pub(crate) stride: usize,
+    /// Where the segments of row 0 begin.
+    pub(crate) segments: &'a [usize],
+    /// Floats of each segment.
+    pub(crate) length: usize,
+}
+
+impl<'a> Left<'a> {
+    /// Rows of `depth` that lie one after the other.
+    pub(crate) fn rows(values: &'a [f32], depth: usize) -> Self {
+        Self { values, stride: depth, segments: &[0], length: depth }
+    }
+}
+
+/// `out[r] = activation(left[r] × right + bias)` for the rows of `out`. To be called where `pulp` has chosen the registers'
+/// width. Rows may be computed twice, so `out` must not be read before.
+#[inline(always)]
+pub(crate) fn product<S: Simd>(simd: S, left: Left<'_>, right: &Packed, activation: Activation, out: &mut [f32]) {
+    debug_assert_eq!(right.lanes, S::F32_LANES);
+    debug_assert_eq!(right.depth, left.length * left.segments.len());
+    let (panels, _) = S::as_simd_f32s(&right.panels);
+    let (bias, _) = S::as_simd_f32s(&right.bias);
+    let mut first = 0;
+    while first < bias.len() {
+        let wide = panel_vectors(bias.len() - first);
+        let part = Part {
+            left,
+            panel: &panels[first * right.depth..][..wide * right.depth],
+            bias: &bias[first..first + wide],
+            activation,
+            columns: right.columns,
+            column: first * S::F32_LANES,
+        };
+        match wide {
+            1 => part.all::<1>(simd, out),
+            2 => part.all::<2>(simd, out),
+            _ => part.all::<PANEL>(simd, out),
+        }
+        first += wide;
+    }
+    activation.finish(out);
+}
+
+/// One panel's share of a product.
+struct Part<'a, S: Simd> {
+    left: Left<'a>,
+    panel: &'a [S::f32s],
+    bias: &'a [S::f32s],
+    activation: Activation,
+    columns: usize,
+    column: usize,
+}
+
+impl<S: Simd> Part<'_, S> {
+    #[inline(always)]
+    fn all<const V: usize>(&self, simd: S, out: &mut [f32]) {
+        if S::REGISTER_COUNT >= 32 { self.blocks::<8, V>(simd, out) } else { self.blocks::<4, V>(simd, out) }
+    }
+
+    /// Blocks of M rows; the last is moved up to end with the rows, and does some again.
+    #[inline(always)]
+    fn blocks<const M: usize, const V: usize>(&self, simd: S, out: &mut [f32]) {
+        let rows = out.len() / self.columns;
+        let mut row = 0;
+        while row < rows {
+            if rows >= M {
+                let begin = row.min(rows - M);
+                self.block::<M, V>(simd, begin, out);
+                row = begin + M;
+            } else {
+                self.block::<1, V>(simd, row, out);
+                row += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn block<const M: usize, const V: usize>(&self, simd: S, row: usize, out: &mut [f32]) {
+        let Left { values, stride, segments, length } = self.left;
+        let mut sums = [[simd.splat_f32s(0.0); V]; M];
+        for (segment, panel) in segments.iter().zip(self.panel.chunks_exact(length * V)) {
+            let begin = segment + row * stride;
+            // One check for all rows: with it the compiler knows the loop's accesses to be inside.
+            let rows: [&[f32]; M] = std::array::from_fn(|m| &values[begin + m * stride..][..length]);
+            let (panel, _) = panel.as_chunks::<V>();
+            let mut local = sums;
+            for (k, right) in (0..length).zip(panel) {
+                for (sums, row) in local.iter_mut().zip(&rows) {
+                    let left = simd.splat_f32s(row[k]);
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        *sum = simd.mul_add_f32s(left, *right, *sum);
+                    }
+                }
+            }
+            sums = local;
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            let out = &mut out[(row + m) * self.columns + self.column..][..(V * S::F32_LANES).min(self.columns - self.column)];
+            let (whole, rest) = S::as_mut_simd_f32s(out);
+            for (v, (sum, bias)) in sums.iter().zip(self.bias).enumerate() {
+                let value = self.activation.begin(simd, simd.add_f32s(*sum, *bias));
+                if let Some(whole) = whole.get_mut(v) {
+                    *whole = value;
+                } else {
+                    simd.partial_store_f32s(rest, value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Task<'a>(Left<'a>, &'a Packed, Activation, &'a mut [f32]);
+
+    impl pulp::WithSimd for Task<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            product(simd, self.0, self.1, self.2, self.3);
+        }
+    }
+
+    fn check(rows: usize, length: usize, stride: usize, segments: &[usize], columns: usize) {
+        let sizes = format!("{rows} rows, {segments:?} of {length} by {stride}, {columns} columns");
+        let wave = |i: usize| ((i * 7919) % 101) as f32 / 50.0 - 1.0;
+        let end = segments.iter().max().unwrap() + (rows - 1) * stride + length;
+        let values: Vec<f32> = (0..end).map(wave).collect();
+        let bias: Vec<f32> = (0..columns).map(|column| wave(column + 3)).collect();
+        let depth = length * segments.len();
+        let right = |row: usize, column: usize| wave(row * 31 + column * 17);
+        let packed = Packed::new(depth, &bias, right);
+        assert_eq!((packed.depth(), packed.columns()), (depth, columns));
+        let mut out = vec![f32::NAN; rows * columns];
+        let activation = Activation::HardSwish { scale: 0.5, shift: 0.25 };
+        pulp::Arch::new().dispatch(Task(Left { values: &values, stride, segments, length }, &packed, activation, &mut out));
+        for row in 0..rows {
+            for column in 0..columns {
+                let mut sum = f64::from(bias[column]);
+                for (s, segment) in segments.iter().enumerate() {
+                    for k in 0..length {
+                        sum += f64::from(values[segment + row * stride + k]) * f64::from(right(s * length + k, column));
+                    }
+                }
+                let (found, expected) = (out[row * columns + column], activation.of(sum as f32));
+                assert!((found - expected).abs() <= 1e-4 * (1.0 + expected.abs()), "{sizes}: {found} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right_at_all_widths_and_edges() {
+        for columns in [1, 2, 4, 15, 16, 17, 24, 32, 47, 48, 60, 64, 96, 120, 130] {
+            for rows in [1, 3, 7, 8, 9, 16, 21] {
+                check(rows, 5, 5, &[0], columns);
+            }
+        }
+        // Overlapping rows of three segments, as in a 3×3 convolution of 4 channels, strides 1 and 2.
+        check(9, 12, 4, &[0, 100, 200], 24);
+        check(10, 9, 6, &[0, 70, 140], 16);
+        check(1, 1, 1, &[0], 1);
+    }
+}

@@ -1,0 +1,276 @@
+//! The way of one page from pixels to text, without the networks: it says what to compute next and takes the answer.
+//!
+//! detect → (sideways: detect again) → orient → (in doubt: recognise some lines both ways) → recognise → order.
+//! Whoever runs it has the networks; between two pieces of work it may do something else.
+
+use ingle_engine::{PageImage, PageText, TextLine};
+
+use super::blanks::{self, Placed};
+use super::ctc::{self, Alphabet};
+use super::geometry::{Corners, Rect, Turn};
+use super::ink::{self, Ink};
+use super::lines::{self, Batch, Piece, STRIP_HEIGHT, Strip};
+use super::orientation::{self, Verdict, WINDOW};
+use super::postprocess::{self, Found};
+use super::prepare::{Prepared, prepare};
+use super::reading_order::{self, Item};
+
+/// Lines whose mean confidence is below this are noise.
+const CONFIDENCE_MIN: f32 = 0.5;
+/// Columns of the strips that are held at once.
+const GROUP_COLUMNS: usize = 24_000;
+
+/// What is to be computed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Work {
+    /// The detector's map of this.
+    Detect(Prepared),
+    /// For each window [count, 48, 192, 3] the probability that it stands on its head.
+    Orient { values: Vec<f32>, count: usize },
+    /// For each line [count, 48, width, 3] its most probable class and that probability, at each of width / 8 steps.
+    Recognise { values: Vec<f32>, count: usize, width: usize },
+    /// Nothing: this is what stands on the page.
+    Done(PageText),
+}
+
+/// A line that was found: on the upright page, and its corners on the page as it came.
+#[derive(Debug, Clone)]
+struct Line {
+    rect: Rect,
+    corners: Corners,
+}
+
+enum Stage {
+    Detect(Prepared),
+    Orient,
+    /// Strips of some lines, as they lie.
+    Doubt(Vec<Strip>),
+    Lines(Group),
+    Done,
+}
+
+/// Lines that are cut out and not all recognised yet.
+#[derive(Default)]
+struct Group {
+    /// The first line's index.
+    first: usize,
+    strips: Vec<(Strip, Ink)>,
+    glyphs: Vec<Vec<Placed>>,
+    batches: Vec<Batch>,
+}
+
+/// See the module's text.
+pub(crate) struct Reading {
+    page: PageImage,
+    /// Whether there is an orientation network.
+    orients: bool,
+    stage: Stage,
+    turn: Turn,
+    lines: Vec<Line>,
+    skew: f32,
+    texts: Vec<(String, f32)>,
+}
+
+impl Reading {
+    pub(crate) fn new(page: PageImage, orients: bool) -> Self {
+        let prepared = prepare(&page, Turn::None);
+        Self {
+            page,
+            orients,
+            stage: Stage::Detect(prepared),
+            turn: Turn::None,
+            lines: Vec::new(),
+            skew: 0.0,
+            texts: Vec::new(),
+        }
+    }
+
+    /// What to compute next. Asked again without an answer, it says the same.
+    pub(crate) fn work(&mut self) -> Work {
+        match &self.stage {
+            Stage::Detect(prepared) => Work::Detect(prepared.clone()),
+            Stage::Orient => {
+                let mut values = Vec::new();
+                let chosen = self.telling(orientation::LINES_ASKED);
+                for index in &chosen {
+                    orientation::window(&lines::cut(&self.page, &self.lines[*index].corners), &mut values);
+                }
+                Work::Orient { values, count: chosen.len() }
+            }
+            Stage::Doubt(strips) => {
+                let turned: Vec<Strip> = strips.iter().map(orientation::reversed).collect();
+                let both: Vec<&Strip> = strips.iter().chain(&turned).collect();
+                let batch = Self::tried(&both);
+                Work::Recognise {
+                    values: lines::input(&batch, |index| both[index]),
+                    count: batch.pieces.len(),
+                    width: batch.width,
+                }
+            }
+            Stage::Lines(group) => match group.batches.last() {
+                Some(batch) => Work::Recognise {
+                    values: lines::input(batch, |line| &group.strips[line].0),
+                    count: batch.pieces.len(),
+                    width: batch.width,
+                },
+                None => Work::Done(self.finish()),
+            },
+            Stage::Done => Work::Done(self.finish()),
+        }
+    }
+
+    /// Takes the detector's map.
+    pub(crate) fn detected(&mut self, map: &[f32]) {
+        let Stage::Detect(prepared) = std::mem::replace(&mut self.stage, Stage::Done) else { return };
+        let (found, skew) = postprocess::find(map, prepared.width);
+        if prepared.turn == Turn::None && orientation::lies_sideways(&found) {
+            self.stage = Stage::Detect(prepare(&self.page, Turn::Quarter));
+            return;
+        }
+        self.turn = prepared.turn;
+        self.skew = skew;
+        self.lines = found
+            .iter()
+            .map(|Found { rect, .. }| {
+                let rect = Rect { centre: prepared.on_page(rect.centre), ..rect.scaled(prepared.scale) };
+                self.placed(rect)
+            })
+            .collect();
+        if self.lines.is_empty() {
+            return;
+        }
+        if self.orients { self.stage = Stage::Orient } else { self.doubt() }
+    }
+
+    /// Takes each window's probability of standing on its head.
+    pub(crate) fn oriented(&mut self, reversed: &[f32]) {
+        match orientation::verdict(reversed) {
+            Verdict::Upright => self.next_group(0),
+            Verdict::Doubtful => self.doubt(),
+        }
+    }
+
+    /// Takes the steps of all lines of the batch, one line after another.
+    pub(crate) fn recognised(&mut self, steps: &[(u32, f32)], alphabet: &Alphabet) {
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Doubt(strips) => {
+                let batch = Self::tried(&strips.iter().chain(&strips).collect::<Vec<_>>());
+                let readings: Vec<Vec<f32>> = steps
+                    .chunks_exact(batch.width / 8)
+                    .map(|steps| alphabet.decode(steps).iter().map(|glyph| glyph.confidence).collect())
+                    .collect();
+                let (upright, turned) = readings.split_at(strips.len().min(readings.len()));
+                if orientation::reads_better_reversed(upright, turned) {
+                    self.reverse();
+                }
+                self.next_group(0);
+            }
+            Stage::Lines(mut group) => {
+                if let Some(batch) = group.batches.pop() {
+                    for (piece, steps) in batch.pieces.iter().zip(steps.chunks_exact(batch.width / 8)) {
+                        let place = |glyph: ctc::Glyph<'_>| Placed {
+                            text: glyph.text.into(),
+                            at: piece.begin as f32 + (glyph.first + glyph.last + 1) as f32 * 4.0,
+                            confidence: glyph.confidence,
+                        };
+                        group.glyphs[piece.line].extend(alphabet.decode(steps).into_iter().map(place));
+                    }
+                }
+                if !group.batches.is_empty() {
+                    self.stage = Stage::Lines(group);
+                    return;
+                }
+                for (glyphs, (_, ink)) in group.glyphs.iter_mut().zip(&group.strips) {
+                    glyphs.sort_by(|a, b| a.at.total_cmp(&b.at));
+                    let letters = glyphs.iter().filter(|glyph| glyph.text != " ");
+                    let (sum, count) = letters.fold((0.0, 0), |(sum, n), glyph| (sum + glyph.confidence, n + 1));
+                    self.texts.push((ctc::narrow(&blanks::compose(ink, glyphs)), sum / count.max(1) as f32));
+                }
+                self.next_group(group.first + group.strips.len());
+            }
+            other => self.stage = other,
+        }
+    }
+
+    fn placed(&self, rect: Rect) -> Line {
+        let size = (self.page.width as f32, self.page.height as f32);
+        Line { rect, corners: rect.corners().map(|corner| self.turn.back(corner, size)) }
+    }
+
+    fn telling(&self, count: usize) -> Vec<usize> {
+        let lengths: Vec<f32> = self.lines.iter().map(|line| line.rect.length).collect();
+        orientation::telling(&lengths, count)
+    }
+
+    fn doubt(&mut self) {
+        let chosen = self.telling(orientation::LINES_TRIED);
+        self.stage =
+            Stage::Doubt(chosen.iter().map(|index| lines::cut(&self.page, &self.lines[*index].corners)).collect());
+    }
+
+    fn tried(strips: &[&Strip]) -> Batch {
+        let piece = |(line, strip): (usize, &&Strip)| {
+            let width = strip.width.min(orientation::TRIED_COLUMNS);
+            let begin = (strip.width - width) / 2;
+            Piece { line, begin, end: begin + width }
+        };
+        let pieces: Vec<Piece> = strips.iter().enumerate().map(piece).collect();
+        let widest = pieces.iter().map(|piece| piece.end - piece.begin).max().unwrap_or(8);
+        Batch { width: widest.div_ceil(8) * 8, pieces }
+    }
+
+    fn reverse(&mut self) {
+        let size = self.turn.size((self.page.width as f32, self.page.height as f32));
+        self.turn = self.turn.reversed();
+        self.lines = std::mem::take(&mut self.lines).iter().map(|line| self.placed(line.rect.reversed(size))).collect();
+    }
+
+    fn next_group(&mut self, first: usize) {
+        let mut group = Group { first, ..Group::default() };
+        let mut columns = 0;
+        let mut pieces = Vec::new();
+        for line in &self.lines[first..] {
+            columns += lines::strip_width(&line.corners);
+            if columns > GROUP_COLUMNS && !group.strips.is_empty() {
+                break;
+            }
+            let strip = lines::cut(&self.page, &line.corners);
+            let ink = ink::find(&strip);
+            pieces.push(Piece { line: group.strips.len(), begin: 0, end: strip.width });
+            group.strips.push((strip, ink));
+        }
+        group.glyphs = vec![Vec::new(); group.strips.len()];
+        group.batches = lines::pack(pieces);
+        self.stage = Stage::Lines(group);
+    }
+
+    fn finish(&self) -> PageText {
+        let straight = |rect: &Rect| {
+            let (x, y) = (self.skew.cos(), self.skew.sin());
+            let [cx, cy] = rect.centre;
+            Rect { centre: [cx * x + cy * y, cy * x - cx * y], angle: rect.angle - self.skew, ..*rect }
+        };
+        let kept: Vec<usize> = (0..self.texts.len())
+            .filter(|index| self.texts[*index].1 >= CONFIDENCE_MIN && !self.texts[*index].0.trim().is_empty())
+            .collect();
+        let items: Vec<Item> = kept
+            .iter()
+            .map(|index| Item { rect: straight(&self.lines[*index].rect), text: self.texts[*index].0.clone() })
+            .collect();
+        let mut out = Vec::new();
+        for row in reading_order::order(&items) {
+            for member in row.members {
+                let index = kept[member];
+                let (text, confidence) = &self.texts[index];
+                out.push(TextLine {
+                    text: text.trim().into(),
+                    confidence: *confidence,
+                    corners: self.lines[index].corners,
+                    block: row.block,
+                });
+            }
+        }
+        PageText { turn: self.turn.degrees(), lines: out }
+    }
+}
+const _: usize = STRIP_HEIGHT + WINDOW;

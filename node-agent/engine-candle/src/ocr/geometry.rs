@@ -159,7 +159,7 @@ pub(crate) fn hull(mut points: Vec<[f32; 2]>) -> Vec<[f32; 2]> {
         return points;
     }
     let mut chain: Vec<[f32; 2]> = Vec::new();
-    let mut add = |from: usize, point: [f32; 2], chain: &mut Vec<[f32; 2]>| {
+    let add = |from: usize, point: [f32; 2], chain: &mut Vec<[f32; 2]>| {
         while chain.len() >= from + 2 && !turns_left(chain[chain.len() - 2], chain[chain.len() - 1], point) {
             chain.pop();
         }

@@ -1,0 +1,327 @@
+//! What a page draws, without drawing it: its glyphs with their meaning and place, and how much of it is pictures and curves.
+
+use std::collections::HashMap;
+
+use hayro::hayro_interpret::font::{Glyph as FontGlyph, GlyphRun, PositionedGlyph};
+use hayro::hayro_interpret::hayro_cmap::{BfString, WritingMode};
+use hayro::hayro_interpret::{
+    BlendMode, ClipPath, Context, Device, DrawMode, DrawProps, Image, ImageDrawProps, InterpreterCache,
+    InterpreterSettings, SoftMask, interpret_page,
+};
+use hayro::hayro_syntax::page::Page;
+use hayro::kurbo::{BezPath, PathEl, Point, Rect, Shape, Vec2};
+
+use super::Frame;
+
+/// A page with more glyphs is read from its pixels.
+const GLYPHS_MAX: usize = 200_000;
+/// Cells to a side of the grid on which pictures are laid, to know how much of the page they cover.
+const CELLS: usize = 64;
+/// A picture that covers this part of the page hides the text that was drawn before it.
+const HIDING: f64 = 0.5;
+/// Side in pixels of the squares by which glyphs drawn twice are found, and most glyphs remembered in one.
+const NEAR: f64 = 8.0;
+const NEAR_MAX: usize = 64;
+
+/// A glyph whose meaning is known.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Glyph {
+    /// What it means; one blank for any kind of space.
+    pub(super) text: String,
+    /// Where its baseline begins and ends, in pixels.
+    pub(super) start: Point,
+    pub(super) end: Point,
+    /// Unit vectors: the way the line runs, and from the baseline to the glyph's top.
+    pub(super) along: Vec2,
+    pub(super) up: Vec2,
+    /// Size of the font in pixels.
+    pub(super) size: f64,
+}
+
+/// What else was seen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Seen {
+    /// Glyphs of known meaning, blanks not counted.
+    pub(super) good: usize,
+    /// Glyphs that stand for nothing that is known.
+    pub(super) bad: usize,
+    /// Of the good ones, those that a reader can't see: drawn invisibly, or under a picture.
+    pub(super) hidden: usize,
+    /// Part of the page that pictures cover, 0 to 1.
+    pub(super) pictures: f64,
+    /// Curves drawn, and straight edges beyond those of boxes and rules.
+    pub(super) curves: usize,
+    /// More glyphs than are remembered.
+    pub(super) overflow: bool,
+}
+
+/// Reads a page's drawing instructions.
+pub(super) fn gather(page: &Page<'_>, frame: &Frame, settings: &InterpreterSettings) -> (Vec<Glyph>, Seen) {
+    let sheet = Rect::new(0.0, 0.0, f64::from(frame.width), f64::from(frame.height));
+    let cache = InterpreterCache::new();
+    let mut context = Context::new(frame.transform, sheet, &cache, page.xref(), settings.clone());
+    let mut gatherer = Gatherer {
+        sheet,
+        clips: Vec::new(),
+        glyphs: Vec::new(),
+        seen: Seen::default(),
+        covered: vec![false; CELLS * CELLS],
+        near: HashMap::new(),
+    };
+    interpret_page(page, &mut context, &mut gatherer);
+    let covered = gatherer.covered.iter().filter(|cell| **cell).count();
+    gatherer.seen.pictures = covered as f64 / (CELLS * CELLS) as f64;
+    (gatherer.glyphs, gatherer.seen)
+}
+
+struct Gatherer {
+    sheet: Rect,
+    clips: Vec<Rect>,
+    glyphs: Vec<Glyph>,
+    seen: Seen,
+    covered: Vec<bool>,
+    near: HashMap<(i32, i32), Vec<u32>>,
+}
+
+impl Gatherer {
+    fn visible(&self) -> Rect {
+        self.clips.last().copied().unwrap_or(self.sheet)
+    }
+
+    fn push_clip(&mut self, clip: Rect) {
+        // An empty meeting of two must not become a box turned inside out.
+        let met = self.visible().intersect(clip);
+        self.clips.push(met);
+    }
+
+    fn see(&mut self, placed: &PositionedGlyph<'_>, writing: WritingMode, props: &DrawProps<'_>, invisible: bool) {
+        let transform = props.transform * placed.transform();
+        let [a, b, c, d, _, _] = transform.as_coeffs();
+        // A font's units are thousandths of its size.
+        let (right, top) = (Vec2::new(a, b) * 1_000.0, Vec2::new(c, d) * 1_000.0);
+        let start = transform * Point::ORIGIN;
+        let width = match &**placed {
+            FontGlyph::Outline(outline) => outline.advance_width(),
+            FontGlyph::Type3(drawn) => drawn.advance_width(),
+        };
+        let size = top.hypot();
+        let numbers = [start.x, start.y, right.x, right.y, size];
+        if numbers.iter().any(|number| !number.is_finite()) || size < 0.5 {
+            return;
+        }
+        let (step, across) = match writing {
+            WritingMode::Horizontal => (right * (f64::from(width.unwrap_or(500.0)) / 1_000.0), top),
+            WritingMode::Vertical => (-top, right),
+        };
+        let direction = if writing == WritingMode::Vertical { -top } else { right };
+        let Some(along) = unit(direction) else { return };
+        // Square to the line, even where a font is slanted by its matrix.
+        let square = Vec2::new(along.y, -along.x);
+        let up = if square.dot(across) < 0.0 { -square } else { square };
+        let middle = start + step * 0.5 + up * (0.3 * size);
+        if !self.visible().contains(middle) || !step.is_finite() {
+            return;
+        }
+        match meaning(placed) {
+            Some(text) => self.remember(Glyph { text, start, end: start + step, along, up, size }, invisible),
+            None => self.seen.bad += 1,
+        }
+    }
+
+    fn remember(&mut self, glyph: Glyph, invisible: bool) {
+        if self.glyphs.len() >= GLYPHS_MAX {
+            self.seen.overflow = true;
+            return;
+        }
+        if glyph.text != " " {
+            if self.was_drawn(&glyph) {
+                return;
+            }
+            self.seen.good += 1;
+            self.seen.hidden += usize::from(invisible);
+        }
+        self.glyphs.push(glyph);
+    }
+
+    /// Bold type is often made by drawing twice with a little offset, or by filling and then stroking.
+    fn was_drawn(&mut self, glyph: &Glyph) -> bool {
+        let (column, row) = ((glyph.start.x / NEAR) as i32, (glyph.start.y / NEAR) as i32);
+        let reach = (0.1 * glyph.size).min(NEAR);
+        for cell in (column - 1..=column + 1).flat_map(|column| (row - 1..=row + 1).map(move |row| (column, row))) {
+            for index in self.near.get(&cell).into_iter().flatten() {
+                let other = &self.glyphs[*index as usize];
+                if other.text == glyph.text && other.start.distance(glyph.start) < reach {
+                    return true;
+                }
+            }
+        }
+        let cell = self.near.entry((column, row)).or_default();
+        if cell.len() < NEAR_MAX {
+            cell.push(self.glyphs.len() as u32);
+        }
+        false
+    }
+
+    fn cover(&mut self, picture: Rect) {
+        let shown = picture.intersect(self.visible()).intersect(self.sheet);
+        if shown.area() >= HIDING * self.sheet.area() {
+            self.seen.hidden = self.seen.good;
+        }
+        let cells = CELLS as f64;
+        let scale = |place: f64, side: f64| (place / side * cells).round().clamp(0.0, cells) as usize;
+        let columns = scale(shown.x0, self.sheet.x1)..scale(shown.x1, self.sheet.x1);
+        for row in scale(shown.y0, self.sheet.y1)..scale(shown.y1, self.sheet.y1) {
+            for column in columns.clone() {
+                self.covered[row * CELLS + column] = true;
+            }
+        }
+    }
+}
+
+impl<'a> Device<'a> for Gatherer {
+    fn draw_path(&mut self, path: &BezPath, _: DrawProps<'a>, _: &DrawMode) {
+        let elements = path.elements();
+        let curves = elements.iter().filter(|step| matches!(step, PathEl::CurveTo(..) | PathEl::QuadTo(..))).count();
+        // Boxes and rules have at most five elements.
+        let edges = if elements.len() > 5 { elements.len() - curves } else { 0 };
+        self.seen.curves = self.seen.curves.saturating_add(curves + edges);
+    }
+
+    fn draw_rect(&mut self, _: &Rect, _: DrawProps<'a>, _: &DrawMode) {}
+
+    fn push_clip_path(&mut self, clip_path: &ClipPath) {
+        self.push_clip(clip_path.path.bounding_box());
+    }
+
+    fn push_clip_rect(&mut self, rect: &Rect) {
+        self.push_clip(*rect);
+    }
+
+    fn pop_clip(&mut self) {
+        self.clips.pop();
+    }
+
+    fn push_transparency_group(&mut self, _: f32, _: Option<SoftMask<'a>>, _: BlendMode) {}
+
+    fn pop_transparency_group(&mut self) {}
+
+    fn draw_glyph_run(&mut self, run: &GlyphRun<'_, 'a>, props: DrawProps<'a>, mode: &DrawMode) {
+        for glyph in run.glyphs() {
+            self.see(glyph, run.writing_mode(), &props, matches!(mode, DrawMode::Invisible));
+        }
+    }
+
+    fn draw_image(&mut self, image: Image<'a, '_>, props: ImageDrawProps<'a>) {
+        let own = Rect::new(0.0, 0.0, f64::from(image.width()), f64::from(image.height()));
+        let placed = props.transform.transform_rect_bbox(own);
+        if placed.is_finite() {
+            self.cover(placed);
+        }
+    }
+}
+
+fn unit(vector: Vec2) -> Option<Vec2> {
+    let length = vector.hypot();
+    (length.is_finite() && length > 1e-9).then(|| vector / length)
+}
+
+/// What a glyph stands for; `None` for what no reader could name.
+fn meaning(glyph: &PositionedGlyph<'_>) -> Option<String> {
+    match glyph.as_unicode()? {
+        BfString::Char(c) => plain(&c.to_string()),
+        BfString::String(text) => plain(&text),
+    }
+}
+
+/// Ligatures taken apart, spaces made one blank, marks that only bullets use made bullets.
+fn plain(text: &str) -> Option<String> {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{fb00}' => plain.push_str("ff"),
+            '\u{fb01}' => plain.push_str("fi"),
+            '\u{fb02}' => plain.push_str("fl"),
+            '\u{fb03}' => plain.push_str("ffi"),
+            '\u{fb04}' => plain.push_str("ffl"),
+            '\u{fb05}' | '\u{fb06}' => plain.push_str("st"),
+            '\u{ad}' => plain.push('-'),
+            // Symbol fonts keep their bullet in the private use area.
+            '\u{f0b7}' | '\u{f0a7}' => plain.push('•'),
+            // Marks of direction and joining have no width and no ink.
+            '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' => {}
+            c if c.is_whitespace() => plain.push(' '),
+            c if c.is_control() || c == '\u{fffd}' => return None,
+            '\u{e000}'..='\u{f8ff}' | '\u{f0000}'.. => return None,
+            c => plain.push(c),
+        }
+    }
+    if plain.is_empty() {
+        return None;
+    }
+    // A glyph that means a blank and letters is letters.
+    let trimmed = plain.split_whitespace().collect::<String>();
+    Some(if trimmed.is_empty() { " ".into() } else { trimmed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meanings() {
+        let check = |text: &str, expect: Option<&str>| assert_eq!(plain(text).as_deref(), expect, "{text:?}");
+        check("a", Some("a"));
+        check("\u{fb03}", Some("ffi"));
+        check("\u{a0}", Some(" "));
+        check(" a", Some("a"));
+        check("\u{f0b7}", Some("•"));
+        check("\u{e123}", None);
+        check("\u{fffd}", None);
+        check("\u{1}", None);
+        check("", None);
+        check("\u{200b}", None);
+        check("漢", Some("漢"));
+    }
+
+    fn gatherer() -> Gatherer {
+        Gatherer {
+            sheet: Rect::new(0.0, 0.0, 640.0, 640.0),
+            clips: Vec::new(),
+            glyphs: Vec::new(),
+            seen: Seen::default(),
+            covered: vec![false; CELLS * CELLS],
+            near: HashMap::new(),
+        }
+    }
+
+    fn glyph(text: &str, x: f64) -> Glyph {
+        let start = Point::new(x, 100.0);
+        let (along, up) = (Vec2::new(1.0, 0.0), Vec2::new(0.0, -1.0));
+        Glyph { text: text.into(), start, end: start + along * 10.0, along, up, size: 20.0 }
+    }
+
+    #[test]
+    fn a_glyph_drawn_twice_counts_once() {
+        let mut gatherer = gatherer();
+        for (text, x) in [("a", 50.0), ("a", 50.8), ("a", 47.9), ("b", 50.0), ("a", 60.0), ("l", 63.0), ("l", 67.0)] {
+            gatherer.remember(glyph(text, x), false);
+        }
+        let kept: String = gatherer.glyphs.iter().map(|glyph| glyph.text.as_str()).collect();
+        // 47.9 is a tenth of the size away, which is too far for a shadow.
+        assert_eq!(kept, "aaball");
+    }
+
+    #[test]
+    fn pictures_cover_and_hide() {
+        let mut gatherer = gatherer();
+        gatherer.remember(glyph("a", 50.0), false);
+        gatherer.cover(Rect::new(0.0, 0.0, 320.0, 320.0));
+        assert_eq!((gatherer.seen.hidden, gatherer.covered.iter().filter(|cell| **cell).count()), (0, 1_024));
+        gatherer.push_clip(Rect::new(0.0, 0.0, 640.0, 32.0));
+        gatherer.cover(Rect::new(-1e9, -1e9, 1e9, 1e9));
+        assert_eq!(gatherer.seen.hidden, 0, "clipped to a strip");
+        gatherer.pop_clip();
+        gatherer.cover(Rect::new(0.0, 0.0, 640.0, 600.0));
+        assert_eq!(gatherer.seen.hidden, 1);
+    }
+}

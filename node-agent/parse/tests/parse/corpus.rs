@@ -1,0 +1,1 @@
+//! Files made by other programs, kept in `tests/corpus`.

@@ -69,7 +69,8 @@ impl Cluster {
                 return Err(error.context(format!("ingle up: {}", words.trim())));
             }
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // With a thread of its own: the connection's pings are answered while an engine is measured.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let channel = {
             let _inside = runtime.enter();
             Channel::from_shared(endpoint)?.connect_lazy()

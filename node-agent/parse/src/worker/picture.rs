@@ -54,7 +54,8 @@ impl Pages for Picture {
 /// What all pictures go through: grey where it is grey, upright, no finer than asked for, within the engine's bounds.
 pub(super) fn finished(raster: Raster, orientation: u16, claimed_dpi: f32, wanted_dpi: f32) -> Made {
     let dpi = resolution::plausible(claimed_dpi, raster.width, raster.height);
-    let (raster, by) = raster.grey_if_grey().within_bounds((dpi / wanted_dpi) as u32);
+    // A hundredth of tolerance: metadata count in metres, and 400 dpi are 15,748 to one.
+    let (raster, by) = raster.grey_if_grey().within_bounds((dpi / wanted_dpi + 0.01) as u32);
     Made::Pixels { raster: orientation::upright(raster, orientation), dpi: dpi / by as f32 }
 }
 

@@ -20,7 +20,12 @@ pub(crate) fn colours() -> RgbImage {
 
 pub(crate) fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Vec::new();
-    image.into().write_to(&mut Cursor::new(&mut bytes), format).expect("a vector takes all");
+    let mut image = image.into();
+    if format == ImageFormat::Gif {
+        // Its encoder makes the palette of colours only.
+        image = image.into_rgb8().into();
+    }
+    image.write_to(&mut Cursor::new(&mut bytes), format).expect("a vector takes all");
     bytes
 }
 

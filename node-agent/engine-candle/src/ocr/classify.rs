@@ -5,7 +5,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::conv::{Wide, wide, with_scratch};
+use super::conv::{Wide, give_scratch, take_scratch, wide};
 use super::map::{Map, Maps, Piece, Shape, Slot, piece_pixels};
 use super::net::Layer;
 use super::product::{Left, Packed, product};
@@ -84,12 +84,12 @@ impl Wide for ClassifyPiece<'_> {
         let mut best = vec![Best { score: f32::NEG_INFINITY, class: 0, sum: 0.0 }; rows];
         for (share, right) in layer.shares.iter().enumerate() {
             let columns = right.columns();
-            with_scratch([rows * columns, 0], |scores, _| {
-                product(simd, left, right, Activation::None, scores);
-                for (best, scores) in best.iter_mut().zip(scores.chunks_exact(columns)) {
-                    best.take(scores, share * SHARE);
-                }
-            });
+            let mut scratch = take_scratch([rows * columns, 0]);
+            product(simd, left, right, Activation::None, &mut scratch[0]);
+            for (best, scores) in best.iter_mut().zip(scratch[0].chunks_exact(columns)) {
+                best.take(scores, share * SHARE);
+            }
+            give_scratch(scratch);
         }
         for (best, out) in best.iter().zip(piece.out.as_chunks_mut::<2>().0) {
             // Classes are far below 2^24, so a float holds them exactly.

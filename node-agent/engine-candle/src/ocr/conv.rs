@@ -15,13 +15,17 @@ thread_local! {
     static SCRATCH: RefCell<[Floats; 2]> = RefCell::default();
 }
 
-/// Lends this thread's two scratch buffers. Nothing inside may wait for other threads of the pool.
-pub(super) fn with_scratch<T>(lengths: [usize; 2], work: impl FnOnce(&mut [f32], &mut [f32]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|[first, second]| {
-        first.resize(lengths[0]);
-        second.resize(lengths[1]);
-        work(first, second)
-    })
+/// Takes this thread's two scratch buffers; [`give_scratch`] brings them back. No closure: its body would be compiled without
+/// the wide registers that `pulp` has chosen around it.
+pub(super) fn take_scratch(lengths: [usize; 2]) -> [Floats; 2] {
+    let mut scratch = SCRATCH.take();
+    scratch.iter_mut().zip(lengths).for_each(|(floats, length)| floats.resize(length));
+    scratch
+}
+
+/// Brings back what [`take_scratch`] took.
+pub(super) fn give_scratch(scratch: [Floats; 2]) {
+    SCRATCH.set(scratch);
 }
 
 /// Runs `work` where `pulp` has chosen the registers' width.
@@ -123,15 +127,16 @@ impl Wide for ConvPiece<'_> {
         let channels = source.shape.channels;
         let gains = &gains.values[piece.index * channels..][..channels];
         let pixels = piece.out.len() / layer.weights.columns();
-        with_scratch([pixels * channels, 0], |scaled, _| {
-            let values = &source.values[left.segments[0]..][..pixels * channels];
-            for (scaled, values) in scaled.chunks_exact_mut(channels).zip(values.chunks_exact(channels)) {
-                for ((scaled, value), gain) in scaled.iter_mut().zip(values).zip(gains) {
-                    *scaled = value * gain;
-                }
+        let mut scratch = take_scratch([pixels * channels, 0]);
+        let scaled: &mut [f32] = &mut scratch[0];
+        let values = &source.values[left.segments[0]..][..pixels * channels];
+        for (scaled, values) in scaled.chunks_exact_mut(channels).zip(values.chunks_exact(channels)) {
+            for ((scaled, value), gain) in scaled.iter_mut().zip(values).zip(gains) {
+                *scaled = value * gain;
             }
-            product(simd, Left::rows(scaled, channels), &layer.weights, layer.activation, piece.out);
-        });
+        }
+        product(simd, Left::rows(scaled, channels), &layer.weights, layer.activation, piece.out);
+        give_scratch(scratch);
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Depthwise {
     activation: Activation,
     /// [size, size, channels]: for single pixels.
     by_tap: Floats,
-    /// [channels / lanes, size, size, lanes]: for blocks of pixels. Empty if the lanes don't divide the channels.
+    /// [size, channels / lanes, size, lanes]: for blocks of pixels. Empty if the lanes don't divide the channels.
     by_vector: Floats,
     bias: Floats,
 }
@@ -54,7 +54,9 @@ impl Depthwise {
             by_vector.resize(weights.len());
             for (channel, filter) in weights.chunks_exact(taps).enumerate() {
                 for (tap, weight) in filter.iter().enumerate() {
-                    by_vector[(channel / lanes * taps + tap) * lanes + channel % lanes] = *weight;
+                    let (row, column) = (tap / size, tap % size);
+                    let vector = (row * (channels / lanes) + channel / lanes) * size + column;
+                    by_vector[vector * lanes + channel % lanes] = *weight;
                 }
             }
         }
@@ -109,6 +111,7 @@ impl Depthwise {
         let inner_end = if picture.width + pad >= K { (picture.width + pad - K) / X + 1 } else { 0 };
         let inner_end = inner_end.clamp(inner_begin, end);
         let (by_vector, _) = S::as_simd_f32s(&self.by_vector);
+        let vectors = self.channels / S::F32_LANES;
         let blocks = !by_vector.is_empty() && inner_end - inner_begin >= BLOCK && last > first;
         let inner = if blocks { inner_begin..inner_end } else { end..end };
         for at in (x..inner.start).chain(inner.end..end) {
@@ -121,59 +124,58 @@ impl Depthwise {
             let begin = at.min(inner.end - BLOCK);
             let out = &mut out[(begin - x) * self.channels..][..BLOCK * self.channels];
             let (out, _) = S::as_mut_simd_f32s(out);
-            let window = Window { picture, top: top + first - pad, left: begin * X - pad, first };
-            match last - first {
-                5 => self.block::<S, K, X, W, 5>(simd, window, by_vector, out),
-                4 => self.block::<S, K, X, W, 4>(simd, window, by_vector, out),
-                3 => self.block::<S, K, X, W, 3>(simd, window, by_vector, out),
-                2 => self.block::<S, K, X, W, 2>(simd, window, by_vector, out),
-                _ => self.block::<S, K, X, W, 1>(simd, window, by_vector, out),
+            for r in first..last {
+                let place = (top + r - pad) * picture.width + begin * X - pad;
+                let (seen, _) = S::as_simd_f32s(&picture.values[place * self.channels..][..W * self.channels]);
+                let (filter, _) = by_vector[r * K * vectors..][..K * vectors].as_chunks::<K>();
+                match (r == first, r + 1 == last) {
+                    (true, true) => self.block::<S, K, X, W, true, true>(simd, seen, filter, out),
+                    (true, false) => self.block::<S, K, X, W, true, false>(simd, seen, filter, out),
+                    (false, true) => self.block::<S, K, X, W, false, true>(simd, seen, filter, out),
+                    (false, false) => self.block::<S, K, X, W, false, false>(simd, seen, filter, out),
+                }
             }
             at = begin + BLOCK;
         }
     }
 
-    /// R filter rows over W input columns make BLOCK pixels.
+    /// One row of the filter over W input columns: a share of BLOCK pixels, whose sums lie in `out` between rows. FIRST begins
+    /// with the bias, LAST ends with the activation.
+    ///
+    /// Row by row, since the pointers of all rows together would be more than there are registers.
     #[inline(always)]
-    fn block<S: Simd, const K: usize, const X: usize, const W: usize, const R: usize>(
+    fn block<S: Simd, const K: usize, const X: usize, const W: usize, const FIRST: bool, const LAST: bool>(
         &self,
         simd: S,
-        window: Window<'_>,
-        weights: &[S::f32s],
+        seen: &[S::f32s],
+        filter: &[[S::f32s; K]],
         out: &mut [S::f32s],
     ) {
-        let vectors = out.len() / BLOCK;
+        let vectors = filter.len();
         let (bias, _) = S::as_simd_f32s(&self.bias);
         let bias = &bias[..vectors];
         // Slices of equal length, so that one check covers all of the loop's accesses.
-        let pixels: [[&[S::f32s]; W]; R] = std::array::from_fn(|r| {
-            std::array::from_fn(|w| {
-                let place = (window.top + r) * window.picture.width + window.left + w;
-                let pixel = &window.picture.values[place * self.channels..][..self.channels];
-                &S::as_simd_f32s(pixel).0[..vectors]
-            })
-        });
-        let mut chunks = out.chunks_exact_mut(vectors);
-        let outs: [&mut [S::f32s]; BLOCK] = std::array::from_fn(|_| chunks.next().unwrap_or_default());
-        let [out0, out1, out2, out3] = outs;
-        let (out0, out1, out2, out3) = (&mut out0[..vectors], &mut out1[..vectors], &mut out2[..vectors], &mut out3[..vectors]);
-        for (v, filter) in (0..vectors).zip(weights.chunks_exact(K * K)) {
-            let filter = &filter[window.first * K..][..R * K];
-            let mut sums = [bias[v]; BLOCK];
-            for r in 0..R {
-                for w in 0..W {
-                    let x = pixels[r][w][v];
-                    for (p, sum) in sums.iter_mut().enumerate() {
-                        if w >= p * X && w - p * X < K {
-                            *sum = simd.mul_add_f32s(x, filter[r * K + w - p * X], *sum);
-                        }
+        let pixels: [&[S::f32s]; W] = std::array::from_fn(|w| &seen[w * vectors..][..vectors]);
+        let (out0, rest) = out.split_at_mut(vectors);
+        let (out1, rest) = rest.split_at_mut(vectors);
+        let (out2, out3) = rest.split_at_mut(vectors);
+        let out3 = &mut out3[..vectors];
+        for v in 0..vectors {
+            let mut sums = if FIRST { [bias[v]; BLOCK] } else { [out0[v], out1[v], out2[v], out3[v]] };
+            for w in 0..W {
+                let x = pixels[w][v];
+                for (p, sum) in sums.iter_mut().enumerate() {
+                    if w >= p * X && w - p * X < K {
+                        *sum = simd.mul_add_f32s(x, filter[v][w - p * X], *sum);
                     }
                 }
             }
-            out0[v] = self.activation.begin(simd, sums[0]);
-            out1[v] = self.activation.begin(simd, sums[1]);
-            out2[v] = self.activation.begin(simd, sums[2]);
-            out3[v] = self.activation.begin(simd, sums[3]);
+            if LAST {
+                for sum in &mut sums {
+                    *sum = self.activation.begin(simd, *sum);
+                }
+            }
+            [out0[v], out1[v], out2[v], out3[v]] = sums;
         }
     }
 
@@ -205,17 +207,6 @@ impl Depthwise {
         whole.iter_mut().for_each(|value| *value = self.activation.begin(simd, *value));
         rest.iter_mut().for_each(|value| *value = self.activation.of(*value));
     }
-}
-
-/// What a block reads.
-#[derive(Clone, Copy)]
-struct Window<'a> {
-    picture: Picture<'a>,
-    /// First row and column of the picture.
-    top: usize,
-    left: usize,
-    /// First row of the filter.
-    first: usize,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::conv::{Wide, wide, with_scratch};
+use super::conv::{Wide, give_scratch, take_scratch, wide};
 use super::map::{Map, Maps, Shape, Slot};
 use super::net::Layer;
 use super::product::{Left, Packed, product};
@@ -36,16 +36,17 @@ impl Wide for HeadRow<'_> {
         let Self { layer, source, upper, out } = self;
         let first = &layer.first[usize::from(!upper)];
         let pixels = source.len() / first.depth();
-        with_scratch([pixels * first.columns(), 2 * pixels * 4], |middle, corners| {
-            product(simd, Left::rows(source, first.depth()), first, Activation::Relu, middle);
-            product(simd, Left::rows(middle, layer.second.depth()), &layer.second, Activation::Sigmoid, corners);
-            let (above, below) = out.split_at_mut(4 * pixels);
-            let pairs = above.as_chunks_mut::<2>().0.iter_mut().zip(below.as_chunks_mut::<2>().0);
-            for ((above, below), corners) in pairs.zip(corners.as_chunks::<4>().0) {
-                *above = [corners[0], corners[1]];
-                *below = [corners[2], corners[3]];
-            }
-        });
+        let mut scratch = take_scratch([pixels * first.columns(), 2 * pixels * 4]);
+        let [middle, corners] = &mut scratch;
+        product(simd, Left::rows(source, first.depth()), first, Activation::Relu, middle);
+        product(simd, Left::rows(middle, layer.second.depth()), &layer.second, Activation::Sigmoid, corners);
+        let (above, below) = out.split_at_mut(4 * pixels);
+        let pairs = above.as_chunks_mut::<2>().0.iter_mut().zip(below.as_chunks_mut::<2>().0);
+        for ((above, below), corners) in pairs.zip(corners.as_chunks::<4>().0) {
+            *above = [corners[0], corners[1]];
+            *below = [corners[2], corners[3]];
+        }
+        give_scratch(scratch);
     }
 }
 

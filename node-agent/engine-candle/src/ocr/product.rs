@@ -167,22 +167,12 @@ impl<S: Simd> Part<'_, S> {
         let mut sums = [[simd.splat_f32s(0.0); V]; M];
         for (segment, panel) in segments.iter().zip(self.panel.chunks_exact(length * V)) {
             let begin = segment + row * stride;
-            // One check for all rows: with it the compiler knows the loop's accesses to be inside.
             let rows: [&[f32]; M] = std::array::from_fn(|m| &values[begin + m * stride..][..length]);
-            let (panel, _) = panel.as_chunks::<V>();
-            let mut local = sums;
-            for (k, right) in (0..length).zip(panel) {
-                for (sums, row) in local.iter_mut().zip(&rows) {
-                    let left = simd.splat_f32s(row[k]);
-                    for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = simd.mul_add_f32s(left, *right, *sum);
-                    }
-                }
-            }
-            sums = local;
+            add(simd, rows, panel.as_chunks::<V>().0, &mut sums);
         }
         for (m, sums) in sums.iter().enumerate() {
-            let out = &mut out[(row + m) * self.columns + self.column..][..(V * S::F32_LANES).min(self.columns - self.column)];
+            let width = (V * S::F32_LANES).min(self.columns - self.column);
+            let out = &mut out[(row + m) * self.columns + self.column..][..width];
             let (whole, rest) = S::as_mut_simd_f32s(out);
             for (v, (sum, bias)) in sums.iter().zip(self.bias).enumerate() {
                 let value = self.activation.begin(simd, simd.add_f32s(*sum, *bias));
@@ -194,6 +184,42 @@ impl<S: Simd> Part<'_, S> {
             }
         }
     }
+}
+
+/// Values of a row that are taken together: one check of the row's length serves them all.
+const STEP: usize = 4;
+
+/// `sums[m] += rows[m] × panel`; all in registers.
+#[inline(always)]
+fn add<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    rows: [&[f32]; M],
+    panel: &[[S::f32s; V]],
+    sums: &mut [[S::f32s; V]; M],
+) {
+    let steps: [&[[f32; STEP]]; M] = std::array::from_fn(|m| rows[m].as_chunks::<STEP>().0);
+    let (panel_steps, panel_rest) = panel.as_chunks::<STEP>();
+    let mut local = *sums;
+    for (at, right) in panel_steps.iter().enumerate() {
+        let left: [&[f32; STEP]; M] = std::array::from_fn(|m| &steps[m][at]);
+        for (step, right) in right.iter().enumerate() {
+            for (sums, left) in local.iter_mut().zip(&left) {
+                let left = simd.splat_f32s(left[step]);
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = simd.mul_add_f32s(left, *right, *sum);
+                }
+            }
+        }
+    }
+    for (right, at) in panel_rest.iter().zip(panel_steps.len() * STEP..) {
+        for (sums, row) in local.iter_mut().zip(&rows) {
+            let left = simd.splat_f32s(row[at]);
+            for (sum, right) in sums.iter_mut().zip(right) {
+                *sum = simd.mul_add_f32s(left, *right, *sum);
+            }
+        }
+    }
+    *sums = local;
 }
 
 #[cfg(test)]

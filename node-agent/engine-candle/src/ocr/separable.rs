@@ -5,7 +5,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::conv::{Wide, wide, with_scratch};
+use super::conv::{Wide, give_scratch, take_scratch, wide};
 use super::depthwise::{Depthwise, Picture};
 use super::map::{Map, Maps, Piece, Shape, Slot, piece_pixels};
 use super::net::Layer;
@@ -55,10 +55,10 @@ impl Wide for SeparablePiece<'_> {
             return self.depthwise(simd, out);
         };
         let channels = point.depth();
-        with_scratch([out.len() / point.columns() * channels, 0], |between, _| {
-            self.depthwise(simd, between);
-            product(simd, Left::rows(between, channels), point, *activation, out);
-        });
+        let mut scratch = take_scratch([out.len() / point.columns() * channels, 0]);
+        self.depthwise(simd, &mut scratch[0]);
+        product(simd, Left::rows(&scratch[0], channels), point, *activation, out);
+        give_scratch(scratch);
     }
 }
 

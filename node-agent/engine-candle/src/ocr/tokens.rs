@@ -5,7 +5,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::conv::{Wide, wide, with_scratch};
+use super::conv::{Wide, give_scratch, take_scratch, wide};
 use super::map::{Map, Maps, Piece, Shape, Slot, piece_pixels};
 use super::net::Layer;
 use super::product::{Left, Packed, product};
@@ -50,20 +50,21 @@ impl Wide for DensePiece<'_> {
         let (depth, out) = (first.depth(), piece.out);
         let rows = out.len() / second.as_ref().unwrap_or(first).columns();
         let values = &source.values[piece.x * depth..][..rows * depth];
-        with_scratch([rows * depth, rows * first.columns()], |normed, inner| {
-            let mut left = values;
-            if let Some(epsilon) = norm {
-                normalise(values, depth, *epsilon, normed);
-                left = normed;
+        let mut scratch = take_scratch([rows * depth, rows * first.columns()]);
+        let [normed, inner] = &mut scratch;
+        let mut left = values;
+        if let Some(epsilon) = norm {
+            normalise(values, depth, *epsilon, normed);
+            left = normed;
+        }
+        match second {
+            None => product(simd, Left::rows(left, depth), first, *activation, out),
+            Some(second) => {
+                product(simd, Left::rows(left, depth), first, *activation, inner);
+                product(simd, Left::rows(inner, second.depth()), second, Activation::None, out);
             }
-            match second {
-                None => product(simd, Left::rows(left, depth), first, *activation, out),
-                Some(second) => {
-                    product(simd, Left::rows(left, depth), first, *activation, inner);
-                    product(simd, Left::rows(inner, second.depth()), second, Activation::None, out);
-                }
-            }
-        });
+        }
+        give_scratch(scratch);
         if let Some(residual) = residual {
             let begin = piece.x * residual.shape.channels;
             out.iter_mut().zip(&residual.values[begin..]).for_each(|(out, x)| *out += x);
@@ -162,11 +163,11 @@ impl Layer for Attend {
         target.pieces(QUERIES).into_par_iter().for_each(|piece| {
             let begin = (piece.index * tokens + piece.x) * 3 * width;
             let turned = &turned.values[piece.index * 2 * width * tokens..][..2 * width * tokens];
-            with_scratch([tokens, 0], |scores, _| {
-                pulp::Arch::new().dispatch(|| {
-                    self.queries(&source.values[begin..], turned, tokens, scores, piece.out);
-                });
+            let mut scratch = take_scratch([tokens, 0]);
+            pulp::Arch::new().dispatch(|| {
+                self.queries(&source.values[begin..], turned, tokens, &mut scratch[0], piece.out);
             });
+            give_scratch(scratch);
         });
         maps.put(self.turned, turned);
         maps.put(self.target, target);

@@ -3,7 +3,7 @@
 use super::lines::{STRIP_HEIGHT, Strip};
 
 /// Rows left out above and below: neighbouring lines reach into them.
-const MARGIN_ROWS: usize = 4;
+const MARGIN_ROWS: usize = 2;
 /// Share of the way from paper to ink from which a pixel counts.
 const DARK: f32 = 0.4;
 /// Sum over a column from which it counts as inked.
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_neighbours_descenders_at_the_edge_do_not_count() {
         let mut strip = strip(60, &[(5, 10), (40, 50)], 250, 0);
-        for y in 0..3 {
+        for y in 0..2 {
             strip.values[y * 60 + 25] = 0;
         }
         assert_eq!(find(&strip).gaps, [Gap { begin: 10, end: 40 }]);

@@ -5,7 +5,7 @@
 
 use ingle_engine::{PageImage, PageText, TextLine};
 
-use super::blanks::{self, Placed};
+use super::blanks::{self, Placed, Spacing};
 use super::ctc::{self, Alphabet};
 use super::geometry::{Corners, Rect, Turn};
 use super::ink::{self, Ink};
@@ -68,7 +68,7 @@ pub(crate) struct Reading {
     turn: Turn,
     lines: Vec<Line>,
     skew: f32,
-    texts: Vec<(String, f32)>,
+    spacings: Vec<Spacing>,
 }
 
 impl Reading {
@@ -81,7 +81,7 @@ impl Reading {
             turn: Turn::None,
             lines: Vec::new(),
             skew: 0.0,
-            texts: Vec::new(),
+            spacings: Vec::new(),
         }
     }
 
@@ -182,9 +182,7 @@ impl Reading {
                 }
                 for (glyphs, (_, ink)) in group.glyphs.iter_mut().zip(&group.strips) {
                     glyphs.sort_by(|a, b| a.at.total_cmp(&b.at));
-                    let letters = glyphs.iter().filter(|glyph| glyph.text != " ");
-                    let (sum, count) = letters.fold((0.0, 0), |(sum, n), glyph| (sum + glyph.confidence, n + 1));
-                    self.texts.push((ctc::narrow(&blanks::compose(ink, glyphs)), sum / count.max(1) as f32));
+                    self.spacings.push(Spacing::new(ink, std::mem::take(glyphs)));
                 }
                 self.next_group(group.first + group.strips.len());
             }
@@ -250,22 +248,27 @@ impl Reading {
             let [cx, cy] = rect.centre;
             Rect { centre: [cx * x + cy * y, cy * x - cx * y], angle: rect.angle - self.skew, ..*rect }
         };
-        let kept: Vec<usize> = (0..self.texts.len())
-            .filter(|index| self.texts[*index].1 >= CONFIDENCE_MIN && !self.texts[*index].0.trim().is_empty())
+        let border = blanks::page_border(&self.spacings);
+        let kept: Vec<(usize, String)> = self
+            .spacings
+            .iter()
+            .enumerate()
+            .filter(|(_, spacing)| spacing.confidence() >= CONFIDENCE_MIN)
+            .map(|(index, spacing)| (index, ctc::narrow(&spacing.text(border)).trim().to_string()))
+            .filter(|(_, text)| !text.is_empty())
             .collect();
         let items: Vec<Item> = kept
             .iter()
-            .map(|index| Item { rect: straight(&self.lines[*index].rect), text: self.texts[*index].0.clone() })
+            .map(|(index, text)| Item { rect: straight(&self.lines[*index].rect), text: text.clone() })
             .collect();
         let mut out = Vec::new();
         for row in reading_order::order(&items) {
             for member in row.members {
-                let index = kept[member];
-                let (text, confidence) = &self.texts[index];
+                let (index, text) = &kept[member];
                 out.push(TextLine {
-                    text: text.trim().into(),
-                    confidence: *confidence,
-                    corners: self.lines[index].corners,
+                    text: text.clone(),
+                    confidence: self.spacings[*index].confidence(),
+                    corners: self.lines[*index].corners,
                     block: row.block,
                 });
             }

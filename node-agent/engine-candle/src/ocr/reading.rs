@@ -9,11 +9,11 @@ use super::blanks::{self, Placed, Spacing};
 use super::ctc::{self, Alphabet};
 use super::geometry::{Corners, Rect, Turn};
 use super::ink::{self, Ink};
-use super::lines::{self, Batch, Piece, STRIP_HEIGHT, Strip};
-use super::orientation::{self, Verdict, WINDOW};
+use super::lines::{self, Batch, Piece, Strip};
+use super::orientation::{self, Verdict};
 use super::postprocess::{self, Found};
 use super::prepare::{Prepared, prepare};
-use super::reading_order::{self, Item};
+use super::reading_order::{self, Item, Row};
 
 /// Lines whose mean confidence is below this are noise.
 const CONFIDENCE_MIN: f32 = 0.5;
@@ -261,19 +261,24 @@ impl Reading {
             .iter()
             .map(|(index, text)| Item { rect: straight(&self.lines[*index].rect), text: text.clone() })
             .collect();
-        let mut out = Vec::new();
-        for row in reading_order::order(&items) {
-            for member in row.members {
-                let (index, text) = &kept[member];
-                out.push(TextLine {
-                    text: text.clone(),
-                    confidence: self.spacings[*index].confidence(),
-                    corners: self.lines[*index].corners,
-                    block: row.block,
-                });
-            }
-        }
+        let rows = reading_order::order(&items);
+        let out = rows.iter().map(|row| self.line(row, &kept)).collect();
         PageText { turn: self.turn.degrees(), lines: out }
     }
+
+    /// Joins what stands in one row.
+    fn line(&self, row: &Row, kept: &[(usize, String)]) -> TextLine {
+        let members: Vec<&(usize, String)> = row.members.iter().map(|member| &kept[*member]).collect();
+        let corners = |member: Option<&&(usize, String)>| member.map_or([[0.0; 2]; 4], |(index, _)| self.lines[*index].corners);
+        let (first, last) = (corners(members.first()), corners(members.last()));
+        let weights = members.iter().map(|(index, text)| (self.spacings[*index].confidence(), text.chars().count() as f32));
+        let (sum, count) = weights.fold((0.0, 0.0), |(sum, count), (each, weight)| (sum + each * weight, count + weight));
+        let texts: Vec<&str> = members.iter().map(|(_, text)| text.as_str()).collect();
+        TextLine {
+            text: texts.join(" "),
+            confidence: if count > 0.0 { sum / count } else { 0.0 },
+            corners: [first[0], last[1], last[2], first[3]],
+            block: row.block,
+        }
+    }
 }
-const _: usize = STRIP_HEIGHT + WINDOW;

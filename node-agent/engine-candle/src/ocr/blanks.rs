@@ -23,8 +23,8 @@ struct Pair {
     gap: usize,
     /// The network saw a blank.
     blank: bool,
-    /// Both belong to numbers: beside a 1 or a point the gap is wide without a blank.
-    numeric: bool,
+    /// Both belong to numbers, or one is a mark that joins the other: beside these the gap is wide without a blank.
+    close: bool,
 }
 
 /// A line's characters without blanks, and what lies between neighbours.
@@ -46,8 +46,8 @@ const NEAR: (f32, f32) = (0.65, 1.5);
 const UNSEEN: f32 = 0.25;
 /// Blanks seen on a page before they count.
 const SEEN_MIN: usize = 4;
-/// A gap inside a number must exceed the border so many times.
-const NUMERIC: f32 = 1.5;
+/// A gap between close neighbours must exceed the border so many times.
+const CLOSE: f32 = 2.0;
 
 impl Spacing {
     /// `glyphs` stand from left to right.
@@ -63,8 +63,7 @@ impl Spacing {
             if let Some(before) = letters.last() {
                 let between = |gap: &&super::ink::Gap| (before.at..glyph.at).contains(&(gap.middle() as f32));
                 let gap = ink.gaps.iter().filter(between).map(|gap| gap.width()).max().unwrap_or(0);
-                let numeric = in_number(&before.text) && in_number(&glyph.text);
-                pairs.push(Pair { gap: gap.min(GAP_MAX), blank, numeric });
+                pairs.push(Pair { gap: gap.min(GAP_MAX), blank, close: close(&before.text, &glyph.text) });
             }
             blank = false;
             letters.push(glyph);
@@ -83,7 +82,7 @@ impl Spacing {
         let mut text = String::new();
         for (index, letter) in self.letters.iter().enumerate() {
             if let Some(pair) = index.checked_sub(1).and_then(|before| self.pairs.get(before)) {
-                let least = if pair.numeric { border * NUMERIC } else { border };
+                let least = if pair.close { border * CLOSE } else { border };
                 if pair.blank || pair.gap as f32 > least {
                     text.push(' ');
                 }
@@ -95,7 +94,7 @@ impl Spacing {
 
     /// The middle of the relatively widest hole between neighbouring widths of gaps, if it lies near the page's border.
     fn border(&self, page: f32) -> f32 {
-        let mut gaps: Vec<usize> = self.pairs.iter().filter(|pair| !pair.numeric).map(|pair| pair.gap).collect();
+        let mut gaps: Vec<usize> = self.pairs.iter().filter(|pair| !pair.close).map(|pair| pair.gap).collect();
         gaps.sort_unstable();
         let (low, high) = ((page * NEAR.0).max(BORDER_MIN), page * NEAR.1);
         let mut best = (0.0, page);
@@ -115,7 +114,7 @@ impl Spacing {
 /// The border between letters' and words' gaps that fits a page's seen blanks best, in columns of strips.
 pub(crate) fn page_border<'a>(lines: impl IntoIterator<Item = &'a Spacing>) -> f32 {
     let (mut seen, mut unseen) = ([0usize; GAP_MAX + 1], [0usize; GAP_MAX + 1]);
-    for pair in lines.into_iter().flat_map(|line| &line.pairs).filter(|pair| !pair.numeric) {
+    for pair in lines.into_iter().flat_map(|line| &line.pairs).filter(|pair| !pair.close) {
         if pair.blank { seen[pair.gap] += 1 } else { unseen[pair.gap] += 1 }
     }
     if seen.iter().sum::<usize>() < SEEN_MIN {
@@ -135,8 +134,12 @@ pub(crate) fn page_border<'a>(lines: impl IntoIterator<Item = &'a Spacing>) -> f
     (f32::midpoint(first as f32, last as f32) + 0.5).max(BORDER_MIN)
 }
 
-fn in_number(text: &str) -> bool {
-    text.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',' | ':' | '/' | '-' | '%' | '\''))
+/// Whether two characters hardly ever have a blank between them: both in a number, a mark after a word, a bracket before one.
+fn close(before: &str, after: &str) -> bool {
+    let numeric = |text: &str| text.chars().all(|c| c.is_ascii_digit() || ".,:/-%'".contains(c));
+    let ends = |text: &str| text.chars().all(|c| ".,:;!?)]}%".contains(c));
+    let begins = |text: &str| text.chars().all(|c| "([{$£".contains(c));
+    numeric(before) && numeric(after) || ends(after) || begins(before)
 }
 
 #[cfg(test)]
@@ -193,8 +196,9 @@ mod tests {
         let border = page_border(&[line(&WORDS, 3, 10, |_| true), line(&WORDS, 3, 10, |_| true)]);
         let mut amount = line(&["1,111.19"], 9, 0, |_| false);
         assert_eq!(amount.text(border), "1,111.19");
-        amount.pairs[4].gap = 30;
-        assert_eq!(amount.text(border), "1,111 .19");
+        amount.pairs[5].gap = 30;
+        assert_eq!(amount.text(border), "1,111. 19");
+        assert_eq!(line(&["Tel", ".", "(", "see", ")"], 3, 12, |_| false).text(border), "Tel. (see)");
     }
 
     #[test]

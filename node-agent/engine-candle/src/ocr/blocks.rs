@@ -95,8 +95,8 @@ impl Trail<'_> {
             let problem = format!("HardSigmoid {:?} has {found:?}, ({slope}, 0.5) is expected", sigmoid.outputs);
             return Err(self.error(problem));
         }
-        let down = Dense { weights: down.weights, bias: down.bias };
-        let up = Dense { weights: up.weights, bias: up.bias };
+        let down = Dense::new(&down.weights, &down.bias);
+        let up = Dense::new(&up.weights, &up.bias);
         let squeeze = Squeeze { source, target, before: None, down, up, slope: found.0, residual: 0.0 };
         Ok((squeeze, sigmoid.outputs[0].clone()))
     }

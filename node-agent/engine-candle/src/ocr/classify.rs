@@ -50,27 +50,29 @@ struct Best {
 }
 
 impl Best {
+    /// Goes on with the scores of the classes from `first` on.
     #[inline(always)]
     fn take(&mut self, scores: &[f32], first: usize) {
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        for chunk in scores.chunks(16) {
-            for (lane, score) in lanes.iter_mut().zip(chunk) {
-                *lane = if *score > *lane { *score } else { *lane };
+        let (chunks, rest) = scores.as_chunks::<16>();
+        let mut most = [f32::NEG_INFINITY; 16];
+        for chunk in chunks {
+            for (most, score) in most.iter_mut().zip(chunk) {
+                *most = if *score > *most { *score } else { *most };
             }
         }
-        let most = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |most, score| if *score > most { *score } else { most });
         if most > self.score {
             self.sum *= exp(self.score - most);
             self.score = most;
             self.class = first + scores.iter().position(|score| *score == most).unwrap_or(0);
         }
-        let mut lanes = [0.0f32; 16];
-        for chunk in scores.chunks(16) {
-            for (lane, score) in lanes.iter_mut().zip(chunk) {
-                *lane += exp(*score - self.score);
+        let mut sums = [0.0f32; 16];
+        for chunk in chunks {
+            for (sum, score) in sums.iter_mut().zip(chunk) {
+                *sum += exp(*score - self.score);
             }
         }
-        self.sum += lanes.iter().sum::<f32>();
+        self.sum += sums.iter().sum::<f32>() + rest.iter().map(|score| exp(*score - self.score)).sum::<f32>();
     }
 }
 

@@ -17,19 +17,19 @@ thread_local! {
 
 /// Takes this thread's two scratch buffers; [`give_scratch`] brings them back. No closure: its body would be compiled without
 /// the wide registers that `pulp` has chosen around it.
-pub(super) fn take_scratch(lengths: [usize; 2]) -> [Floats; 2] {
+pub(crate) fn take_scratch(lengths: [usize; 2]) -> [Floats; 2] {
     let mut scratch = SCRATCH.take();
     scratch.iter_mut().zip(lengths).for_each(|(floats, length)| floats.resize(length));
     scratch
 }
 
 /// Brings back what [`take_scratch`] took.
-pub(super) fn give_scratch(scratch: [Floats; 2]) {
+pub(crate) fn give_scratch(scratch: [Floats; 2]) {
     SCRATCH.set(scratch);
 }
 
 /// Runs `work` where `pulp` has chosen the registers' width.
-pub(super) fn wide<W: Wide>(work: W) {
+pub(crate) fn wide<W: Wide>(work: W) {
     struct Task<W>(W);
     impl<W: Wide> pulp::WithSimd for Task<W> {
         type Output = ();
@@ -43,7 +43,7 @@ pub(super) fn wide<W: Wide>(work: W) {
 }
 
 /// Work for [`wide`].
-pub(super) trait Wide {
+pub(crate) trait Wide {
     fn run<S: Simd>(self, simd: S);
 }
 

@@ -169,7 +169,7 @@ fn pyramid(
         layers.push(Box::new(Conv::point(slot(0), slot(1), weights, Activation::None)));
         let outer = trail.conv(&lateral.value, point(inner, WIDE))?;
         let (gains, summed) = residual_squeeze(trail, &outer.value, WIDE, (slot(1), slot(2)))?;
-        let before = Dense { weights: outer.weights.clone(), bias: outer.bias.clone() };
+        let before = Dense::new(&outer.weights, &outer.bias);
         layers.push(Box::new(Squeeze { before: Some(before), ..gains }));
         let mut sum = summed;
         if let Some(above) = &above {

@@ -11,7 +11,7 @@ const THRESHOLD: f32 = 0.3;
 /// Least mean probability inside a rectangle.
 const SCORE_MIN: f32 = 0.5;
 /// Growth: area × this / perimeter on each side.
-const UNCLIP: f32 = 1.6;
+const UNCLIP: f32 = 1.9;
 /// Least shorter side in pixels of the map before the growth.
 const SIDE_MIN: f32 = 2.5;
 /// Most rectangles of a page; the largest regions stay.
@@ -44,7 +44,8 @@ pub(crate) fn find(map: &[f32], width: usize) -> (Vec<Found>, f32) {
         let follows = longer < SURE_ASPECT * shorter && (own.angle - skew).abs() < SKEW_REACH;
         // A squat region's tightest rectangle may stand on a corner.
         let squat = longer < 2.0 * shorter;
-        let rect = if follows || squat { fit(hull, skew) } else { *own };
+        // Hulls run through pixels' centres; the text reaches their edges.
+        let rect = if follows || squat { fit(hull, skew) } else { *own }.grown(0.5, 0.5);
         if rect.length.min(rect.height) < SIDE_MIN {
             continue;
         }

@@ -5,18 +5,30 @@ use rayon::prelude::*;
 use super::map::{Maps, Shape, Slot};
 use super::net::Layer;
 
-/// A dense layer on a few values: [out, in] weights and biases.
+/// A dense layer on a few values.
 #[derive(Debug, Clone)]
 pub(crate) struct Dense {
-    pub(crate) weights: Vec<f32>,
-    pub(crate) bias: Vec<f32>,
+    /// [in, out]: a column at a time is added, which the compiler can do in wide registers.
+    weights: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 impl Dense {
+    /// `weights` are [out, in] as ONNX has them.
+    pub(crate) fn new(weights: &[f32], bias: &[f32]) -> Self {
+        let inputs = weights.len() / bias.len();
+        let turned = (0..weights.len()).map(|at| weights[at % bias.len() * inputs + at / bias.len()]).collect();
+        Self { weights: turned, bias: bias.to_vec() }
+    }
+
     fn apply(&self, input: &[f32], activation: impl Fn(f32) -> f32) -> Vec<f32> {
-        let rows = self.weights.chunks_exact(input.len());
-        let sums = rows.zip(&self.bias).map(|(row, bias)| row.iter().zip(input).map(|(w, x)| w * x).sum::<f32>() + bias);
-        sums.map(activation).collect()
+        let mut sums = self.bias.clone();
+        pulp::Arch::new().dispatch(|| {
+            for (x, row) in input.iter().zip(self.weights.chunks_exact(self.bias.len())) {
+                sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += x * weight);
+            }
+        });
+        sums.into_iter().map(activation).collect()
     }
 }
 
@@ -77,6 +89,6 @@ impl Layer for Squeeze {
     }
 
     fn name(&self) -> String {
-        format!("squeeze {}→{}", self.down.weights.len() / self.down.bias.len().max(1), self.up.bias.len())
+        format!("squeeze {}", self.up.bias.len())
     }
 }

@@ -109,6 +109,45 @@ pub(crate) struct Attend {
 /// Tokens whose attention one thread works out at a time.
 const QUERIES: usize = 16;
 
+/// e^(x − greatest) in place; gives their sum.
+#[inline(always)]
+fn soften(scores: &mut [f32]) -> f32 {
+    let greater = |most: f32, score: f32| if score > most { score } else { most };
+    let (chunks, rest) = scores.as_chunks_mut::<16>();
+    let mut most = [f32::NEG_INFINITY; 16];
+    for chunk in chunks.iter() {
+        for (most, score) in most.iter_mut().zip(chunk) {
+            *most = greater(*most, *score);
+        }
+    }
+    let most = most.iter().chain(rest.iter()).fold(f32::NEG_INFINITY, |most, score| greater(most, *score));
+    let mut sums = [0.0f32; 16];
+    for chunk in chunks {
+        for (sum, score) in sums.iter_mut().zip(chunk) {
+            *score = exp(*score - most);
+            *sum += *score;
+        }
+    }
+    for (sum, score) in sums.iter_mut().zip(rest) {
+        *score = exp(*score - most);
+        *sum += *score;
+    }
+    sums.iter().sum()
+}
+
+/// Sum of products, in sixteen running sums.
+#[inline(always)]
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let ((left, left_rest), (right, right_rest)) = (left.as_chunks::<16>(), right.as_chunks::<16>());
+    let mut sums = [0.0f32; 16];
+    for (left, right) in left.iter().zip(right) {
+        for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+            *sum += left * right;
+        }
+    }
+    sums.iter().sum::<f32>() + left_rest.iter().zip(right_rest).map(|(left, right)| left * right).sum::<f32>()
+}
+
 impl Attend {
     /// Some tokens of a line: `queries` are whole rows of the source, `turned` is the line's [2 · width, tokens].
     #[inline(always)]
@@ -122,24 +161,10 @@ impl Attend {
                     let q = q * self.scale;
                     scores.iter_mut().zip(keys).for_each(|(score, key)| *score += q * key);
                 }
-                let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut lanes = [0.0f32; 16];
-                for chunk in scores.chunks_mut(16) {
-                    for (score, lane) in chunk.iter_mut().zip(&mut lanes) {
-                        *score = exp(*score - most);
-                        *lane += *score;
-                    }
-                }
-                let scale = 1.0 / lanes.iter().sum::<f32>();
+                let total = soften(scores);
                 let values = turned[(width + own.start) * tokens..].chunks_exact(tokens);
                 for (out, values) in out[own].iter_mut().zip(values) {
-                    let mut lanes = [0.0f32; 16];
-                    for (scores, values) in scores.chunks(16).zip(values.chunks(16)) {
-                        for ((lane, score), value) in lanes.iter_mut().zip(scores).zip(values) {
-                            *lane += score * value;
-                        }
-                    }
-                    *out = lanes.iter().sum::<f32>() * scale;
+                    *out = dot(scores, values) / total;
                 }
             }
         }

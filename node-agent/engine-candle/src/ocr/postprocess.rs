@@ -11,7 +11,7 @@ const THRESHOLD: f32 = 0.3;
 /// Least mean probability inside a rectangle.
 const SCORE_MIN: f32 = 0.5;
 /// Growth: area × this / perimeter on each side.
-const UNCLIP: f32 = 1.9;
+const UNCLIP: f32 = 1.6;
 /// Least shorter side in pixels of the map before the growth.
 const SIDE_MIN: f32 = 2.5;
 /// Most rectangles of a page; the largest regions stay.
@@ -54,7 +54,7 @@ pub(crate) fn find(map: &[f32], width: usize) -> (Vec<Found>, f32) {
             continue;
         }
         let distance = rect.length * rect.height * UNCLIP / (2.0 * (rect.length + rect.height));
-        found.push(Found { rect: rect.grown(distance, distance), score });
+        found.push(Found { rect: rect.grown(1.4 * distance, distance), score });
     }
     (found, skew)
 }

@@ -39,8 +39,16 @@ impl Activation {
     pub(crate) fn finish(self, values: &mut [f32]) {
         match self {
             Self::None | Self::Relu | Self::HardSwish { .. } => {}
-            Self::Swish => values.iter_mut().for_each(|x| *x /= 1.0 + exp(-*x)),
-            Self::Sigmoid => values.iter_mut().for_each(|x| *x = 1.0 / (1.0 + exp(-*x))),
+            Self::Swish => {
+                for x in values {
+                    *x /= 1.0 + exp(-*x);
+                }
+            }
+            Self::Sigmoid => {
+                for x in values {
+                    *x = 1.0 / (1.0 + exp(-*x));
+                }
+            }
         }
     }
 

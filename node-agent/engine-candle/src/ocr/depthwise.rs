@@ -155,7 +155,10 @@ impl Depthwise {
         let (bias, _) = S::as_simd_f32s(&self.bias);
         let bias = &bias[..vectors];
         // Slices of equal length, so that one check covers all of the loop's accesses.
-        let pixels: [&[S::f32s]; W] = std::array::from_fn(|w| &seen[w * vectors..][..vectors]);
+        let mut pixels: [&[S::f32s]; W] = [&[]; W];
+        for (w, pixel) in pixels.iter_mut().enumerate() {
+            *pixel = &seen[w * vectors..][..vectors];
+        }
         let (out0, rest) = out.split_at_mut(vectors);
         let (out1, rest) = rest.split_at_mut(vectors);
         let (out2, out3) = rest.split_at_mut(vectors);
@@ -204,8 +207,13 @@ impl Depthwise {
             }
         }
         let (whole, rest) = S::as_mut_simd_f32s(out);
-        whole.iter_mut().for_each(|value| *value = self.activation.begin(simd, *value));
-        rest.iter_mut().for_each(|value| *value = self.activation.of(*value));
+        // Loops, not closures: a closure would be compiled without the wide registers.
+        for value in whole {
+            *value = self.activation.begin(simd, *value);
+        }
+        for value in rest {
+            *value = self.activation.of(*value);
+        }
     }
 }
 

@@ -24,7 +24,7 @@ impl Layer for MeanPool {
         target.prepare(Shape::new(count, height / rows, width / columns, channels).bordered(0, self.border));
         let scale = 1.0 / (rows * columns) as f32;
         target.pieces(16).into_par_iter().for_each(|piece| {
-            pulp::Arch::new().dispatch(|| {
+            pulp::Arch::new().dispatch(#[inline(always)] || {
                 for (at, out) in piece.out.chunks_exact_mut(channels).enumerate() {
                     out.fill(0.0);
                     for row in 0..rows {

@@ -167,7 +167,10 @@ impl<S: Simd> Part<'_, S> {
         let mut sums = [[simd.splat_f32s(0.0); V]; M];
         for (segment, panel) in segments.iter().zip(self.panel.chunks_exact(length * V)) {
             let begin = segment + row * stride;
-            let rows: [&[f32]; M] = std::array::from_fn(|m| &values[begin + m * stride..][..length]);
+            let mut rows: [&[f32]; M] = [&[]; M];
+            for (m, row) in rows.iter_mut().enumerate() {
+                *row = &values[begin + m * stride..][..length];
+            }
             add(simd, rows, panel.as_chunks::<V>().0, &mut sums);
         }
         for (m, sums) in sums.iter().enumerate() {
@@ -197,11 +200,17 @@ fn add<S: Simd, const M: usize, const V: usize>(
     panel: &[[S::f32s; V]],
     sums: &mut [[S::f32s; V]; M],
 ) {
-    let steps: [&[[f32; STEP]]; M] = std::array::from_fn(|m| rows[m].as_chunks::<STEP>().0);
+    let mut steps: [&[[f32; STEP]]; M] = [&[]; M];
+    for (steps, row) in steps.iter_mut().zip(&rows) {
+        *steps = row.as_chunks::<STEP>().0;
+    }
     let (panel_steps, panel_rest) = panel.as_chunks::<STEP>();
     let mut local = *sums;
     for (at, right) in panel_steps.iter().enumerate() {
-        let left: [&[f32; STEP]; M] = std::array::from_fn(|m| &steps[m][at]);
+        let mut left = [&[0.0; STEP]; M];
+        for (left, steps) in left.iter_mut().zip(&steps) {
+            *left = &steps[at];
+        }
         for (step, right) in right.iter().enumerate() {
             for (sums, left) in local.iter_mut().zip(&left) {
                 let left = simd.splat_f32s(left[step]);

@@ -14,6 +14,7 @@ use crate::calls::Calls;
 use crate::core::{BatchWork, Effect, Event, PublishedBatch, Work};
 use crate::driver::{Handle, Perform};
 use crate::gateway::Gateway;
+use crate::limits;
 use crate::sessions::Sessions;
 
 /// Walks at once.
@@ -86,12 +87,13 @@ impl Perform for Effects {
                 let effects = self.clone();
                 self.spawn("publish", async move { effects.0.publish(job, batch, *request).await });
             }
-            Effect::Dispatch { node, attempt, deadline_ms, model, priority, queued_ms, work } => {
+            Effect::Dispatch { node, attempt, allowed_ms, model, priority, queued_ms, work } => {
+                let within_ms = i64::try_from(allowed_ms.saturating_add(limits::NODE_GRACE_MS)).unwrap_or(i64::MAX);
                 let mut token = v1::AttemptToken {
                     attempt,
                     epoch: Some(epoch.into()),
                     node_id: node.to_string(),
-                    deadline_ms,
+                    deadline_ms: ingle_daemon::clock::unix_ms().saturating_add(within_ms),
                     principal: PRINCIPAL.into(),
                     ..Default::default()
                 };
@@ -120,6 +122,7 @@ impl Perform for Effects {
                     work: Some(work),
                     queued_us: i64::try_from(queued_ms.saturating_mul(1000)).unwrap_or(i64::MAX),
                     traceparent,
+                    within_ms,
                 };
                 self.dispatch(node, assign);
             }
@@ -234,20 +237,21 @@ pub(crate) fn in_conflict(manifest: &v1::ResultManifest, outcomes: &v1::OutcomeM
         .collect()
 }
 
-/// What an attempt at a job may read: its input, and what lies in its place already.
+/// What an attempt at a job may read: its input, texts that stand for it, and what lies in its place already.
 fn readable(spec: &v1::JobSpec) -> Vec<v1::ObjectRef> {
     let input = match spec.input.as_ref().and_then(|input| input.input.as_ref()) {
         Some(Input::Object(object) | Input::Tree(object)) => Some(object.clone()),
         Some(Input::Glob(glob)) => glob.base.clone(),
         Some(Input::Inline(_) | Input::Payload(_)) | None => None,
     };
-    input.into_iter().chain(spec.output.clone()).collect()
+    let texts = ingle_proto::job::text_from(spec).cloned();
+    input.into_iter().chain(texts).chain(spec.output.clone()).collect()
 }
 
 fn assigned(batch: BatchWork) -> assign::Work {
     let spec = batch.spec;
     if batch.join {
-        let output_name = if spec.kind() == v1::JobKind::Embed {
+        let output_name = if batch.document.is_none() && spec.kind() == v1::JobKind::Embed {
             format!("part-{:05}.parquet", batch.bucket).into_bytes().into()
         } else {
             bytes::Bytes::new()
@@ -257,6 +261,7 @@ fn assigned(batch: BatchWork) -> assign::Work {
             segments: batch.segments,
             manifests: batch.manifests,
             output_name,
+            document: batch.document,
         });
     }
     let payload = match spec.input.and_then(|input| input.input) {
@@ -272,6 +277,7 @@ fn assigned(batch: BatchWork) -> assign::Work {
         generate: spec.generate,
         embed: spec.embed,
         bucket: batch.bucket,
+        pages: batch.pages,
     })
 }
 
@@ -326,6 +332,8 @@ mod tests {
             segments: vec![blob.clone()],
             manifests: Vec::new(),
             join,
+            pages: None,
+            document: None,
         };
         let assign::Work::Batch(batch) = assigned(work(false, v1::JobKind::Embed)) else { panic!("a batch") };
         assert_eq!((batch.payload, batch.first, batch.count), (Some(blob.clone()), 2, 3));

@@ -10,6 +10,8 @@ pub const CALLS_MAX: usize = 1_024;
 pub const CALLS_WAITING_MAX: usize = 256;
 /// Nodes.
 pub const NODES_MAX: usize = 4_096;
+/// Nodes that people drained, attached or not.
+pub const CORDONS_MAX: usize = 4_096;
 /// Segments of one job: a million documents.
 pub const SEGMENTS_MAX: u32 = 1_000_000;
 /// Failures of an item alone before it is set aside.
@@ -28,6 +30,13 @@ pub const REATTACH_MS: u64 = 20_000;
 pub const BATCH_TARGET_MS: f64 = 4_000.0;
 /// Items of one batch.
 pub const BATCH_ITEMS_MAX: u32 = 256;
+/// Pages of one batch of a document in ranges: as few as are worth reading the document for, and as many as may be lost with
+/// a node.
+pub const RANGE_PAGES: (u32, u32) = (4, 16);
+/// Most pages of a document.
+pub const DOCUMENT_PAGES_MAX: u32 = 10_000;
+/// Of this many failed ranges the join is told why, in at most so many characters.
+pub const PAGE_REASONS: (u32, usize) = (100, 400);
 /// Attempts a node holds per slot: one runs, one waits so that the node is never idle.
 pub const ATTEMPTS_PER_SLOT: usize = 2;
 /// Attempt numbers reserved at once, so that each dispatch needs no write of the mark.
@@ -35,7 +44,12 @@ pub const ATTEMPTS_RESERVED: u64 = 1_000;
 /// First and longest back-off, milliseconds.
 pub const BACKOFF_MS: (i64, i64) = (500, 60_000);
 /// Longest an attempt may take whatever was expected, milliseconds.
-pub const ATTEMPT_FLOOR_MS: i64 = 10 * 60_000;
+pub const ATTEMPT_FLOOR_MS: u64 = 10 * 60_000;
+/// Longest a person's call takes from its coming to its last frame, milliseconds: nobody waits longer, and what a call
+/// holds (a place at its node, frames here) is bounded by it. `inference.proto` tells callers.
+pub const CALL_WITHIN_MS: u64 = 10 * 60_000;
+/// How much longer than allowed a node goes on by itself, milliseconds: we judge lateness, and it ends what nobody judges.
+pub const NODE_GRACE_MS: u64 = 60_000;
 /// Days an idempotency key outlives its job, milliseconds.
 pub const IDEMPOTENCY_MS: i64 = 7 * 24 * 3_600_000;
 /// Watchers of jobs at once.

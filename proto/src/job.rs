@@ -35,12 +35,6 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
         JobKind::Unspecified => {
             return Err(Problem::invalid("spec.kind", "expected JOB_KIND_EMBED, JOB_KIND_GENERATE or JOB_KIND_OCR"));
         }
-        JobKind::Ocr => {
-            return Err(Problem::new(
-                ErrorCode::Unimplemented,
-                "OCR jobs are not built yet; JOB_KIND_EMBED and JOB_KIND_GENERATE are",
-            ));
-        }
         kind => kind,
     };
     bounded("spec.model", spec.model.len(), 0, 255)?;
@@ -54,6 +48,9 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
             no_nul("spec.input.glob.pattern", &glob.pattern)?;
             let base = glob.base.clone().ok_or_else(|| Problem::missing("spec.input.glob.base"))?;
             Some(Object::try_from(base)?)
+        }
+        Input::Inline(_) if kind == JobKind::Ocr => {
+            return Err(Problem::invalid("spec.input.inline", "texts have no pages; name documents on an export"));
         }
         Input::Inline(inline) => {
             bounded("spec.input.inline.texts", inline.texts.len(), 1, INLINE_TEXTS_MAX)?;
@@ -96,6 +93,10 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
             let options = spec.generate.get_or_insert_default();
             validate_generate(options)?;
         }
+        JobKind::Ocr => {
+            spec.generate = None;
+            spec.embed = None;
+        }
         _ => {
             spec.generate = None;
             let options = spec.embed.get_or_insert_default();
@@ -108,7 +109,26 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
             }
         }
     }
+    if let Some(place) = text_from(&spec) {
+        let place = Object::try_from(place.clone())?;
+        if place.path.components().any(|c| c == OWN_DIRECTORY) {
+            return Err(Problem::new(ErrorCode::PathRefused, "text_from can't lie inside .inglenook"));
+        }
+        if inside.is_none() {
+            return Err(Problem::invalid("text_from", "texts given with the job need no other text"));
+        }
+    }
     Ok(spec)
+}
+
+/// Where a job takes the text of documents that have none of their own, if anywhere.
+#[must_use]
+pub fn text_from(spec: &v1::JobSpec) -> Option<&v1::ObjectRef> {
+    match spec.kind() {
+        JobKind::Embed => spec.embed.as_ref()?.text_from.as_ref(),
+        JobKind::Generate => spec.generate.as_ref()?.text_from.as_ref(),
+        _ => None,
+    }
 }
 
 fn validate_generate(options: &mut v1::GenerateOptions) -> Result<(), Problem> {
@@ -191,6 +211,22 @@ pub fn validate_embed_request(request: &v1::EmbedRequest) -> Result<(), Problem>
     bounded("texts (bytes)", request.texts.iter().map(String::len).sum(), 0, 2 << 20)
 }
 
+/// Most bytes of a document in one OCR call.
+pub const OCR_CALL_BYTES_MAX: usize = 64 << 20;
+/// Most pages of a document in one OCR call.
+pub const OCR_CALL_PAGES_MAX: u32 = 100;
+
+/// Checks the first message of an interactive OCR call.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names the field and its bounds.
+pub fn validate_ocr_request(request: &v1::OcrRequest) -> Result<(), Problem> {
+    bounded("model", request.model.len(), 0, 255)?;
+    no_nul("model", &request.model)?;
+    bounded("media_type", request.media_type.len(), 0, 255)?;
+    no_nul("media_type", &request.media_type)
+}
+
 fn unimplemented(what: &str) -> Problem {
     Problem::new(ErrorCode::Unimplemented, format!("{what} can't be used yet; leave the field empty"))
 }
@@ -267,6 +303,30 @@ mod tests {
         let options = spec.generate.unwrap();
         assert_eq!(options.max_tokens, MAX_TOKENS_DEFAULT);
         assert!(options.prompt.contains("{{ document }}"));
+        let spec = v1::JobSpec { embed: Some(v1::EmbedOptions::default()), ..embed() };
+        let spec = validate_spec(v1::JobSpec { kind: JobKind::Ocr.into(), ..spec }).unwrap();
+        assert!(spec.embed.is_none() && spec.generate.is_none(), "options of other kinds don't count");
+    }
+
+    #[test]
+    fn text_is_taken_from_a_place_of_a_job_that_reads_documents() {
+        let from = |path: &str| Some(v1::EmbedOptions { text_from: Some(object(path)), ..Default::default() });
+        let spec = validate_spec(v1::JobSpec { embed: from("ocr"), ..embed() }).unwrap();
+        assert_eq!(text_from(&spec), Some(&object("ocr")));
+        assert_eq!(text_from(&v1::JobSpec { kind: JobKind::Ocr.into(), ..spec }), None);
+        for path in ["a/.inglenook", "../a", "a//b"] {
+            let problem = validate_spec(v1::JobSpec { embed: from(path), ..embed() }).expect_err(path);
+            assert_eq!(problem.code, ErrorCode::PathRefused, "{path}");
+        }
+        let inline = v1::InlineInput { texts: vec!["a".into()] };
+        let texts = v1::JobSpec {
+            input: Some(v1::InputSpec { input: Some(Input::Inline(inline)) }),
+            embed: from("ocr"),
+            ..embed()
+        };
+        assert!(validate_spec(texts.clone()).expect_err("texts").message.contains("text_from"));
+        let texts = v1::JobSpec { kind: JobKind::Ocr.into(), ..texts };
+        assert!(validate_spec(texts).expect_err("texts").message.contains("pages"));
     }
 
     #[test]
@@ -288,12 +348,16 @@ mod tests {
             ("inglenook", v1::JobSpec { output: Some(object("a/.inglenook")), ..embed() }),
             (
                 "passage_tokens",
-                v1::JobSpec { embed: Some(v1::EmbedOptions { passage_tokens: 3, overlap_tokens: None }), ..embed() },
+                v1::JobSpec { embed: Some(v1::EmbedOptions { passage_tokens: 3, ..Default::default() }), ..embed() },
             ),
             (
                 "overlap",
                 v1::JobSpec {
-                    embed: Some(v1::EmbedOptions { passage_tokens: 32, overlap_tokens: Some(17) }),
+                    embed: Some(v1::EmbedOptions {
+                        passage_tokens: 32,
+                        overlap_tokens: Some(17),
+                        ..Default::default()
+                    }),
                     ..embed()
                 },
             ),

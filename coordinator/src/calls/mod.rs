@@ -1,5 +1,6 @@
 //! Interactive calls: what was asked, who waits, how far each stream came, so that another node can go on with it.
 
+mod once;
 mod reader;
 mod stream;
 
@@ -11,16 +12,17 @@ use std::time::{Duration, Instant};
 use ingle_daemon::{OnFailure, Tasks, trace};
 use ingle_proto::v1::{self, assign};
 use ingle_proto::{ErrorCode, Problem};
-use tokio::sync::oneshot;
 
 use crate::core::{CallId, Event};
 use crate::driver::Handle;
+use crate::limits;
 
+use once::{Answered, Once};
 pub use reader::Frames;
 use stream::{Stream, Taken};
 
 /// Longest a call may take.
-const CALL_WITHIN: Duration = Duration::from_secs(600);
+const CALL_WITHIN: Duration = Duration::from_millis(limits::CALL_WITHIN_MS);
 /// How long a stream's frames are kept after its end.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Ended streams kept at once.
@@ -43,19 +45,11 @@ struct Inner {
 
 #[derive(Default)]
 struct Table {
-    embeds: BTreeMap<CallId, Embed>,
+    /// Answered with one message.
+    once: BTreeMap<CallId, Once>,
     streams: BTreeMap<CallId, Stream>,
     /// Which call an attempt is for; only current ones.
     attempts: BTreeMap<u64, CallId>,
-}
-
-struct Embed {
-    request: v1::EmbedRequest,
-    attempt: Option<u64>,
-    reply: oneshot::Sender<Result<v1::EmbedResponse, Problem>>,
-    since: Instant,
-    queue_us: Option<u64>,
-    traceparent: String,
 }
 
 impl Table {
@@ -87,16 +81,38 @@ impl Calls {
     /// # Errors
     /// What the core or the node said; `DEADLINE`.
     pub async fn embed(&self, request: v1::EmbedRequest) -> Result<v1::EmbedResponse, Problem> {
-        let id = self.next_id();
-        let (reply, answer) = oneshot::channel();
         let bytes = request.texts.iter().map(|text| text.len() as u64).sum();
-        let event =
-            Event::Call { call: id, kind: v1::JobKind::Embed, model: request.model.clone(), bytes, max_tokens: 0 };
-        let traceparent = trace::current_traceparent().unwrap_or_default();
-        let embed = Embed { request, attempt: None, reply, since: Instant::now(), queue_us: None, traceparent };
-        self.lock().embeds.insert(id, embed);
-        let _gone = Gone(self, id);
-        self.0.handle.send(event).await?;
+        let (kind, model) = (v1::JobKind::Embed, request.model.clone());
+        match self.once(kind, model, bytes, assign::Work::Embed(request)).await? {
+            Answered::Embed(response) => Ok(response),
+            Answered::Ocr(_) => Err(once::other_answer()),
+        }
+    }
+
+    /// Reads the pages of a document whose parts are blobs already.
+    ///
+    /// # Errors
+    /// What the core or the node said; `DEADLINE`.
+    pub async fn ocr(&self, model: String, work: v1::OcrWork) -> Result<v1::OcrResponse, Problem> {
+        let bytes = work.parts.iter().map(|part| part.size).sum();
+        match self.once(v1::JobKind::Ocr, model, bytes, assign::Work::Ocr(work)).await? {
+            Answered::Ocr(response) => Ok(response),
+            Answered::Embed(_) => Err(once::other_answer()),
+        }
+    }
+
+    async fn once(
+        &self,
+        kind: v1::JobKind,
+        model: String,
+        bytes: u64,
+        work: assign::Work,
+    ) -> Result<Answered, Problem> {
+        let call = self.next_id();
+        let (once, answer) = Once::new(work, trace::current_traceparent().unwrap_or_default());
+        self.lock().once.insert(call, once);
+        let _gone = Gone(self, call);
+        self.0.handle.send(Event::Call { call, kind, model, bytes, max_tokens: 0 }).await?;
         match tokio::time::timeout(CALL_WITHIN, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Problem::new(ErrorCode::Internal, "the call was forgotten; please report this")),
@@ -173,10 +189,8 @@ impl Calls {
     pub fn dispatch(&self, call: CallId, attempt: u64) -> Option<(assign::Work, String)> {
         let mut table = self.lock();
         let table = &mut *table;
-        let (before, work) = if let Some(embed) = table.embeds.get_mut(&call) {
-            embed.queue_us.get_or_insert_with(|| micros(embed.since));
-            let work = assign::Work::Embed(embed.request.clone());
-            (embed.attempt.replace(attempt), (work, embed.traceparent.clone()))
+        let (before, work) = if let Some(once) = table.once.get_mut(&call) {
+            once.dispatch(attempt)
         } else {
             let stream = table.streams.get_mut(&call).filter(|stream| stream.ended.is_none())?;
             let (before, work) = stream.dispatch(attempt);
@@ -194,26 +208,30 @@ impl Calls {
     /// # Errors
     /// `SHUTTING_DOWN`.
     pub async fn embedded(&self, done: v1::EmbedDone) -> Result<(), Problem> {
-        let Some(attempt) = done.token.map(|token| token.attempt) else { return Ok(()) };
-        let Some((call, embed)) = self.take_embed(attempt) else { return Ok(()) };
-        let answer = done.response.map_or_else(
-            || Err(Problem::new(ErrorCode::ComputeFailed, "the node answered without a response")),
-            |mut response| {
-                response.timings.get_or_insert_default().queue_us = embed.queue_us.unwrap_or(0);
-                Ok(response)
-            },
-        );
-        // The caller may have left this moment.
-        let _ = embed.reply.send(answer);
+        self.answered(done.token, done.response.map(Answered::Embed)).await
+    }
+
+    /// A node has read a call's pages.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN`.
+    pub async fn read(&self, done: v1::OcrDone) -> Result<(), Problem> {
+        self.answered(done.token, done.response.map(Answered::Ocr)).await
+    }
+
+    async fn answered(&self, token: Option<v1::AttemptToken>, answer: Option<Answered>) -> Result<(), Problem> {
+        let Some(attempt) = token.map(|token| token.attempt) else { return Ok(()) };
+        let Some((call, once)) = self.take_once(attempt) else { return Ok(()) };
+        once.answer(answer);
         self.0.handle.send(Event::CallEnded { call }).await
     }
 
-    fn take_embed(&self, attempt: u64) -> Option<(CallId, Embed)> {
+    fn take_once(&self, attempt: u64) -> Option<(CallId, Once)> {
         let mut table = self.lock();
         let call = *table.attempts.get(&attempt)?;
-        let embed = table.embeds.remove(&call)?;
+        let once = table.once.remove(&call)?;
         table.attempts.remove(&attempt);
-        Some((call, embed))
+        Some((call, once))
     }
 
     /// A node has produced a frame.
@@ -255,9 +273,9 @@ impl Calls {
     /// Ends a call with a problem. False if there is none, or it has ended.
     fn give_up(&self, call: CallId, problem: &Problem) -> bool {
         let mut table = self.lock();
-        if let Some(embed) = table.embeds.remove(&call) {
-            embed.attempt.and_then(|attempt| table.attempts.remove(&attempt));
-            let _ = embed.reply.send(Err(problem.clone()));
+        if let Some(once) = table.once.remove(&call) {
+            once.attempt.and_then(|attempt| table.attempts.remove(&attempt));
+            once.fail(problem.clone());
             return true;
         }
         if table.streams.get(&call).is_none_or(|stream| stream.ended.is_some()) {
@@ -300,7 +318,7 @@ impl Calls {
     }
 }
 
-/// Tells the core when whoever waits for vectors leaves.
+/// Tells the core when whoever waits for an answer leaves.
 struct Gone<'a>(&'a Calls, CallId);
 
 impl Drop for Gone<'_> {

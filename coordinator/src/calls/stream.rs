@@ -25,7 +25,7 @@ pub(super) enum Taken {
     Goes,
     /// It was the last.
     Finished,
-    /// Its reader can't keep up and was told so.
+    /// Its reader can't keep up and was told so; nobody waits for the rest.
     TooSlow,
 }
 
@@ -162,12 +162,12 @@ impl Stream {
                     usage.output_tokens = u32::try_from(self.emitted.len()).unwrap_or(u32::MAX);
                 }
                 finished.timings.get_or_insert_default().queue_us = self.queue_us.unwrap_or(0);
-                let taken = self.push(Frame::Finished(finished));
+                // A reader that is too slow for the last frame is told so and may come back for it: the stream is whole.
+                let _ = self.push(Frame::Finished(finished));
                 self.ended = Some(Instant::now());
                 self.running = None;
                 self.sink = None;
-                // A reader that is too slow may come back for the rest: the stream is whole.
-                if taken == Taken::TooSlow { taken } else { Taken::Finished }
+                Taken::Finished
             }
             None => Taken::Goes,
         }
@@ -287,6 +287,22 @@ mod tests {
         stream.take(delta(1, 2, 2, "c"));
         assert_eq!(texts(&mut source), ["b", "c"]);
         assert_eq!(stream.reader(5).err().map(|problem| problem.code), Some(ErrorCode::StreamGone));
+    }
+
+    #[test]
+    fn a_stream_that_ends_under_a_slow_reader_is_whole() {
+        let (mut stream, _ended) = Stream::new(CallId(3), v1::GenerateRequest::default(), 1, String::new());
+        let (_, source) = stream.reader(0).unwrap();
+        stream.dispatch(1);
+        for index in 0..WAITING_MAX as u32 {
+            assert_eq!(stream.take(delta(1, index, u64::from(index), "x")), Taken::Goes);
+        }
+        // One frame too many for the reader, and the last: the call has ended all the same.
+        let done = v1::GenerateFinished { text_offset: WAITING_MAX as u64, ..Default::default() };
+        assert_eq!(stream.take(frame(1, Frame::Finished(done))), Taken::Finished);
+        assert_eq!(source.last.lock().unwrap().as_ref().map(|p| p.code), Some(ErrorCode::Overloaded));
+        let (_, mut again) = stream.reader(WAITING_MAX as u64 - 1).unwrap();
+        assert_eq!(texts(&mut again), ["x", "|2+1024"]);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Batches: cut from segments by measured cost, leased, settled, split around poison, joined into visible files.
+//! Batches: cut from segments by measured cost, leased, settled, joined into visible files.
 
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
 use super::event::{Effect, PublishedBatch};
-use super::record::{BatchRecord, BatchState, Change, batch_key};
+use super::record::{BatchRecord, BatchState, SplitRecord};
 use super::{Attempt, Core, Job, Owner, Step};
 use crate::core::placement::Size;
 use crate::limits;
@@ -20,6 +20,13 @@ pub(super) fn backoff(seed: u64, tries: u32) -> i64 {
     full / 2 + i64::from(hash.as_bytes()[0]) * (full / 2) / 255
 }
 
+/// Whether waiting may mend it. `EPOCH_STALE` says something of this leader, which may no longer be the one, and never of a
+/// job: members tell such a leader to end, and the next one goes on.
+#[must_use]
+pub(super) fn mends(problem: &Problem) -> bool {
+    problem.retryable() || problem.code == ErrorCode::EpochStale
+}
+
 impl Job {
     /// A batch over the next `count` entries of a segment.
     pub(super) fn cut(&mut self, segment: u32, count: u32) -> Option<u64> {
@@ -27,12 +34,12 @@ impl Job {
         let info = entry.record.info.as_ref()?;
         let first = entry.cut;
         let count = count.min(info.to_do - first);
-        let bytes = info.size_kib[first as usize..(first + count) as usize].iter().map(|k| u64::from(*k) << 10).sum();
         let bucket = info.bucket;
         entry.cut += count;
         if entry.cut >= info.to_do {
             self.uncut.remove(&segment);
         }
+        let bytes = self.range_bytes(segment, None, first, count);
         Some(self.add_batch(BatchRecord { segment, first, count, bucket, bytes, ..Default::default() }))
     }
 
@@ -43,21 +50,29 @@ impl Job {
         if !batch.join {
             *self.bucket_open.entry(batch.bucket).or_default() += 1;
         }
+        if let Some(entry) = batch.entry().filter(|_| !batch.join) {
+            self.pages_opened((batch.segment, entry));
+        }
         self.queued.insert(batch.id);
         let id = batch.id;
         self.batches.insert(id, batch);
         id
     }
 
-    fn work_settled(&mut self, bucket: u32) {
-        if let Some(open) = self.bucket_open.get_mut(&bucket) {
+    /// A work batch was committed, set aside, or replaced by others that follow at once.
+    pub(super) fn work_settled(&mut self, batch: &BatchRecord) {
+        if let Some(open) = self.bucket_open.get_mut(&batch.bucket) {
             *open = open.saturating_sub(1);
+        }
+        if let Some(entry) = batch.entry() {
+            self.pages_closed((batch.segment, entry));
         }
     }
 
     pub(super) fn size(&self, batch: &BatchRecord) -> Size {
         let output_tokens = self.record.spec().generate.as_ref().map_or(0, |g| g.max_tokens);
-        Size { items: batch.count, bytes: batch.bytes, output_tokens }
+        let (items, pages) = if batch.takes_pages() { (0, batch.count) } else { (batch.count, 0) };
+        Size { items, bytes: batch.bytes, output_tokens, pages }
     }
 }
 
@@ -84,10 +99,21 @@ impl Core {
         // Every entry it settled has one outcome: a sum that differs would never add up again.
         let sums = [complete.committed, complete.unchanged, complete.skipped, complete.failed];
         let record = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
-        let (assigned, is_join) = record.map_or((0, true), |record| (record.count, record.join));
-        let sum: u64 = sums.into_iter().map(u64::from).sum();
-        if !is_join && (sum != u64::from(complete.count) || complete.count > assigned) {
-            let words = format!("the node says {sum} outcomes for {} of {assigned} documents", complete.count);
+        let sum = sums.into_iter().map(u64::from).sum::<u64>() + complete.splits.len() as u64;
+        let fault = record.and_then(|record| {
+            let assigned = if record.joins_document() { 1 } else { record.count };
+            let end = record.first.saturating_add(complete.count.min(assigned));
+            if (!record.join || record.joins_document())
+                && (sum != u64::from(complete.count) || complete.count > assigned)
+            {
+                Some(format!("the node says {sum} outcomes for {} of {assigned} items", complete.count))
+            } else if !record.takes_documents() && !complete.splits.is_empty() {
+                Some("the node splits what is no document".to_owned())
+            } else {
+                super::ranges::faulty_splits(&complete.splits, record.first, end)
+            }
+        });
+        if let Some(words) = fault {
             let problem = Problem::new(ErrorCode::Internal, words);
             self.failed(step, node, number, v1::FailureKind::Node, &problem);
             return;
@@ -102,39 +128,48 @@ impl Core {
         let Some(record) = entry.batches.get_mut(&batch) else { return };
         let assigned = record.count;
         if !record.join {
-            entry.counts.running = entry.counts.running.saturating_sub(u64::from(assigned));
+            if record.takes_documents() {
+                entry.counts.running = entry.counts.running.saturating_sub(u64::from(assigned));
+            }
             let done = complete.count.min(assigned);
+            if done == 0 {
+                // Drained before its first item: it waits again, free of charge.
+                record.set_state(BatchState::Queued);
+                entry.queued.insert(batch);
+                step.put_batch(job, record);
+                return;
+            }
             if done < assigned {
                 // Drained or preempted: what is left becomes a batch of its own, free of charge.
-                let info = entry.segments.get(&record.segment).map(super::Segment::info);
-                let bytes = |first: u32, end: u32| {
-                    info.map_or(0, |i| {
-                        i.size_kib[first as usize..end as usize].iter().map(|k| u64::from(*k) << 10).sum()
-                    })
-                };
+                let (segment, document, first, bucket) = (record.segment, record.document, record.first, record.bucket);
+                let bytes = |from, count| entry.range_bytes(segment, document.checked_sub(1), from, count);
                 let rest = BatchRecord {
-                    segment: record.segment,
-                    first: record.first + done,
+                    segment,
+                    document,
+                    first: first + done,
                     count: assigned - done,
-                    bucket: record.bucket,
-                    bytes: bytes(record.first + done, record.first + assigned),
+                    bucket,
+                    bytes: bytes(first + done, assigned - done),
                     ..Default::default()
                 };
-                record.count = done;
-                record.bytes = bytes(record.first, record.first + done);
-                if done == 0 {
-                    record.count = assigned;
-                    record.bytes = rest.bytes;
-                    record.set_state(BatchState::Queued);
-                    entry.queued.insert(batch);
-                    step.put_batch(job, record);
-                    return;
-                }
+                let kept = bytes(first, done);
+                let record = entry.batches.get_mut(&batch).expect("looked up above");
+                (record.count, record.bytes) = (done, kept);
                 let id = entry.add_batch(rest);
                 step.put_batch(job, &entry.batches[&id]);
             }
         }
+        // Bytes of a document in ranges count with its ranges.
+        let splits: Vec<SplitRecord> =
+            complete.splits.iter().map(|split| SplitRecord { index: split.index, pages: split.pages }).collect();
+        let segment = entry.batches[&batch].segment;
+        let split_bytes: u64 = splits.iter().map(|split| entry.range_bytes(segment, None, split.index, 1)).sum();
+        for split in &splits {
+            entry.split(segment, split);
+        }
         let record = entry.batches.get_mut(&batch).expect("looked up above; add_batch removes nothing");
+        record.bytes = record.bytes.saturating_sub(split_bytes);
+        record.splits = splits;
         record.set_state(BatchState::Committed);
         record.manifest = Some(manifest);
         record.attempt = number;
@@ -142,35 +177,36 @@ impl Core {
         record.unchanged = complete.unchanged;
         record.skipped = complete.skipped;
         record.failed = complete.failed;
-        // What a batch of embeddings made becomes visible through its bucket's join alone.
-        let joined = entry.record.spec().kind() == v1::JobKind::Embed && !record.join;
+        // What a batch of embeddings or of pages made becomes visible through a join alone.
+        let joined = (entry.record.spec().kind() == v1::JobKind::Embed && !record.join) || record.takes_pages();
         record.outputs = if joined { 0 } else { complete.outputs.max(u32::from(complete.committed > 0)) };
         // From now on it says when to publish again.
         record.not_before_ms = 0;
         record.reason = String::new();
         record.code = String::new();
-        let (id, bucket, is_join, size, outputs) =
-            (record.id, record.bucket, record.join, record.bytes, record.outputs);
-        if is_join {
-            entry.publishing.insert(id);
-        } else {
+        let record = record.clone();
+        if record.join || record.outputs > 0 {
+            entry.publishing.insert(batch);
+        }
+        if record.takes_documents() || record.joins_document() {
             entry.counts.unchanged += u64::from(complete.unchanged);
             entry.counts.skipped += u64::from(complete.skipped);
             entry.counts.failed += u64::from(complete.failed);
             entry.counts.committed += u64::from(complete.committed);
-            entry.counts.bytes_done += size;
-            entry.work_settled(bucket);
-            if outputs > 0 {
-                entry.publishing.insert(id);
-            }
-            let measured = Size { items: complete.count, bytes: complete.bytes, output_tokens: 0 };
+        }
+        if !record.join {
+            entry.counts.bytes_done += record.bytes;
+            entry.work_settled(&record);
+            let items = if record.takes_pages() { 0 } else { complete.count - complete.splits.len() as u32 };
+            let measured = Size { items, bytes: complete.bytes, output_tokens: 0, pages: complete.pages };
             self.speeds.learn(node, &model, measured, busy_ms);
         }
+        let id = record.id;
         let entry = self.jobs.get_mut(&job).expect("looked up above");
         step.put_batch(job, &entry.batches[&id]);
         if entry.publishing.contains(&id) {
             self.publish(step, job, id);
-        } else if entry.record.spec().kind() == v1::JobKind::Generate {
+        } else if entry.record.spec().kind() != v1::JobKind::Embed && !record.takes_pages() {
             // Nothing to make visible (all failed, skipped or unchanged): it is done.
             let record = entry.batches.get_mut(&id).expect("looked up above");
             record.set_state(BatchState::Published);
@@ -216,13 +252,14 @@ impl Core {
             return;
         }
         match result {
-            Err(problem) if problem.retryable() => {
+            Err(problem) if mends(&problem) => {
                 record.tries += 1;
                 record.not_before_ms = now.unix_ms + backoff(job ^ batch, record.tries);
                 record.reason = format!("publishing failed ({problem}); it is tried again");
                 record.code = problem.code.as_str().to_owned();
                 step.effects.push(Effect::JobChanged { job });
             }
+            Err(problem) if problem.code == ErrorCode::ObjectNotFound => self.redo(step, job, batch, &problem),
             Err(problem) => self.end_failed(step, job, &problem),
             Ok(done) => {
                 record.set_state(BatchState::Published);
@@ -230,9 +267,10 @@ impl Core {
                 record.reason = String::new();
                 record.code = String::new();
                 entry.publishing.remove(&batch);
-                let (is_join, bucket, committed) = (record.join, record.bucket, record.committed);
+                let (of_bucket, bucket, committed) =
+                    (record.join && !record.joins_document(), record.bucket, record.committed);
                 let kind = entry.record.spec().kind();
-                if is_join {
+                if of_bucket {
                     let documents: u64 = if kind == v1::JobKind::Embed { entry.bucket_documents(bucket) } else { 0 };
                     let conflict = if done.conflict > 0 { documents } else { 0 };
                     let deleted = entry.bucket_deleted(bucket);
@@ -257,146 +295,6 @@ impl Core {
         }
     }
 
-    pub(super) fn failed(
-        &mut self,
-        step: &mut Step,
-        node: &NodeId,
-        number: u64,
-        kind: v1::FailureKind,
-        problem: &Problem,
-    ) {
-        if self.attempts.get(&number).is_none_or(|attempt| attempt.node != *node) {
-            return;
-        }
-        let Some(attempt) = self.drop_attempt(number) else { return };
-        match kind {
-            v1::FailureKind::Node => {
-                if let Some(entry) = self.nodes.get_mut(node) {
-                    let pause = problem.retry_after.map_or(2_000, |d| d.as_millis().min(60_000) as u64);
-                    entry.rest_until = self.now.mono_ms + pause;
-                }
-            }
-            v1::FailureKind::Model => {
-                let model = match attempt.owner {
-                    Owner::Batch { job, .. } => self.jobs.get(&job).map(|job| job.record.model.clone()),
-                    Owner::Call(call) => self.calls.get(&call).map(|call| call.model.clone()),
-                };
-                if let (Some(model), Some(entry)) = (model, self.nodes.get_mut(node)) {
-                    entry.broken_models.insert(model, problem.message.clone());
-                }
-            }
-            _ => {}
-        }
-        match attempt.owner {
-            Owner::Call(call) => self.call_failed(step, call, kind, problem),
-            Owner::Batch { job, batch } => match kind {
-                v1::FailureKind::Input => self.end_failed(step, job, problem),
-                v1::FailureKind::Item | v1::FailureKind::Unspecified => {
-                    self.charge(step, job, batch, problem, false);
-                }
-                v1::FailureKind::Storage
-                | v1::FailureKind::Node
-                | v1::FailureKind::Model
-                | v1::FailureKind::Cancelled => {
-                    let free = matches!(kind, v1::FailureKind::Cancelled);
-                    self.requeue(step, job, batch, problem, free);
-                }
-            },
-        }
-    }
-
-    /// Back into the queue free of charge: storage, drain, preemption, another node's fault.
-    pub(super) fn requeue(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, at_once: bool) {
-        let now = self.now.unix_ms;
-        let Some(entry) = self.jobs.get_mut(&job) else { return };
-        entry.running.remove(&batch);
-        let Some(record) = entry.batches.get_mut(&batch).filter(|b| b.state() == BatchState::Running) else { return };
-        if !record.join {
-            entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
-        }
-        record.set_state(BatchState::Queued);
-        record.node.clear();
-        record.reason = problem.message.clone();
-        record.code = problem.code.as_str().to_owned();
-        if !at_once {
-            record.tries += 1;
-            let wait = problem.retry_after.map_or_else(|| backoff(job ^ batch, record.tries), |d| d.as_millis() as i64);
-            record.not_before_ms = now + wait.clamp(0, limits::BACKOFF_MS.1);
-        }
-        entry.queued.insert(batch);
-        step.put_batch(job, record);
-        step.effects.push(Effect::JobChanged { job });
-        self.progress_job(step, job);
-    }
-
-    /// Something in the batch did it: halve until the poisonous item stands alone, then count against it.
-    pub(super) fn charge(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, died: bool) {
-        let now = self.now.unix_ms;
-        let Some(entry) = self.jobs.get_mut(&job) else { return };
-        let Some(record) = entry.batches.get(&batch).filter(|b| b.state() == BatchState::Running) else { return };
-        if record.count > 1 {
-            let record = record.clone();
-            entry.running.remove(&batch);
-            entry.batches.remove(&batch);
-            entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
-            entry.work_settled(record.bucket);
-            step.changes.push(Change::Delete { key: batch_key(job, batch) });
-            let half = record.count.div_ceil(2);
-            for (first, count) in [(record.first, half), (record.first + half, record.count - half)] {
-                let info = entry.segments[&record.segment].info();
-                let bytes =
-                    info.size_kib[first as usize..(first + count) as usize].iter().map(|k| u64::from(*k) << 10).sum();
-                let part = BatchRecord {
-                    segment: record.segment,
-                    first,
-                    count,
-                    bucket: record.bucket,
-                    bytes,
-                    reason: format!("split after: {}", problem.message),
-                    code: problem.code.as_str().to_owned(),
-                    suspect: died,
-                    ..Default::default()
-                };
-                let id = entry.add_batch(part);
-                step.put_batch(job, &entry.batches[&id]);
-            }
-            step.effects.push(Effect::JobChanged { job });
-            return;
-        }
-        let record = entry.batches.get_mut(&batch).expect("looked up above");
-        record.failures += u32::from(!died);
-        record.deaths += u32::from(died);
-        record.suspect = died && !record.join;
-        record.reason = problem.message.clone();
-        record.code = problem.code.as_str().to_owned();
-        record.node.clear();
-        entry.running.remove(&batch);
-        if !record.join {
-            entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
-        }
-        if record.failures >= limits::ITEM_FAILURES_MAX || record.deaths >= limits::ITEM_DEATHS_MAX {
-            if record.join {
-                // A join that can't be made is the job's own failure: its documents can't become visible.
-                step.put_batch(job, record);
-                let problem = Problem::new(problem.code, format!("results can't be joined: {}", problem.message));
-                self.end_failed(step, job, &problem);
-                return;
-            }
-            record.set_state(BatchState::Quarantined);
-            entry.counts.quarantined += u64::from(record.count);
-            let bucket = record.bucket;
-            entry.work_settled(bucket);
-        } else {
-            record.set_state(BatchState::Queued);
-            let tries = record.failures + record.deaths;
-            record.not_before_ms = now + backoff(job ^ batch, tries);
-            entry.queued.insert(batch);
-        }
-        step.put_batch(job, &entry.batches[&batch]);
-        step.effects.push(Effect::JobChanged { job });
-        self.progress_job(step, job);
-    }
-
     /// Makes the joins that are due and ends the job if nothing is left.
     pub(super) fn progress_job(&mut self, step: &mut Step, number: u64) {
         let Some(job) = self.jobs.get_mut(&number) else { return };
@@ -410,6 +308,7 @@ impl Core {
         if !job.record.listed {
             return;
         }
+        job.join_documents(step);
         let kind = job.record.spec().kind();
         let cut_off: std::collections::BTreeSet<u32> =
             job.uncut.iter().filter_map(|index| job.segments.get(index)).map(|s| s.info().bucket).collect();
@@ -440,6 +339,8 @@ impl Core {
             && job.running.is_empty()
             && job.publishing.is_empty()
             && job.joins_due.is_empty()
+            && job.uncut_pages.is_empty()
+            && job.ready_documents.is_empty()
         {
             let bad = job.counts.failed + job.counts.quarantined + job.counts.conflict;
             let state = if bad == 0 { JobState::Succeeded } else { JobState::Failed };
@@ -496,9 +397,8 @@ impl Job {
     pub(super) fn settled(&self) -> u64 {
         self.batches
             .values()
-            .filter(|b| !b.join)
             .map(|b| match b.state() {
-                BatchState::Committed | BatchState::Published | BatchState::Quarantined => u64::from(b.count),
+                BatchState::Committed | BatchState::Published | BatchState::Quarantined => u64::from(b.stands_for()),
                 _ => 0,
             })
             .sum()

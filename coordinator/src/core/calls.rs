@@ -13,7 +13,10 @@ pub(crate) struct Call {
     pub(crate) kind: v1::JobKind,
     pub(crate) model: String,
     pub(crate) size: Size,
+    /// When it came, for queue time.
     pub(crate) since: u64,
+    /// Since when it waits for a node, this time.
+    pub(crate) waits_since: u64,
     /// Set while a node has it.
     pub(crate) attempt: Option<u64>,
     /// Nodes it was on before.
@@ -51,8 +54,11 @@ impl Core {
             step.effects.push(Effect::CallFailed { call: id, problem });
             return;
         }
-        let size = Size { items: 1, bytes, output_tokens: max_tokens };
-        self.calls.insert(id, Call { kind, model, size, since: self.now.mono_ms, attempt: None, moves: 0 });
+        let size = Size { items: 1, bytes, output_tokens: max_tokens, pages: 0 };
+        self.calls.insert(
+            id,
+            Call { kind, model, size, since: self.now.mono_ms, waits_since: self.now.mono_ms, attempt: None, moves: 0 },
+        );
     }
 
     pub(super) fn call_ended(&mut self, id: CallId) {
@@ -75,8 +81,10 @@ impl Core {
 
     /// Its attempt is gone: another node may go on with it, unless the call itself is at fault.
     pub(super) fn call_failed(&mut self, step: &mut Step, id: CallId, kind: v1::FailureKind, problem: &Problem) {
+        let now = self.now.mono_ms;
         let Some(call) = self.calls.get_mut(&id) else { return };
         call.attempt = None;
+        call.waits_since = now;
         call.moves += 1;
         let hopeless = matches!(kind, v1::FailureKind::Input | v1::FailureKind::Item | v1::FailureKind::Unspecified);
         if hopeless || call.moves > MOVES_MAX {
@@ -91,7 +99,7 @@ impl Core {
         let late: Vec<CallId> = self
             .calls
             .iter()
-            .filter(|(_, call)| call.attempt.is_none() && call.since + WAIT_MS < now)
+            .filter(|(_, call)| call.attempt.is_none() && call.waits_since + WAIT_MS < now)
             .map(|(id, _)| *id)
             .collect();
         for id in late {

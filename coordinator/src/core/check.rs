@@ -11,11 +11,14 @@ use super::{Core, Owner};
 #[must_use]
 pub fn settled_counts(kind: v1::JobKind, batches: &BTreeMap<u64, BatchRecord>) -> v1::ItemCounts {
     let mut counts = v1::ItemCounts::default();
-    let joined: BTreeMap<u32, &BatchRecord> =
-        batches.values().filter(|b| b.join && b.state() == BatchState::Published).map(|b| (b.bucket, b)).collect();
+    let joined: BTreeMap<u32, &BatchRecord> = batches
+        .values()
+        .filter(|b| b.join && !b.joins_document() && b.state() == BatchState::Published)
+        .map(|b| (b.bucket, b))
+        .collect();
     for batch in batches.values() {
         let done = matches!(batch.state(), BatchState::Committed | BatchState::Published);
-        if batch.join {
+        if batch.join && !batch.joins_document() {
             if batch.state() == BatchState::Published {
                 counts.deleted += u64::from(batch.deleted);
                 counts.conflict += u64::from(batch.conflict);
@@ -23,6 +26,10 @@ pub fn settled_counts(kind: v1::JobKind, batches: &BTreeMap<u64, BatchRecord>) -
             continue;
         }
         if !done {
+            continue;
+        }
+        if batch.takes_pages() {
+            counts.bytes_done += batch.bytes;
             continue;
         }
         counts.unchanged += u64::from(batch.unchanged);
@@ -56,7 +63,14 @@ impl Core {
             let mut say = |what: String| wrong.push(format!("job {number}: {what}"));
             let expected = settled_counts(job.record.spec().kind(), &job.batches);
             if job.record.listed {
+                let listed = |of: fn(&v1::SegmentInfo) -> u32| -> u64 {
+                    job.segments.values().map(|segment| u64::from(of(segment.info()))).sum()
+                };
+                let aside = job.batches.values().filter(|batch| batch.state() == BatchState::Quarantined);
                 for (name, kept, fresh) in [
+                    ("unchanged", job.counts.unchanged, listed(|info| info.unchanged) + expected.unchanged),
+                    ("skipped", job.counts.skipped, listed(|info| info.skipped) + expected.skipped),
+                    ("quarantined", job.counts.quarantined, aside.map(|batch| u64::from(batch.stands_for())).sum()),
                     ("failed", job.counts.failed, expected.failed),
                     ("committed", job.counts.committed, expected.committed),
                     ("published", job.counts.published, expected.published),
@@ -72,7 +86,7 @@ impl Core {
             let running: u64 = job
                 .batches
                 .values()
-                .filter(|b| !b.join && b.state() == BatchState::Running)
+                .filter(|b| b.takes_documents() && b.state() == BatchState::Running)
                 .map(|b| u64::from(b.count))
                 .sum();
             if running != job.counts.running {
@@ -80,7 +94,7 @@ impl Core {
             }
             for (index, segment) in &job.segments {
                 let mut covered = vec![0u8; segment.info().to_do as usize];
-                for batch in job.batches.values().filter(|b| !b.join && b.segment == *index) {
+                for batch in job.batches.values().filter(|b| b.takes_documents() && b.segment == *index) {
                     for entry in batch.first..batch.end() {
                         match covered.get_mut(entry as usize) {
                             Some(times) => *times += 1,
@@ -93,6 +107,34 @@ impl Core {
                 }
                 if covered.iter().take(segment.cut as usize).any(|times| *times == 0) {
                     say(format!("an entry of segment {index} before its cut is in no batch"));
+                }
+            }
+            for (key, split) in &job.splits {
+                let mut covered = vec![0u8; split.pages as usize];
+                let of = |b: &&BatchRecord| b.segment == key.0 && b.entry() == Some(key.1);
+                for batch in job.batches.values().filter(of).filter(|b| b.takes_pages()) {
+                    for page in batch.first..batch.end() {
+                        match covered.get_mut(page as usize) {
+                            Some(times) => *times += 1,
+                            None => say(format!("batch {} reaches past the pages of {key:?}", batch.id)),
+                        }
+                    }
+                }
+                if covered.iter().zip(0..).any(|(times, page)| *times != u8::from(page < split.cut)) {
+                    say(format!("pages of {key:?} before its cut are not each in one batch: {covered:?}"));
+                }
+                let joins = job.batches.values().filter(of).filter(|b| b.join).count();
+                let open = job
+                    .batches
+                    .values()
+                    .filter(of)
+                    .filter(|b| b.takes_pages() && matches!(b.state(), BatchState::Queued | BatchState::Running));
+                let open = open.count();
+                if joins != usize::from(split.joined) || open != split.open as usize {
+                    say(format!("{key:?} has {joins} joins and {open} open ranges: {split:?}"));
+                }
+                if split.joined && (open > 0 || split.cut < split.pages) {
+                    say(format!("{key:?} is joined before its pages are settled: {split:?}"));
                 }
             }
             for (id, batch) in &job.batches {

@@ -5,11 +5,20 @@ use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 use super::event::{BatchWork, CallId, Effect, Work};
 use super::nodes::{Health, NodeEntry};
 use super::placement::{Size, Speeds, Terms, tie};
+use super::ranges::DocumentKey;
 use super::record::BatchState;
 use super::{Attempt, Core, Job, Owner, Step};
 use crate::limits;
 
 use v1::JobState;
+
+/// What is cut next.
+enum Cut {
+    /// So many entries of a segment.
+    Entries(u32, u32),
+    /// So many pages of a document.
+    Pages(DocumentKey, u32),
+}
 
 /// After this long in the queue batch work counts as interactive, milliseconds.
 const AGEING_MS: u64 = 10 * 60_000;
@@ -141,7 +150,7 @@ impl Core {
         let probe = match waiting {
             Some(batch) => job.size(&job.batches[&batch]),
             None => match self.next_cut(job, &model, &fit) {
-                Some((_, _, size)) => size,
+                Some((_, size)) => size,
                 None => return false,
             },
         };
@@ -167,18 +176,20 @@ impl Core {
         let batch = match waiting {
             Some(batch) => batch,
             None => {
-                let Some((segment, count, _)) = self.jobs.get(&number).and_then(|job| self.next_cut(job, &model, &fit))
-                else {
+                let Some((cut, _)) = self.jobs.get(&number).and_then(|job| self.next_cut(job, &model, &fit)) else {
                     return false;
                 };
-                let Some(batch) = self.jobs.get_mut(&number).and_then(|job| job.cut(segment, count)) else {
+                let Some(batch) = self.jobs.get_mut(&number).and_then(|job| match cut {
+                    Cut::Entries(segment, count) => job.cut(segment, count),
+                    Cut::Pages(key, count) => job.cut_pages(key, count),
+                }) else {
                     return false;
                 };
                 batch
             }
         };
         let attempt = self.new_attempt(step);
-        let epoch_deadline = now.unix_ms + limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as i64);
+        let allowed_ms = limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as u64);
         let Some(job) = self.jobs.get_mut(&number) else { return false };
         let queued_ms = job.waiting_since.take().map_or(0, |since| now.mono_ms.saturating_sub(since));
         job.hold = String::new();
@@ -188,7 +199,8 @@ impl Core {
         record.set_state(BatchState::Running);
         record.attempt = attempt;
         record.node = node.to_string();
-        if !record.join {
+        record.allowed_ms = allowed_ms;
+        if record.takes_documents() {
             job.counts.running += u64::from(record.count);
         }
         step.put_batch(number, record);
@@ -198,6 +210,14 @@ impl Core {
         }
         let (join, bucket, first, count, segment) =
             (record.join, record.bucket, record.first, record.count, record.segment);
+        let (entry, of_pages) = (record.entry(), record.takes_pages());
+        let (parts, document) = match entry.filter(|_| join) {
+            Some(entry) => {
+                let (parts, document) = job.document_parts((segment, entry));
+                (parts, Some(document))
+            }
+            None => (Vec::new(), None),
+        };
         let in_bucket = |index: &u32| job.segments[index].info().bucket == bucket;
         let blobs = |indices: Vec<u32>| -> Vec<v1::BlobRef> {
             indices.iter().filter_map(|index| job.segments[index].info().blob.clone()).collect()
@@ -207,14 +227,16 @@ impl Core {
             spec: job.record.spec().clone(),
             principal: job.record.principal.clone(),
             bucket,
-            first,
-            count,
-            segments: if join {
+            first: if of_pages { entry.unwrap_or_default() } else { first },
+            count: if of_pages { 1 } else { count },
+            segments: if join && document.is_none() {
                 blobs(job.segments.keys().copied().filter(in_bucket).collect())
             } else {
                 blobs(vec![segment])
             },
-            manifests: if join && job.record.spec().kind() == v1::JobKind::Embed {
+            manifests: if document.is_some() {
+                parts
+            } else if join && job.record.spec().kind() == v1::JobKind::Embed {
                 job.batches
                     .values()
                     .filter(|b| !b.join && b.bucket == bucket && b.state() == BatchState::Committed)
@@ -224,6 +246,8 @@ impl Core {
                 Vec::new()
             },
             join,
+            pages: of_pages.then_some(v1::PageRange { first, count }),
+            document,
         };
         let priority = job.record.spec().priority();
         let model_ref = v1::ModelRef { name: model, digest: job.record.model_digest.clone().into() };
@@ -234,7 +258,7 @@ impl Core {
                 node: node.clone(),
                 started: now.mono_ms,
                 expected_ms,
-                deadline_unix: epoch_deadline,
+                deadline: now.mono_ms + allowed_ms,
                 bytes_done: 0,
                 items_done: 0,
                 unconfirmed: false,
@@ -246,7 +270,7 @@ impl Core {
         step.effects.push(Effect::Dispatch {
             node,
             attempt,
-            deadline_ms: epoch_deadline,
+            allowed_ms,
             model: model_ref,
             priority,
             queued_ms,
@@ -258,7 +282,18 @@ impl Core {
 
     /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
     /// others have nothing left to do.
-    fn next_cut(&self, job: &Job, model: &str, fit: &[NodeId]) -> Option<(u32, u32, Size)> {
+    fn next_cut(&self, job: &Job, model: &str, fit: &[NodeId]) -> Option<(Cut, Size)> {
+        let expected = |size: Size| {
+            let of = |id: &NodeId| {
+                let terms = self.terms(id, model, size);
+                terms.prefill + terms.output
+            };
+            fit.iter().map(of).fold(f64::INFINITY, f64::min)
+        };
+        // Documents that were begun come first: their results are the nearest.
+        if let Some((key, pages, size)) = job.next_pages(fit.len(), expected) {
+            return Some((Cut::Pages(key, pages), size));
+        }
         let segment = *job.uncut.first()?;
         let entry = job.segments.get(&segment)?;
         let info = entry.info();
@@ -268,22 +303,15 @@ impl Core {
         let ceiling = if measured { limits::BATCH_ITEMS_MAX } else { 4 } as usize;
         // The last of a job is shared out.
         let fair = (job.uncut_items() as usize).div_ceil(2 * fit.len().max(1)).max(1);
-        let mut size = Size { items: 0, bytes: 0, output_tokens };
+        let mut size = Size { items: 0, bytes: 0, output_tokens, pages: 0 };
         for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling).min(fair)) {
-            let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), output_tokens };
-            let fastest = fit
-                .iter()
-                .map(|id| {
-                    let terms = self.terms(id, model, grown);
-                    terms.prefill + terms.output
-                })
-                .fold(f64::INFINITY, f64::min);
-            if size.items > 0 && fastest > limits::BATCH_TARGET_MS {
+            let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
+            if size.items > 0 && expected(grown) > limits::BATCH_TARGET_MS {
                 break;
             }
             size = grown;
         }
-        Some((segment, size.items, size))
+        Some((Cut::Entries(segment, size.items), size))
     }
 
     /// Batches that a node holds.
@@ -363,7 +391,6 @@ impl Core {
                 .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
             let Some((terms, _, node)) = best else { continue };
             let attempt = self.new_attempt(step);
-            let deadline = self.now.unix_ms + limits::ATTEMPT_FLOOR_MS;
             self.attempts.insert(
                 attempt,
                 Attempt {
@@ -371,7 +398,7 @@ impl Core {
                     node: node.clone(),
                     started: self.now.mono_ms,
                     expected_ms: terms.load + terms.prefill + terms.output,
-                    deadline_unix: deadline,
+                    deadline: self.now.mono_ms + limits::CALL_WITHIN_MS,
                     bytes_done: 0,
                     items_done: 0,
                     unconfirmed: false,
@@ -387,7 +414,7 @@ impl Core {
             step.effects.push(Effect::Dispatch {
                 node,
                 attempt,
-                deadline_ms: deadline,
+                allowed_ms: limits::CALL_WITHIN_MS,
                 model: v1::ModelRef { name: model, digest: digest.into() },
                 priority: v1::Priority::Interactive,
                 queued_ms: self.now.mono_ms.saturating_sub(since),
@@ -411,12 +438,13 @@ impl Core {
         })
     }
 
-    /// Attempts that ran far past what was expected are given up: free of charge once, then counted.
+    /// Attempts that ran far past what was expected, by our clock, are given up, and that counts as a failure of what is in
+    /// them: whatever takes so long must stand alone, and end.
     pub(super) fn watch_attempts(&mut self, step: &mut Step) {
         let late: Vec<u64> = self
             .attempts
             .iter()
-            .filter(|(_, attempt)| attempt.deadline_unix < self.now.unix_ms && !attempt.unconfirmed)
+            .filter(|(_, attempt)| attempt.deadline < self.now.mono_ms && !attempt.unconfirmed)
             .map(|(number, _)| *number)
             .collect();
         for number in late {
@@ -436,6 +464,7 @@ impl Core {
 impl Job {
     fn has_work(&self, unix_ms: i64) -> bool {
         !self.uncut.is_empty()
+            || !self.uncut_pages.is_empty()
             || self.queued.iter().any(|batch| self.batches.get(batch).is_some_and(|b| b.not_before_ms <= unix_ms))
     }
 
@@ -460,6 +489,8 @@ impl Job {
             .filter_map(|index| self.segments.get(index))
             .map(|s| s.info().size_kib[s.cut as usize..].iter().map(|k| u64::from(*k) << 10).sum::<u64>())
             .sum();
-        uncut + self.queued.iter().filter_map(|batch| self.batches.get(batch)).map(|b| b.bytes).sum::<u64>()
+        uncut
+            + self.uncut_page_bytes()
+            + self.queued.iter().filter_map(|batch| self.batches.get(batch)).map(|b| b.bytes).sum::<u64>()
     }
 }

@@ -214,6 +214,8 @@ pub enum Event {
         reply: ReplyId,
         /// Which.
         node: NodeId,
+        /// Unix milliseconds after which its work is taken back; 0 for never, in the past for at once.
+        deadline_ms: i64,
     },
     /// Give it work again.
     Uncordon {
@@ -269,10 +271,14 @@ pub struct BatchWork {
     pub count: u32,
     /// The segment, or for joins all segments of the bucket.
     pub segments: Vec<v1::BlobRef>,
-    /// For joins: manifests of the bucket's committed batches.
+    /// For joins: manifests of the bucket's committed batches, or of the document's ranges in page order.
     pub manifests: Vec<v1::BlobRef>,
     /// It is a join.
     pub join: bool,
+    /// Only these pages of the one document.
+    pub pages: Option<v1::PageRange>,
+    /// For joins: of this document rather than a bucket.
+    pub document: Option<v1::DocumentJoin>,
 }
 
 /// What is to be done, once the changes of the same step are durable.
@@ -300,8 +306,8 @@ pub enum Effect {
         node: NodeId,
         /// Number of the attempt.
         attempt: u64,
-        /// Unix milliseconds after which it is given up.
-        deadline_ms: i64,
+        /// Milliseconds from now after which it is given up.
+        allowed_ms: u64,
         /// Model by name and digest.
         model: v1::ModelRef,
         /// Interactive or batch.

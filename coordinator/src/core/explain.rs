@@ -98,7 +98,7 @@ impl Core {
             .queued
             .first()
             .and_then(|id| job.batches.get(id))
-            .map_or(Size { items: 1, bytes: 4096, output_tokens: 64 }, |b| job.size(b));
+            .map_or(Size { items: 1, bytes: 4096, output_tokens: 64, pages: 0 }, |b| job.size(b));
         let nodes = self
             .candidates(&record.model)
             .into_iter()

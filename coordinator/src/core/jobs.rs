@@ -225,6 +225,7 @@ impl Core {
                         model_digest: digest.into(),
                         parameters_digest: parameters_digest(&spec).into(),
                         force: spec.force,
+                        text_from: ingle_proto::job::text_from(&spec).cloned(),
                     }),
                 });
                 step.effects.push(Effect::JobChanged { job: number });
@@ -285,7 +286,7 @@ impl Core {
         let now = self.now.mono_ms;
         let Some(job) = self.current_scan(number, scan) else { return };
         job.scan.running = false;
-        if problem.retryable() {
+        if super::batches::mends(problem) {
             job.scan.tries += 1;
             job.scan.not_before = now + super::batches::backoff(number, job.scan.tries) as u64;
             let hold = format!("the listing failed ({problem}); it is tried again");
@@ -526,7 +527,7 @@ pub(super) fn parameters_digest(spec: &v1::JobSpec) -> Vec<u8> {
 fn word(kind: v1::JobKind) -> &'static str {
     match kind {
         v1::JobKind::Embed => "embed",
-        v1::JobKind::Ocr => "ocr",
+        v1::JobKind::Ocr => "read pages",
         v1::JobKind::Generate => "generate",
         v1::JobKind::Unspecified => "do this",
     }

@@ -2,7 +2,7 @@
 
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
-use super::event::{Answer, Attached, Effect, ReplyId};
+use super::event::{Attached, Effect};
 use super::nodes::Health;
 use super::record::BatchState;
 use super::{Attempt, Core, Job, Owner, Step};
@@ -15,7 +15,7 @@ use v1::JobState;
 pub(crate) enum Loss {
     /// Its node died with it.
     Died,
-    /// It ran far too long.
+    /// It ran far too long: a failure of what is in it.
     Late,
     /// Nobody's.
     Free,
@@ -72,9 +72,9 @@ impl Core {
                 });
             }
         }
-        if self.nodes.get(&id).is_some_and(|node| node.draining) {
-            step.effects.push(Effect::SetDrain { node: id, drain: true });
-        }
+        // Whether it is drained is ours to know: it may have been told otherwise by a leader before, or missed it.
+        let drain = self.nodes.get(&id).is_some_and(|node| node.draining);
+        step.effects.push(Effect::SetDrain { node: id, drain });
     }
 
     /// The attempt is gone with its node.
@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// The attempt ended without anybody's fault: free of charge.
-    fn give_back(&mut self, number: u64, problem: &Problem) {
+    pub(super) fn give_back(&mut self, number: u64, problem: &Problem) {
         self.lost.insert(number, (problem.clone(), Loss::Free));
     }
 
@@ -174,7 +174,8 @@ impl Core {
                 (job.record.listed || job.record.state() == JobState::Cancelling)
                     && job.running.is_empty()
                     && job.publishing.is_empty()
-                    && (job.record.state() == JobState::Cancelling || (job.queued.is_empty() && job.uncut.is_empty()))
+                    && (job.record.state() == JobState::Cancelling
+                        || (job.queued.is_empty() && job.uncut.is_empty() && job.uncut_pages.is_empty()))
             })
             .map(|(number, _)| *number)
             .take(16)
@@ -185,19 +186,6 @@ impl Core {
             }
             self.progress_job(step, number);
         }
-    }
-
-    pub(super) fn set_drain(&mut self, step: &mut Step, reply: ReplyId, id: &NodeId, drain: bool) {
-        let answer = if self.nodes.get(id).is_some() {
-            self.nodes.cordon(id, drain);
-            step.effects.push(Effect::SetDrain { node: id.clone(), drain });
-            self.node(id).map(|node| Answer::Node(Box::new(node)))
-        } else {
-            None
-        };
-        let answer = answer
-            .ok_or_else(|| Problem::new(ErrorCode::NodeNotFound, format!("no node {id}; see `ingle nodes list`")));
-        step.effects.push(Effect::Reply { reply, answer });
     }
 
     /// Rebuilds what is not stored from what is: after a restart.
@@ -217,7 +205,8 @@ impl Core {
                             node,
                             started: now.mono_ms,
                             expected_ms: limits::BATCH_TARGET_MS,
-                            deadline_unix: now.unix_ms + limits::ATTEMPT_FLOOR_MS,
+                            // How long it ran already nobody knows any more: all its time anew.
+                            deadline: now.mono_ms + batch.allowed_ms.max(limits::ATTEMPT_FLOOR_MS),
                             bytes_done: 0,
                             items_done: 0,
                             unconfirmed: true,
@@ -244,7 +233,7 @@ impl Job {
         self.next_batch = self.batches.keys().next_back().map_or(1, |last| last + 1);
         let kind = self.record.spec().kind();
         for batch in self.batches.values() {
-            if !batch.join
+            if batch.takes_documents()
                 && let Some(segment) = self.segments.get_mut(&batch.segment)
             {
                 segment.cut = segment.cut.max(batch.end());
@@ -254,12 +243,13 @@ impl Job {
             return false;
         }
         self.index_segments();
+        self.restore_splits();
         for (id, batch) in &self.batches {
-            let count = u64::from(batch.count);
+            let running = if batch.takes_documents() { u64::from(batch.count) } else { 0 };
             if !batch.join && matches!(batch.state(), BatchState::Queued | BatchState::Running) {
                 *self.bucket_open.entry(batch.bucket).or_default() += 1;
             }
-            if batch.join {
+            if batch.join && !batch.joins_document() {
                 self.joins_due.remove(&batch.bucket);
             }
             match batch.state() {
@@ -268,14 +258,14 @@ impl Job {
                 }
                 BatchState::Running => {
                     self.running.insert(*id);
-                    self.counts.running += count;
+                    self.counts.running += running;
                 }
                 BatchState::Committed => {
                     if batch.join || batch.outputs > 0 {
                         self.publishing.insert(*id);
                     }
                 }
-                BatchState::Quarantined => self.counts.quarantined += count,
+                BatchState::Quarantined => self.counts.quarantined += u64::from(batch.stands_for()),
                 BatchState::Published => {}
             }
         }

@@ -7,13 +7,16 @@ mod batches;
 pub(crate) mod calls;
 pub mod check;
 mod dispatch;
+mod drains;
 pub mod event;
 pub mod explain;
 mod jobs;
 mod members;
 pub mod nodes;
 pub mod placement;
+mod ranges;
 pub mod record;
+mod setbacks;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,11 +24,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ingle_proto::{Epoch, NodeId, Problem, v1};
 
 pub use event::{Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
-pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord};
+pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord, SplitRecord};
 
 use calls::Call;
 use nodes::NodeTable;
 use placement::Speeds;
+use ranges::{DocumentKey, Split};
 
 /// What a step asks for.
 #[derive(Debug, Default)]
@@ -74,6 +78,12 @@ pub(crate) struct Job {
     pub(crate) bucket_open: BTreeMap<u32, u64>,
     /// Buckets that need a join and have none yet.
     pub(crate) joins_due: BTreeSet<u32>,
+    /// Documents whose pages are batches of their own.
+    pub(crate) splits: BTreeMap<DocumentKey, Split>,
+    /// Those of them with pages no batch covers yet.
+    pub(crate) uncut_pages: BTreeSet<DocumentKey>,
+    /// Those of them whose pages are all settled, and that need a join.
+    pub(crate) ready_documents: BTreeSet<DocumentKey>,
     pub(crate) counts: v1::ItemCounts,
     pub(crate) next_batch: u64,
     /// The walk under way, and when to try again after one failed.
@@ -122,7 +132,8 @@ pub(crate) struct Attempt {
     pub(crate) node: NodeId,
     pub(crate) started: u64,
     pub(crate) expected_ms: f64,
-    pub(crate) deadline_unix: i64,
+    /// Monotonic milliseconds after which it is given up.
+    pub(crate) deadline: u64,
     pub(crate) bytes_done: u64,
     pub(crate) items_done: u32,
     /// Set after a leader change, until its node reports it.
@@ -216,6 +227,7 @@ impl Core {
                 let record = BatchRecord::decode(value).map_err(bad)?;
                 self.jobs.entry(number(job)?).or_default().batches.insert(record.id, record);
             }
+            ["cordons", node] => self.load_cordon(node, value)?,
             _ => return Err("is of no known kind: was the store written by a newer version?".into()),
         }
         Ok(())
@@ -261,8 +273,8 @@ impl Core {
             }
             Event::CallEnded { call } => self.call_ended(call),
             Event::CallGone { call } => self.call_gone(&mut step, call),
-            Event::Drain { reply, node } => self.set_drain(&mut step, reply, &node, true),
-            Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, false),
+            Event::Drain { reply, node, deadline_ms } => self.set_drain(&mut step, reply, &node, Some(deadline_ms)),
+            Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
@@ -280,6 +292,7 @@ impl Core {
         self.start_scans(step);
         self.watch_nodes(step);
         self.watch_attempts(step);
+        self.watch_drains(step);
         self.watch_deadlines(step);
         self.watch_idle(step);
         self.nodes.forget_departed(self.now);

@@ -87,8 +87,8 @@ impl NodeEntry {
 #[derive(Debug, Default)]
 pub struct NodeTable {
     nodes: BTreeMap<NodeId, NodeEntry>,
-    /// Drained before it ever attached, or while it was away.
-    cordoned: BTreeSet<NodeId>,
+    /// Those that shall take no work, attached or not, with the deadline of their drain: Unix milliseconds, or 0.
+    cordoned: BTreeMap<NodeId, i64>,
 }
 
 impl NodeTable {
@@ -113,7 +113,7 @@ impl NodeTable {
         let id = attached.node.clone();
         let before = self.nodes.get(&id);
         let same = before.is_some_and(|entry| entry.attached.incarnation == attached.incarnation);
-        let draining = before.map_or_else(|| self.cordoned.contains(&id), |entry| entry.draining);
+        let draining = self.cordoned.contains_key(&id);
         let entry = NodeEntry {
             connected: true,
             last_seen: now.mono_ms,
@@ -166,15 +166,20 @@ impl NodeTable {
         }
     }
 
-    pub(crate) fn cordon(&mut self, node: &NodeId, drain: bool) {
-        if drain {
-            self.cordoned.insert(node.clone());
-        } else {
-            self.cordoned.remove(node);
+    /// Cordons with a deadline, or takes the cordon away.
+    pub(crate) fn cordon(&mut self, node: &NodeId, deadline_ms: Option<i64>) {
+        match deadline_ms {
+            Some(deadline_ms) => drop(self.cordoned.insert(node.clone(), deadline_ms)),
+            None => drop(self.cordoned.remove(node)),
         }
         if let Some(entry) = self.nodes.get_mut(node) {
-            entry.draining = drain;
+            entry.draining = deadline_ms.is_some();
         }
+    }
+
+    /// Nodes that shall take no work, and the deadlines of their drains.
+    pub(crate) fn cordons(&self) -> &BTreeMap<NodeId, i64> {
+        &self.cordoned
     }
 
     /// Whether more than half of the nodes are silent at once: then the fault is likely ours.

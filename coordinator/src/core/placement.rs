@@ -34,6 +34,8 @@ pub struct Size {
     pub bytes: u64,
     /// Tokens each may produce.
     pub output_tokens: u32,
+    /// Pages of them; 0 where nobody has counted.
+    pub pages: u32,
 }
 
 /// A running mean that forgets: each sample weighs a fifth.
@@ -53,6 +55,7 @@ impl Mean {
 struct Speed {
     ms_per_kib: Option<Mean>,
     ms_per_item: Option<Mean>,
+    ms_per_page: Option<Mean>,
 }
 
 /// Measured speeds by (node, model).
@@ -63,6 +66,9 @@ pub struct Speeds(BTreeMap<(NodeId, String), Speed>);
 const BYTES_PER_TOKEN: f64 = 4.0;
 /// Share of the measured peak that engines reach before they are measured.
 const EFFICIENCY: f64 = 0.3;
+/// Arithmetic of reading a page, and how large pages are on the average: guesses for what nobody has measured.
+const FLOP_PER_PAGE: f64 = 100e9;
+const KIB_PER_PAGE: f64 = 100.0;
 /// Reading weights from a NAS over gigabit Ethernet, bytes per millisecond.
 const LOAD_BYTES_PER_MS: f64 = 110_000.0;
 
@@ -75,6 +81,9 @@ impl Speeds {
         }
         if size.items > 0 {
             Mean::add(&mut speed.ms_per_item, busy_ms / f64::from(size.items));
+        }
+        if size.pages > 0 {
+            Mean::add(&mut speed.ms_per_page, busy_ms / f64::from(size.pages));
         }
     }
 
@@ -111,8 +120,16 @@ impl Speeds {
             let output = f64::from(size.output_tokens) * f64::from(size.items.max(1));
             return (1e3 * tokens / prefill, 1e3 * output / decode);
         }
+        if let Some(per_page) = speed.ms_per_page.filter(|_| size.pages > 0) {
+            return (per_page.0 * f64::from(size.pages), 0.0);
+        }
         if let Some(per_kib) = speed.ms_per_kib {
             return (per_kib.0 * kib, 0.0);
+        }
+        if model.kind() == v1::JobKind::Ocr {
+            let pages =
+                if size.pages > 0 { f64::from(size.pages) } else { (kib / KIB_PER_PAGE).max(f64::from(size.items)) };
+            return (1e3 * pages * FLOP_PER_PAGE / (capacity.compute_f32.max(1e9) * EFFICIENCY), 0.0);
         }
         let flops = 2.0 * model.parameters.max(1) as f64 * size.bytes as f64 / BYTES_PER_TOKEN;
         (1e3 * flops / (capacity.compute_f32.max(1e9) * EFFICIENCY), 0.0)
@@ -207,7 +224,7 @@ mod tests {
     fn measurement_replaces_the_guess_and_is_forgotten_with_the_node() {
         let mut speeds = Speeds::default();
         let capacity = v1::Capacity { compute_f32: 400e9, ..Default::default() };
-        let size = Size { items: 4, bytes: 8192, output_tokens: 0 };
+        let size = Size { items: 4, bytes: 8192, ..Size::default() };
         let info = model(v1::JobKind::Embed);
         let guess = speeds.estimate(&node("n-1"), &capacity, &info, None, size);
         speeds.learn(&node("n-1"), "m", size, 80.0);
@@ -219,9 +236,22 @@ mod tests {
     }
 
     #[test]
+    fn pages_cost_by_their_number_once_they_were_measured() {
+        let mut speeds = Speeds::default();
+        let capacity = v1::Capacity { compute_f32: 200e9, ..Default::default() };
+        let info = model(v1::JobKind::Ocr);
+        let size = |pages: u32, bytes: u64| Size { bytes, pages, ..Size::default() };
+        let cost = |speeds: &Speeds, size| speeds.estimate(&node("n-1"), &capacity, &info, None, size).0;
+        assert!(cost(&speeds, size(8, 10)) > 7.0 * cost(&speeds, size(1, 10)), "guessed by their number too");
+        speeds.learn(&node("n-1"), "m", size(10, 1 << 20), 5000.0);
+        assert!((cost(&speeds, size(4, 9 << 20)) - 2000.0).abs() < 1e-6);
+        assert!((cost(&speeds, size(0, 2 << 20)) - 10_000.0).abs() < 1e-6, "documents by their bytes");
+    }
+
+    #[test]
     fn nonsense_samples_are_not_learned() {
         let mut speeds = Speeds::default();
-        let size = Size { items: 1, bytes: 1024, output_tokens: 0 };
+        let size = Size { items: 1, bytes: 1024, ..Size::default() };
         speeds.learn(&node("n-1"), "m", size, 10.0);
         for bad in [0.0, -5.0, f64::NAN, f64::INFINITY] {
             speeds.learn(&node("n-1"), "m", size, bad);

@@ -1,10 +1,11 @@
-//! What the coordinator stores, and what not: jobs, segments of their listings, batches, and a few high-water marks.
+//! What the coordinator stores, and what not: jobs, segments of their listings, batches, cordons, a few high-water marks.
 //!
-//! Stored: specifications, digests of blobs (listings, manifests, outcomes), states, counts, failures. Not stored: documents,
-//! prompts of interactive calls, results, node tables (nodes report again), progress within a batch.
+//! Stored: specifications, digests of blobs (listings, manifests, outcomes), states, counts, failures, which nodes people
+//! drained. Not stored: documents, prompts of interactive calls, results, what nodes are and hold (they report again),
+//! progress within a batch.
 //! Values are protobuf, so that later fields are harmless to older readers.
 
-use ingle_proto::v1;
+use ingle_proto::{NodeId, v1};
 
 /// A change to the store. Keys are text; `job/<number>/…` are a job's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,12 @@ pub fn segment_key(job: u64, index: u32) -> String {
 #[must_use]
 pub fn batch_key(job: u64, batch: u64) -> String {
     format!("parts/{job:016x}/b/{batch:016x}")
+}
+
+/// Key of a node's cordon.
+#[must_use]
+pub fn cordon_key(node: &NodeId) -> String {
+    format!("cordons/{node}")
 }
 
 /// Key of the high-water marks.
@@ -222,6 +229,37 @@ pub struct BatchRecord {
     /// A node died while it had these items: they run alone there, so that they alone are blamed the next time.
     #[prost(bool, tag = "26")]
     pub suspect: bool,
+    /// 0, or one more than the segment's entry whose pages `first` and `count` count in; of a join, whose ranges it joins.
+    #[prost(uint32, tag = "27")]
+    pub document: u32,
+    /// Those of its documents whose pages are batches of their own.
+    #[prost(message, repeated, tag = "28")]
+    pub splits: Vec<SplitRecord>,
+    /// Milliseconds that its current attempt may take.
+    #[prost(uint64, tag = "29")]
+    pub allowed_ms: u64,
+}
+
+/// A document that was too long for one attempt.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SplitRecord {
+    /// Entry of the segment.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// How many it has.
+    #[prost(uint32, tag = "2")]
+    pub pages: u32,
+}
+
+/// A node that shall take no work until a person says otherwise. There is none for a node that may work.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CordonRecord {
+    /// Which.
+    #[prost(string, tag = "1")]
+    pub node: String,
+    /// Unix milliseconds after which its work is taken back; 0 for never.
+    #[prost(int64, tag = "2")]
+    pub deadline_ms: i64,
 }
 
 /// High-water marks: numbers below them may have been used.
@@ -240,6 +278,40 @@ impl BatchRecord {
     #[must_use]
     pub fn end(&self) -> u32 {
         self.first + self.count
+    }
+
+    /// The entry whose pages it is about.
+    #[must_use]
+    pub fn entry(&self) -> Option<u32> {
+        self.document.checked_sub(1)
+    }
+
+    /// Its range counts a segment's entries.
+    #[must_use]
+    pub fn takes_documents(&self) -> bool {
+        !self.join && self.document == 0
+    }
+
+    /// Its range counts a document's pages.
+    #[must_use]
+    pub fn takes_pages(&self) -> bool {
+        !self.join && self.document != 0
+    }
+
+    /// It makes one document's result from ranges of its pages.
+    #[must_use]
+    pub fn joins_document(&self) -> bool {
+        self.join && self.document != 0
+    }
+
+    /// Documents that are settled with it.
+    #[must_use]
+    pub fn stands_for(&self) -> u32 {
+        if self.takes_documents() {
+            self.count.saturating_sub(self.splits.len() as u32)
+        } else {
+            u32::from(self.joins_document())
+        }
     }
 
     /// Whether it needs nothing more.

@@ -43,6 +43,7 @@ impl Core {
             .filter_map(|b| self.attempts.get(&b.attempt))
             .collect();
         if let Some(counts) = &mut view.counts {
+            counts.running += job.split_documents_running();
             counts.bytes_done += running.iter().map(|attempt| attempt.bytes_done).sum::<u64>();
             counts.bytes_done = counts.bytes_done.min(counts.bytes_total);
         }
@@ -83,13 +84,18 @@ impl Core {
     /// All nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<v1::NodeStatus> {
-        self.nodes.iter().filter_map(|(id, _)| self.node(id)).collect()
+        let known = self.nodes.iter().map(|(id, _)| id);
+        let away = self.nodes.cordons().keys().filter(|id| self.nodes.get(id).is_none());
+        known.chain(away).filter_map(|id| self.node(id)).collect()
     }
 
     /// One node.
     #[must_use]
     pub fn node(&self, id: &NodeId) -> Option<v1::NodeStatus> {
-        let node = self.nodes.get(id)?;
+        let Some(node) = self.nodes.get(id) else {
+            let cordoned = self.nodes.cordons().contains_key(id);
+            return cordoned.then(|| Self::absent(id, "it is cordoned, and not attached"));
+        };
         let health = node.health(self.now);
         let (state, reason) = self.node_state(node, health);
         Some(v1::NodeStatus {
@@ -106,6 +112,12 @@ impl Core {
             memory_reserved: node.reserved,
             reason,
         })
+    }
+
+    /// A node of which only a cordon is known.
+    pub(super) fn absent(id: &NodeId, reason: &str) -> v1::NodeStatus {
+        let state = v1::NodeState::Lost.into();
+        v1::NodeStatus { node_id: id.to_string(), state, reason: reason.to_owned(), ..Default::default() }
     }
 
     fn node_state(&self, node: &NodeEntry, health: Health) -> (v1::NodeState, String) {
@@ -212,7 +224,8 @@ impl Core {
             .iter()
             .filter(|(_, why)| why.is_ok())
             .min_by(|a, b| {
-                let finish = |id| self.terms(id, name, Size { items: 1, bytes: 1024, output_tokens: 64 }).finish();
+                let finish =
+                    |id| self.terms(id, name, Size { items: 1, bytes: 1024, output_tokens: 64, pages: 0 }).finish();
                 finish(&a.0).total_cmp(&finish(&b.0))
             })
             .map(|(id, _)| id.clone());
@@ -241,7 +254,8 @@ impl Core {
                 .jobs
                 .values()
                 .map(|job| {
-                    let queued = job.queued.iter().filter_map(|b| job.batches.get(b)).map(|b| u64::from(b.count));
+                    let queued = job.queued.iter().filter_map(|b| job.batches.get(b));
+                    let queued = queued.map(|b| if b.takes_documents() { u64::from(b.count) } else { 0 });
                     job.uncut_items() + queued.sum::<u64>()
                 })
                 .sum(),

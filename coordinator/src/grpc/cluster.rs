@@ -16,7 +16,11 @@ impl ClusterService {
         Self { api }
     }
 
-    async fn steer(&self, id: &str, event: fn(ReplyId, NodeId) -> Event) -> Result<Option<v1::NodeStatus>, Problem> {
+    async fn steer(
+        &self,
+        id: &str,
+        event: impl FnOnce(ReplyId, NodeId) -> Event,
+    ) -> Result<Option<v1::NodeStatus>, Problem> {
         let node = NodeId::parse(id)?;
         match self.api.handle.ask(|reply| event(reply, node)).await? {
             Answer::Node(node) => Ok(Some(*node)),
@@ -36,7 +40,8 @@ impl v1::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        let node = self.steer(&request.into_inner().node_id, |reply, node| Event::Drain { reply, node }).await?;
+        let v1::DrainNodeRequest { node_id, deadline_ms } = request.into_inner();
+        let node = self.steer(&node_id, |reply, node| Event::Drain { reply, node, deadline_ms }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node }))
     }
 

@@ -38,6 +38,8 @@ struct Parts {
     batches: BTreeMap<(u32, u32), BatchRecord>,
     /// Joins by bucket.
     joins: BTreeMap<u32, BatchRecord>,
+    /// Of documents in ranges, by segment and entry: their ranges and their join.
+    ranges: BTreeMap<(u32, u32), Vec<BatchRecord>>,
 }
 
 /// What a batch's manifests say.
@@ -92,8 +94,17 @@ impl Items {
             None => archived(self.api.handle.archived(&parts_prefix(number)).await?)?,
         };
         segments.sort_unstable_by_key(|segment| segment.index);
-        let (joins, batches): (Vec<_>, Vec<_>) = batches.into_iter().partition(|batch| batch.join);
+        let mut ranges: BTreeMap<(u32, u32), Vec<BatchRecord>> = BTreeMap::new();
+        let mut whole = Vec::new();
+        for batch in batches {
+            match batch.entry() {
+                Some(entry) => ranges.entry((batch.segment, entry)).or_default().push(batch),
+                None => whole.push(batch),
+            }
+        }
+        let (joins, batches): (Vec<_>, Vec<_>) = whole.into_iter().partition(|batch| batch.join);
         Ok(Parts {
+            ranges,
             kind: job.spec.as_ref().map_or(JobKind::Unspecified, v1::JobSpec::kind),
             ended: ended(job.state()),
             segments,
@@ -139,6 +150,11 @@ impl Items {
                         item.reason.clone_from(&batch.reason);
                         item.code.clone_from(&batch.code);
                     }
+                    BatchState::Committed | BatchState::Published
+                        if batch.splits.iter().any(|split| split.index == index) =>
+                    {
+                        self.item_in_ranges(parts, batch, index, &mut item).await?;
+                    }
                     BatchState::Committed | BatchState::Published => {
                         let known = match results.entry(batch.id) {
                             Entry::Occupied(known) => known.into_mut(),
@@ -150,6 +166,46 @@ impl Items {
             }
         }
         Ok(item)
+    }
+
+    /// A document whose pages are batches of their own: its join tells what became of it.
+    async fn item_in_ranges(
+        &self,
+        parts: &Parts,
+        batch: &BatchRecord,
+        index: u32,
+        item: &mut v1::Item,
+    ) -> Result<(), Problem> {
+        let ranges = parts.ranges.get(&(batch.segment, index)).map_or(&[][..], Vec::as_slice);
+        let pages = batch.splits.iter().find(|split| split.index == index).map_or(0, |split| split.pages);
+        item.pages = pages;
+        if let Some(join) = ranges.iter().find(|range| range.join) {
+            match join.state() {
+                BatchState::Committed | BatchState::Published => {
+                    let known = self.results(parts, join).await?;
+                    settle(item, parts, join, known.items.get(&index), &known);
+                    return Ok(());
+                }
+                BatchState::Quarantined => {
+                    item.set_outcome(ItemOutcome::Quarantined);
+                    item.reason.clone_from(&join.reason);
+                    item.code.clone_from(&join.code);
+                    return Ok(());
+                }
+                BatchState::Queued | BatchState::Running => {}
+            }
+        }
+        let settled =
+            |range: &&BatchRecord| !range.join && !matches!(range.state(), BatchState::Queued | BatchState::Running);
+        let done: u32 = ranges.iter().filter(settled).map(|range| range.count).sum();
+        item.reason = format!("{done} of its {pages} pages are done");
+        let running = ranges.iter().any(|range| range.state() == BatchState::Running);
+        item.set_outcome(match (parts.ended, running) {
+            (true, _) => ItemOutcome::Cancelled,
+            (false, true) => ItemOutcome::Running,
+            (false, false) => ItemOutcome::Pending,
+        });
+        Ok(())
     }
 
     async fn results(&self, parts: &Parts, batch: &BatchRecord) -> Result<Results, Problem> {
@@ -199,6 +255,7 @@ fn settle(item: &mut v1::Item, parts: &Parts, batch: &BatchRecord, result: Optio
     item.reason.clone_from(&result.reason);
     item.code.clone_from(&result.code);
     (item.tokens, item.passages, item.truncated) = (result.tokens, result.passages, result.truncated);
+    item.pages = result.pages;
     if result.size > 0 {
         item.size = result.size;
     }
@@ -278,6 +335,7 @@ mod tests {
             segments: Vec::new(),
             batches: BTreeMap::new(),
             joins: BTreeMap::new(),
+            ranges: BTreeMap::new(),
         };
         let batch = |state: BatchState| BatchRecord { state: state.into(), count: 1, bucket: 2, ..Default::default() };
         let committed =

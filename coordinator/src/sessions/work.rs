@@ -223,6 +223,12 @@ async fn take(sessions: &Sessions, open: &Open, message: Option<Message>) -> Res
             }
             return deps.calls.embedded(done).await;
         }
+        Some(Message::Ocr(done)) => {
+            if let Some(token) = &done.token {
+                open.link.ended(token.attempt);
+            }
+            return deps.calls.read(done).await;
+        }
         Some(Message::Frame(frame)) => {
             if matches!(frame.frame.as_ref().and_then(|f| f.frame.as_ref()), Some(Frame::Finished(_))) {
                 open.link.ended(frame.attempt);

@@ -78,6 +78,9 @@ pub enum StoreError {
         /// `process N` if known.
         holder: String,
     },
+    /// What writes it has ended: nothing can be learned here any more, and whoever starts next reads what happened.
+    #[error("the job store is gone: {0}; this process must end and start again")]
+    Gone(String),
     /// The system refuses; nothing was written.
     #[error("job store {place}: {reason}")]
     Io {

@@ -94,7 +94,7 @@ impl SqliteStore {
     async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let requests = self.requests.as_ref().expect("taken only when this is dropped");
-        let gone = || StoreError::Unknown("its thread ended".to_owned());
+        let gone = || StoreError::Gone("its thread ended".to_owned());
         let asked = async {
             requests.send(request(answer)).await.map_err(|_| gone())?;
             answered.await.map_err(|_| gone())?

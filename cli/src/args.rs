@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{chat, completions, embed, jobs, models, nodes, status, submit};
+use crate::commands::{chat, completions, embed, jobs, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
 use crate::up;
@@ -14,7 +14,8 @@ const EXAMPLES: &str = "\
 Examples:
   ingle up --share docs=~/Documents               # one box: everything, with a directory served over NFS
   ingle models pull --starter                     # an embedding model and a small LLM
-  ingle submit embed nas://docs/ --output nas://docs/.index --wait
+  ingle submit ocr nas://docs/ --output nas://docs/.ocr --wait
+  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.ocr --wait
   ingle chat 'What is a hearth for?'
   ingle jobs list --json | jq .";
 
@@ -54,7 +55,7 @@ pub(crate) struct Global {
     /// The key of our certificate (PEM)
     #[arg(long, global = true, value_name = "FILE", env = "INGLE_TLS_KEY", hide_env_values = true)]
     pub(crate) tls_key: Option<PathBuf>,
-    /// How long one call may take, e.g. 10s or 2m [default: 30s; 10m for embed, chat and models load]
+    /// How long one call may take, e.g. 10s or 2m [default: 30s; 10m for embed, ocr, chat and models load]
     #[arg(long, global = true, value_name = "TIME", env = "INGLE_TIMEOUT", hide_env_values = true, value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
 }
@@ -70,6 +71,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Models(models::ModelsCommand),
     Embed(embed::EmbedArgs),
+    Ocr(ocr::OcrArgs),
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
     Completions(completions::CompletionsArgs),
@@ -122,6 +124,9 @@ mod tests {
             "ingle nodes uncordon n",
             "ingle embed a b",
             "ingle embed -",
+            "ingle ocr scan.pdf photo.jpg",
+            "ingle ocr - --json --model m",
+            "ingle submit embed nas://docs/ --output nas://docs/i --text-from nas://docs/ocr",
             "ingle chat",
             "ingle chat hello --model m --system s",
             "ingle models list",

@@ -34,11 +34,20 @@ pub(crate) fn parse(text: &str, stdin: impl Read) -> Result<v1::InputSpec, Failu
 
 /// Reads `--output`.
 pub(crate) fn output(text: &str) -> Result<v1::ObjectRef, Failure> {
+    directory("--output", text)
+}
+
+/// Reads `--text-from`.
+pub(crate) fn text_from(text: &str) -> Result<v1::ObjectRef, Failure> {
+    directory("--text-from", text)
+}
+
+fn directory(option: &str, text: &str) -> Result<v1::ObjectRef, Failure> {
     if !text.starts_with("nas://") {
-        return Err(not_nas("--output", text));
+        return Err(not_nas(option, text));
     }
     if text.contains(WILDCARDS) {
-        return Err(Failure::usage(format!("--output {text:?} holds a wildcard; name one directory")));
+        return Err(Failure::usage(format!("{option} {text:?} holds a wildcard; name one directory")));
     }
     Ok((&Object::parse(text)?).into())
 }

@@ -42,6 +42,7 @@ pub(crate) fn item(item: &v1::Item) -> Value {
         "size": item.size,
         "tokens": item.tokens,
         "passages": item.passages,
+        "pages": item.pages,
         "truncated": item.truncated,
     })
 }
@@ -151,6 +152,28 @@ pub(crate) fn frame(response: &v1::GenerateResponse) -> Value {
         }}),
         None => json!({}),
     }
+}
+
+/// A page that was read, in the words of `docs/ocr-json.md`.
+pub(crate) fn page(page: &v1::OcrPage) -> Value {
+    let lines = page.lines.iter().map(|line| {
+        let corners: Vec<&[f32]> = line.r#box.chunks_exact(2).collect();
+        json!({ "text": line.text, "confidence": line.confidence, "box": corners, "block": line.block })
+    });
+    let mut value = json!({
+        "number": page.number, "width": page.width, "height": page.height,
+        "dpi": (page.dpi > 0).then_some(page.dpi), "turn": page.turn,
+        "source": match page.source() {
+            v1::PageSource::Ocr => Some("ocr"),
+            v1::PageSource::Text => Some("text"),
+            v1::PageSource::Unspecified => None,
+        },
+        "lines": lines.collect::<Vec<_>>(),
+    });
+    if page.source() == v1::PageSource::Unspecified {
+        value["error"] = json!({ "code": page.code, "reason": page.reason });
+    }
+    value
 }
 
 /// Tokens read and written.

@@ -56,6 +56,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Nodes(command) => commands::nodes::run(&client, command).await,
         Command::Models(command) => commands::models::run(&client, command).await,
         Command::Embed(args) => commands::embed::run(&client, args).await,
+        Command::Ocr(args) => commands::ocr::run(&client, args).await,
         Command::Chat(args) => commands::chat::run(&client, args).await,
         Command::Status(args) => commands::status::run(&client, args).await,
         Command::Completions(args) => commands::completions::run(client.out, args),

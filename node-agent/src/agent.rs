@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use ingle_daemon::{OnFailure, Tasks, trace};
 use ingle_membership::Identity;
-use ingle_proto::v1::{self, work_response::Message};
+use ingle_proto::v1::{self, assign::Work, work_response::Message};
 use ingle_proto::{ErrorCode, Problem};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::limits;
 use crate::loaded::Loaded;
 use crate::metrics::{AttemptLabels, NodeMetrics};
 use crate::outbox::{Keep, Outbox};
+use crate::parsing::Parsers;
 use crate::pipeline::{self, Attempt, Outcome};
 use crate::weights::{Cache, Catalogue};
 
@@ -57,6 +58,8 @@ pub struct Agent {
     pub loaded: Loaded,
     /// Files on the local disk.
     pub cache: Arc<Cache>,
+    /// Opens documents.
+    pub parsers: Parsers,
     /// What the coordinator must hear.
     pub outbox: Outbox,
     /// Work done so far.
@@ -86,6 +89,8 @@ pub struct Parts {
     pub loaded: Loaded,
     /// Files on the local disk.
     pub cache: Arc<Cache>,
+    /// Opens documents.
+    pub parsers: Parsers,
     /// Work done so far.
     pub totals: Arc<Totals>,
     /// What is counted.
@@ -98,7 +103,8 @@ impl Agent {
     /// Runs nothing yet.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, epochs, name, capacity, catalogue, loaded, cache, totals, metrics, tasks } = parts;
+        let Parts { identity, epochs, name, capacity, catalogue, loaded, cache, parsers, totals, metrics, tasks } =
+            parts;
         Self {
             identity,
             epochs,
@@ -107,6 +113,7 @@ impl Agent {
             catalogue,
             loaded,
             cache,
+            parsers,
             outbox: Outbox::default(),
             totals,
             metrics,
@@ -145,7 +152,7 @@ impl Agent {
             tracing::warn!("a dispatch without a token was ignored");
             return;
         };
-        let interactive = matches!(assign.work, Some(v1::assign::Work::Embed(_) | v1::assign::Work::Generate(_)));
+        let interactive = matches!(assign.work, Some(Work::Embed(_) | Work::Generate(_) | Work::Ocr(_)));
         let number = token.attempt;
         let cancel = CancellationToken::new();
         let reason = Arc::new(Mutex::new(String::new()));
@@ -235,6 +242,7 @@ impl Agent {
                 self.loaded.note_change();
             }
             Ok(Outcome::Embedded(done)) => self.outbox.push(number, Keep::AMinute, Message::Embed(done)),
+            Ok(Outcome::Read(done)) => self.outbox.push(number, Keep::AMinute, Message::Ocr(done)),
             Ok(Outcome::Streamed) => {}
             Err(failure) => {
                 tracing::debug!(attempt = number, reason = %failure, "attempt failed");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::error::StartError;
 use crate::executor::Totals;
 use crate::loaded::{LoadSettings, Loaded};
 use crate::metrics::NodeMetrics;
+use crate::parsing::Parsers;
 use crate::register;
 use crate::session::{NodeService, housekeeping};
 use crate::storage::Gateways;
@@ -73,6 +75,8 @@ pub struct Deps {
     pub listeners: Listeners,
     /// Where to register; `None` takes it from the settings.
     pub membership: Option<Arc<dyn Membership>>,
+    /// Program that parses documents when its first argument is [`crate::PARSE_WORKER`].
+    pub parser: PathBuf,
 }
 
 /// Runs a node until `shutdown`, then drains: running batches end after the item they are at, calls go back, results are
@@ -85,13 +89,13 @@ pub async fn run(
     shutdown: Shutdown,
     serving: impl FnOnce(BTreeMap<String, SocketAddr>) -> std::io::Result<()>,
 ) -> Result<(), StartError> {
-    let Deps { config, engine, metrics, readiness, listeners, membership } = deps;
+    let Deps { config, engine, metrics, readiness, listeners, membership, parser } = deps;
     config.check()?;
     let (work_address, beat_address) = listeners.addresses()?;
     // Our tasks outlive the call for shutdown by the time that draining takes.
     let ending = Shutdown::new();
     let tasks = Tasks::new(ending.clone());
-    let agent = Arc::new(assemble(&config, engine, &metrics, tasks.clone()).await?);
+    let agent = Arc::new(assemble(&config, engine, &metrics, tasks.clone(), parser).await?);
 
     let beats = beat::start(Arc::clone(&agent), listeners.beat, &config.tls, ending.clone())?;
     serve(&agent, listeners.work, &config, &ending)?;
@@ -141,6 +145,7 @@ async fn assemble(
     engine: Arc<dyn Engine>,
     metrics: &Metrics,
     tasks: Tasks,
+    parser: PathBuf,
 ) -> Result<Agent, StartError> {
     let (state_dir, cache_dir, cache_bytes_max) =
         (config.state_dir.clone(), config.cache_dir.clone(), config.cache_bytes_max);
@@ -184,6 +189,7 @@ async fn assemble(
         catalogue,
         loaded,
         cache,
+        parsers: Parsers::new(parser, config.parsers()),
         totals,
         metrics,
         tasks,

@@ -185,6 +185,14 @@ impl NodeConfig {
         }
     }
 
+    /// Documents of jobs that may be open in processes of their own at a time: one per slot, but no more than there are
+    /// compute threads to read their pages, and two at least.
+    #[must_use]
+    pub fn parsers(&self) -> u32 {
+        let threads = u32::try_from(self.compute_threads()).unwrap_or(u32::MAX);
+        self.slots.min(threads.max(2))
+    }
+
     /// Bytes left to the system on a machine of `memory_bytes`.
     #[must_use]
     pub fn reserve_bytes(&self, memory_bytes: u64) -> u64 {

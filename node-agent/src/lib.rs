@@ -2,7 +2,8 @@
 //!
 //! `app` puts everything together. `session` and `beat` speak to the coordinator, `storage` to the gateway. `agent` holds
 //! what runs, `pipeline` does it, one file per kind of work. `weights` knows which models there are, `loaded` which are in
-//! memory, `executor` gives each of those a thread. `slots`, `pipeline::passages` and `weights::folders` are pure.
+//! memory, `executor` gives each of those a thread,
+//! `parsing` keeps the processes that open documents. `slots`, `pipeline::passages` and `weights::folders` are pure.
 
 pub mod agent;
 mod app;
@@ -16,6 +17,7 @@ pub mod limits;
 pub mod loaded;
 pub mod metrics;
 pub mod outbox;
+pub mod parsing;
 pub mod pipeline;
 mod register;
 mod session;
@@ -32,9 +34,14 @@ use ingle_engine::Engine;
 pub use app::{Deps, Listeners, run};
 pub use config::NodeConfig;
 pub use error::{Failure, StartError};
+pub use parsing::PARSE_WORKER;
 
 /// The whole of the binary's `main`. `engine` is called once with the number of compute threads.
 pub fn main(engine: impl FnOnce(usize) -> Arc<dyn Engine>) -> ExitCode {
+    // The process that parses documents is this program again; nothing of the node is in it.
+    if std::env::args_os().nth(1).is_some_and(|first| first == PARSE_WORKER) {
+        ingle_parse::worker::main();
+    }
     let args = config::Args::parse();
     ingle_daemon::run("ingle-node", "INGLE_NODE", &args.common, args.overrides(), |context| async move {
         let context: ingle_daemon::Context<NodeConfig> = context;
@@ -44,6 +51,8 @@ pub fn main(engine: impl FnOnce(usize) -> Arc<dyn Engine>) -> ExitCode {
             readiness: context.readiness.clone(),
             listeners: Listeners::bind(&context.config).await?,
             membership: None,
+            // The very program that runs now, whatever has its name on the disk by then.
+            parser: "/proc/self/exe".into(),
             config: context.config.clone(),
         };
         run(deps, context.shutdown.clone(), |addresses| context.announce(addresses)).await?;

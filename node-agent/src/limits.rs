@@ -24,6 +24,23 @@ pub const EMBED_WINDOW_TOKENS: usize = 8192;
 /// Embedding requests of one attempt in the model at once: one computes, one waits.
 pub const EMBED_REQUESTS_IN_FLIGHT: usize = 2;
 
+/// Most pages of a document.
+pub const DOCUMENT_PAGES_MAX: u32 = 10_000;
+/// Pages that one attempt reads of a document; longer ones come back as ranges.
+pub const PAGES_WHOLE_MAX: u32 = 16;
+/// Bytes of one page's text and places, as they are staged.
+pub const PAGE_TEXT_BYTES_MAX: usize = 3 << 20;
+/// Pixels per inch at which pages are drawn to be read.
+pub const OCR_DPI: f32 = 200.0;
+/// The same where only their own text is wanted.
+pub const TEXT_DPI: f32 = 72.0;
+/// Documents of calls that are open at a time.
+pub const PARSERS_FOR_CALLS: u32 = 2;
+/// How long a document waits for a process to open it.
+pub const PARSER_WAIT: Duration = Duration::from_secs(300);
+/// When to come back where none was free, or none could be started.
+pub const PARSER_RETRY: Duration = Duration::from_secs(5);
+
 /// Bytes of a text that are tokenised at once when it is split into passages.
 pub const TOKENISE_BYTES: usize = 64 << 10;
 /// Largest rendered prompt, in bytes.

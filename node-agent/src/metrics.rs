@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 /// Labels of an attempt that ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AttemptLabels {
-    /// `embed`, `generate`, `join`, `embed_call`, `generate_call`.
+    /// `embed`, `generate`, `ocr`, `join`, and `embed_call`, `generate_call`, `ocr_call`.
     pub kind: &'static str,
     /// `done`, or the kind of failure.
     pub outcome: &'static str,
@@ -35,6 +35,8 @@ pub struct NodeMetrics {
     pub tokens_out: Counter,
     /// Passages embedded for jobs.
     pub passages: Counter,
+    /// Pages of documents read.
+    pub pages: Counter,
     /// Models loaded.
     pub loads: Counter,
     /// Seconds of one load.
@@ -64,6 +66,7 @@ impl NodeMetrics {
             tokens_in: metrics.counter("node_tokens_read", "Tokens read by models"),
             tokens_out: metrics.counter("node_tokens_written", "Tokens written by models"),
             passages: metrics.counter("node_passages", "Passages embedded for jobs"),
+            pages: metrics.counter("node_pages", "Pages of documents read"),
             loads: metrics.counter("node_model_loads", "Models loaded"),
             load_seconds: metrics.seconds("node_model_load_seconds", "Time of loading a model"),
             model_bytes: metrics.gauge("node_model_bytes", "Memory that loaded models take"),

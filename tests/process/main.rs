@@ -2,6 +2,7 @@
 
 mod asked;
 mod killed;
+mod pages;
 mod streams;
 mod up;
 mod world;

@@ -48,7 +48,7 @@ async fn jobs_with_bad_numbers_and_paths_are_refused_and_leave_no_trace() {
     let cases: Vec<(&str, v1::JobSpec, Code, &str)> = vec![
         ("no kind", v1::JobSpec { kind: 0, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
         ("unknown kind", v1::JobSpec { kind: 77, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
-        ("OCR", v1::JobSpec { kind: v1::JobKind::Ocr.into(), ..embed_job() }, Code::Unimplemented, "UNIMPLEMENTED"),
+        ("OCR", v1::JobSpec { kind: v1::JobKind::Ocr.into(), ..embed_job() }, Code::NotFound, "MODEL_NOT_FOUND"),
         ("no input", v1::JobSpec { input: None, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
         ("no output", v1::JobSpec { output: None, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
         ("deadline", v1::JobSpec { deadline_ms: -1, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
@@ -220,9 +220,8 @@ async fn calls_with_bad_numbers_are_refused_and_the_next_is_answered() {
             "{status:?}"
         );
     }
-    let pages = futures::stream::iter([v1::OcrRequest { data: vec![0u8; 8].into(), ..Default::default() }]);
-    let status = cluster.client.inference.clone().ocr(pages).await.expect_err("not built yet");
-    assert_eq!((status.code(), code_of(&status).as_str()), (Code::Unimplemented, "UNIMPLEMENTED"));
+    let status = cluster.client.ocr(&[0u8; 8], 8).await.expect_err("no model reads pages");
+    assert_eq!((status.code(), code_of(&status).as_str()), (Code::NotFound, "MODEL_NOT_FOUND"));
     // More than a message may hold: refused by the listener.
     let request = v1::EmbedRequest { texts: vec!["x".repeat(50 << 20)], ..Default::default() };
     let status = cluster.client.inference.clone().embed(request).await.expect_err("50 MB");

@@ -89,7 +89,8 @@ async fn kinds_that_are_not_read_are_skipped_with_their_reasons() {
     let cluster = Cluster::of(1).with(FakeModel::that_embeds("words")).start().await;
     cluster.share.write("in/a.md", "a note");
     cluster.share.write("in/latin.txt", b"caf\xE9 au lait");
-    cluster.share.write("in/scan.pdf", b"%PDF-1.7");
+    cluster.share.write("in/torn.pdf", b"%PDF-1.7");
+    cluster.share.write("in/letter.docx", b"PK\x03\x04");
     cluster.share.write("in/photo.jpg", b"\xFF\xD8\xFF");
     cluster.share.write("in/noise", b"\0\x01");
     cluster.share.write("in/broken.txt", b"text\0\0\0\x01\x02\x03 no text");
@@ -99,7 +100,7 @@ async fn kinds_that_are_not_read_are_skipped_with_their_reasons() {
     let job = cluster.client.done(embed_job()).await;
     let items = cluster.client.items(&job.job_id).await;
     let outcome = |name: &str| items.get(name).map(|item| (item.outcome(), item.reason.clone()));
-    for (name, word) in [("scan.pdf", "PDF"), ("photo.jpg", "images"), ("noise", "without an extension")] {
+    for (name, word) in [("letter.docx", "office"), ("photo.jpg", "--text-from"), ("noise", "without an extension")] {
         let (outcome, reason) = outcome(name).unwrap_or_else(|| panic!("{name} is listed: {:?}", items.keys()));
         assert_eq!(outcome, v1::ItemOutcome::Skipped, "{name}");
         assert!(reason.contains(word), "{name}: {reason}");
@@ -112,11 +113,12 @@ async fn kinds_that_are_not_read_are_skipped_with_their_reasons() {
     let found = rows(&cluster.share, "out");
     assert!(found.iter().any(|row| row.text == "café au lait"), "{found:?}");
     assert!(!found.iter().any(|row| row.path == "link.md" || row.text.contains("root:")), "links are never followed");
-    // One failed: the job says so by its state.
+    assert_eq!(outcome("torn.pdf").expect("listed").0, v1::ItemOutcome::Failed);
+    // Two failed: the job says so by its state.
     assert_eq!(job.state(), JobState::Failed, "{job:?}");
     let seen = counts(&job);
-    assert_eq!(seen.failed, 1);
-    assert_eq!(seen.skipped as usize + seen.published as usize + 1, items.len(), "{job:?}");
+    assert_eq!(seen.failed, 2);
+    assert_eq!(seen.skipped as usize + seen.published as usize + 2, items.len(), "{job:?}");
     cluster.stop().await;
 }
 

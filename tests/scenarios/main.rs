@@ -6,5 +6,6 @@ mod generating;
 mod interactive;
 mod meeting;
 mod people;
+mod reading;
 mod steering;
 mod surface;

@@ -110,7 +110,7 @@ async fn jobs_and_their_documents_are_listed_filtered_and_paged() {
     let [words, talk] = models;
     let cluster = Cluster::of(1).with(words).with(talk).start().await;
     cluster.share.documents(7);
-    cluster.share.write("in/scan.pdf", "%PDF");
+    cluster.share.write("in/letter.docx", "PK");
     let mut ids = Vec::new();
     for number in 0..5 {
         let mut spec = into(if number == 2 { generate_job() } else { embed_job() }, &format!("out{number}"));
@@ -150,7 +150,7 @@ async fn jobs_and_their_documents_are_listed_filtered_and_paged() {
         ..Default::default()
     };
     let page = cluster.client.jobs.clone().list_items(only(ItemOutcome::Skipped)).await.expect("a page").into_inner();
-    assert_eq!(page.items.iter().map(|item| item.name.as_ref()).collect::<Vec<_>>(), [b"scan.pdf"]);
+    assert_eq!(page.items.iter().map(|item| item.name.as_ref()).collect::<Vec<_>>(), [b"letter.docx"]);
     let page = cluster.client.jobs.clone().list_items(only(ItemOutcome::Published)).await.expect("a page").into_inner();
     assert_eq!(page.items.len(), 7);
     assert!(page.items.iter().all(|item| item.size > 0 && item.passages == 1 && item.tokens > 0), "{page:?}");

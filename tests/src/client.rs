@@ -76,6 +76,12 @@ pub fn generate_job() -> v1::JobSpec {
     }
 }
 
+/// A job that reads the pages of the tree `in` into `out`.
+#[must_use]
+pub fn ocr_job() -> v1::JobSpec {
+    v1::JobSpec { kind: v1::JobKind::Ocr.into(), ..embed_job() }
+}
+
 /// What a person types.
 #[must_use]
 pub fn question(text: &str) -> v1::GenerateRequest {
@@ -253,6 +259,18 @@ impl Client {
         let texts = texts.iter().map(|text| (*text).to_owned()).collect();
         let request = v1::EmbedRequest { texts, ..Default::default() };
         Ok(self.inference.clone().embed(request).await?.into_inner())
+    }
+
+    /// A document's pages, at once; sent in pieces of so many bytes.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn ocr(&self, document: &[u8], piece: usize) -> Result<v1::OcrResponse, Status> {
+        let pieces: Vec<v1::OcrRequest> = document
+            .chunks(piece)
+            .map(|data| v1::OcrRequest { data: data.to_vec().into(), ..Default::default() })
+            .collect();
+        Ok(self.inference.clone().ocr(futures::stream::iter(pieces)).await?.into_inner())
     }
 
     /// A whole answer.

@@ -250,6 +250,8 @@ impl Node {
             readiness: Readiness::default(),
             listeners,
             membership: None,
+            // In the process of a test its own program is no node.
+            parser: crate::process::binary("ingle-test-node"),
         };
         let stop = shutdown.clone();
         let work = async move { ingle_node_agent::run(deps, stop, |_| Ok(())).await.map_err(BoxError::from) };

@@ -6,6 +6,7 @@ pub mod etcd;
 pub mod eventually;
 pub mod models;
 pub mod nas;
+pub mod papers;
 pub mod parquet;
 pub mod process;
 pub mod share;

@@ -24,6 +24,12 @@ impl FakeModel {
         Self::new(name, "generate").with("output_tokens", tokens).with("context", 2048)
     }
 
+    /// Pages to what their pixels spell, so many lines in a step.
+    #[must_use]
+    pub fn that_reads(name: &str) -> Self {
+        Self::new(name, "ocr").with("tokens_per_step", 1)
+    }
+
     fn new(name: &str, task: &str) -> Self {
         let mut fields = Map::new();
         fields.insert("task".into(), json!(task));

@@ -293,7 +293,7 @@ async fn items(client: &Client, args: &ItemsArgs) -> Result<(), Failure> {
         let last = empty || page_token.is_empty() || listed >= limit;
         if !out.json && !rows.is_empty() && (last || rows.len() >= PAGE as usize) {
             out.table(
-                &["DOCUMENT", "OUTCOME", "SIZE", "TOKENS", "PASSAGES", "CODE", "REASON"],
+                &["DOCUMENT", "OUTCOME", "SIZE", "TOKENS", "PASSAGES", "PAGES", "CODE", "REASON"],
                 std::mem::take(&mut rows),
             )?;
         }
@@ -326,6 +326,7 @@ fn item_row(out: Out, item: &v1::Item) -> Vec<String> {
         human::bytes(item.size),
         number(item.tokens),
         number(item.passages),
+        number(item.pages),
         item.code.clone(),
         human::cut(&reason, if out.terminal { 100 } else { 2000 }),
     ]

@@ -6,6 +6,7 @@ pub(crate) mod embed;
 pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod nodes;
+pub(crate) mod ocr;
 pub(crate) mod sampling;
 pub(crate) mod status;
 pub(crate) mod submit;

@@ -24,7 +24,8 @@ INPUT is nas://EXPORT/path (a file or everything below a directory), a glob such
 'nas://docs/**/*.md' (quote it), text:… for a text itself, or - for a text per line of standard input.
 
 Examples:
-  ingle submit embed nas://docs/ --output nas://docs/.index --wait
+  ingle submit ocr nas://docs/ --output nas://docs/.ocr --wait
+  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.ocr --wait
   ingle submit generate 'nas://docs/**/*.md' --output nas://docs/summaries --max-tokens 80 \\
         --prompt 'Summarise in two sentences: {{ document }}' --wait
   ingle submit generate nas://docs/letters --output nas://docs/replies --prompt @reply.txt --temperature 0.7
@@ -58,6 +59,9 @@ pub(crate) struct SubmitArgs {
     /// embed: how much a passage shares with the one before, in tokens [default: an eighth of a passage]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(0..=500_000), help_heading = "Passages")]
     overlap_tokens: Option<u32>,
+    /// embed, generate: where an OCR job over the same INPUT put its results: documents without text are read there
+    #[arg(long, value_name = "NAS-URL")]
+    text_from: Option<String>,
     /// Interactive work goes before batch work
     #[arg(long, value_enum, default_value = "batch")]
     priority: Priority,
@@ -156,6 +160,10 @@ fn spec(args: &SubmitArgs, stdin: impl std::io::Read) -> Result<v1::JobSpec, Fai
     only(args.sampling.given(), "--max-tokens, --temperature and other options for choosing tokens", Kind::Generate)?;
     only(args.passage_tokens.is_some(), "--passage-tokens", Kind::Embed)?;
     only(args.overlap_tokens.is_some(), "--overlap-tokens", Kind::Embed)?;
+    if args.text_from.is_some() && args.kind == Kind::Ocr {
+        return Err(Failure::usage("--text-from is for `submit embed` and `submit generate` only"));
+    }
+    let text_from = args.text_from.as_deref().map(input::text_from).transpose()?;
     let mut labels = BTreeMap::new();
     for (key, value) in &args.label {
         if labels.insert(key.clone(), value.clone()).is_some() {
@@ -174,28 +182,28 @@ fn spec(args: &SubmitArgs, stdin: impl std::io::Read) -> Result<v1::JobSpec, Fai
         }
         .into(),
         deadline_ms,
-        generate: (args.kind == Kind::Generate).then(|| generate(args)).transpose()?,
+        generate: (args.kind == Kind::Generate).then(|| generate(args, text_from.clone())).transpose()?,
         embed: (args.kind == Kind::Embed).then(|| v1::EmbedOptions {
             passage_tokens: args.passage_tokens.unwrap_or(0),
             overlap_tokens: args.overlap_tokens,
+            text_from,
         }),
         force: args.force,
         labels: labels.into_iter().collect(),
     };
-    // What the coordinator would refuse is said without asking it; what it can do is its own to say.
-    if args.kind != Kind::Ocr {
-        job::validate_spec(spec.clone())?;
-    }
+    // What the coordinator would refuse is said without asking it.
+    job::validate_spec(spec.clone())?;
     Ok(spec)
 }
 
-fn generate(args: &SubmitArgs) -> Result<v1::GenerateOptions, Failure> {
+fn generate(args: &SubmitArgs, text_from: Option<v1::ObjectRef>) -> Result<v1::GenerateOptions, Failure> {
     Ok(v1::GenerateOptions {
         prompt: args.prompt.as_deref().map(|p| text_or_file("--prompt", p)).transpose()?.unwrap_or_default(),
         system: args.system.as_deref().map(|s| text_or_file("--system", s)).transpose()?.unwrap_or_default(),
         max_tokens: args.sampling.max_tokens.unwrap_or(0),
         sampling: args.sampling.to_wire(),
         stop: args.sampling.stop.clone(),
+        text_from,
     })
 }
 
@@ -281,6 +289,10 @@ mod tests {
             (&["embed", "nas://docs/", "--output", "nas://docs/.inglenook/x"], ".inglenook"),
             (&["embed", "nas://docs/", "--output", "nas://docs/x", "--prompt", "p"], "--prompt"),
             (&["embed", "nas://docs/", "--output", "nas://docs/x", "--temperature", "1"], "--temperature"),
+            (&["embed", "nas://docs/", "--output", "nas://docs/x", "--text-from", "docs"], "--text-from"),
+            (&["embed", "text:a", "--output", "nas://docs/x", "--text-from", "nas://docs/ocr"], "text_from"),
+            (&["ocr", "nas://docs/", "--output", "nas://docs/x", "--text-from", "nas://docs/ocr"], "--text-from"),
+            (&["ocr", "text:a", "--output", "nas://docs/x"], "pages"),
             (&["generate", "nas://docs/", "--output", "nas://docs/x", "--passage-tokens", "64"], "--passage-tokens"),
             (
                 &["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "@/nowhere/at/all"],

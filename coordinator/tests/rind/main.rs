@@ -315,7 +315,7 @@ async fn vectors_are_answered_and_a_caller_who_leaves_is_noticed() {
     assert_eq!(code(calls.embed(none).await), ErrorCode::InvalidArgument);
     let unknown = v1::EmbedRequest { model: "nonesuch".into(), texts: vec!["x".into()], ..Default::default() };
     assert_eq!(code(calls.embed(unknown).await), ErrorCode::ModelNotFound);
-    assert_eq!(code(calls.ocr(futures::stream::empty()).await), ErrorCode::Unimplemented);
+    assert_eq!(code(calls.ocr(futures::stream::empty()).await), ErrorCode::InvalidArgument);
     coordinator.end().await;
 }
 

@@ -11,17 +11,70 @@ use proptest::prelude::*;
 /// An event before its numbers are known: most mean something that was really asked, some nothing.
 #[derive(Debug, Clone)]
 enum Op {
-    Submit { embed: bool, key: u8, digest: u8, named: bool },
-    Steer { what: u8, job: u64 },
-    Segment { pick: usize, kib: Vec<u32>, bucket: u32, unchanged: u32, deleted: u32, skew: u32 },
-    ScanEnds { pick: usize, how: u8 },
-    Attach { node: u8, start: u8, slots: u32, models: u8, runs: Vec<usize>, stranger: u64 },
-    Node { node: u8, what: u8, start: u8 },
-    Progress { pick: usize, items: u32, bytes: u64 },
-    Complete { pick: usize, wrong_node: bool, count: u32, split: [u32; 4], outputs: u32, manifest: bool, honest: bool },
-    Failed { pick: usize, kind: i32, wait: Option<u64> },
-    Published { pick: usize, how: u8, conflict: u32 },
-    Call { call: u64, what: u8 },
+    Submit {
+        kind: u8,
+        key: u8,
+        digest: u8,
+        named: bool,
+    },
+    Steer {
+        what: u8,
+        job: u64,
+    },
+    Segment {
+        pick: usize,
+        kib: Vec<u32>,
+        bucket: u32,
+        unchanged: u32,
+        deleted: u32,
+        skew: u32,
+    },
+    ScanEnds {
+        pick: usize,
+        how: u8,
+    },
+    Attach {
+        node: u8,
+        start: u8,
+        slots: u32,
+        models: u8,
+        runs: Vec<usize>,
+        stranger: u64,
+    },
+    Node {
+        node: u8,
+        what: u8,
+        start: u8,
+    },
+    Progress {
+        pick: usize,
+        items: u32,
+        bytes: u64,
+    },
+    Complete {
+        pick: usize,
+        wrong_node: bool,
+        count: u32,
+        split: [u32; 4],
+        outputs: u32,
+        manifest: bool,
+        honest: bool,
+        long: Vec<(u32, u32)>,
+    },
+    Failed {
+        pick: usize,
+        kind: i32,
+        wait: Option<u64>,
+    },
+    Published {
+        pick: usize,
+        how: u8,
+        conflict: u32,
+    },
+    Call {
+        call: u64,
+        what: u8,
+    },
     Tick,
     Restart,
 }
@@ -29,8 +82,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let at = any::<usize>;
     prop_oneof![
-        2 => (any::<bool>(), 0..4u8, 0..2u8, any::<bool>())
-            .prop_map(|(embed, key, digest, named)| Op::Submit { embed, key, digest, named }),
+        2 => (0..3u8, 0..4u8, 0..2u8, any::<bool>())
+            .prop_map(|(kind, key, digest, named)| Op::Submit { kind, key, digest, named }),
         1 => (0..3u8, 0..6u64).prop_map(|(what, job)| Op::Steer { what, job }),
         4 => (at(), prop::collection::vec(0..5_000_000u32, 0..30), 0..3u32, 0..3u32, 0..3u32, prop_oneof![9 => Just(0), 1 => 0..9u32])
             .prop_map(|(pick, kib, bucket, unchanged, deleted, skew)| Op::Segment { pick, kib, bucket, unchanged, deleted, skew }),
@@ -40,8 +93,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..5u8, 0..8u8, 0..3u8).prop_map(|(node, what, start)| Op::Node { node, what, start }),
         1 => (at(), any::<u32>(), any::<u64>()).prop_map(|(pick, items, bytes)| Op::Progress { pick, items, bytes }),
         12 => (at(), prop::bool::weighted(0.1), prop_oneof![8 => Just(u32::MAX), 2 => 0..9u32], any::<[u32; 4]>(), prop_oneof![0..3u32, Just(u32::MAX)],
-            prop::bool::weighted(0.95), prop::bool::weighted(0.8))
-            .prop_map(|(pick, wrong_node, count, split, outputs, manifest, honest)| Op::Complete { pick, wrong_node, count, split, outputs, manifest, honest }),
+            prop::bool::weighted(0.95), prop::bool::weighted(0.8), prop::collection::vec((0..9u32, prop_oneof![8 => 2..40u32, 1 => any::<u32>()]), 0..3))
+            .prop_map(|(pick, wrong_node, count, split, outputs, manifest, honest, long)| Op::Complete { pick, wrong_node, count, split, outputs, manifest, honest, long }),
         4 => (at(), -1..9i32, prop::option::of(any::<u64>())).prop_map(|(pick, kind, wait)| Op::Failed { pick, kind, wait }),
         8 => (at(), 0..8u8, prop_oneof![3 => Just(0), 1 => any::<u32>()]).prop_map(|(pick, how, conflict)| Op::Published { pick, how, conflict }),
         2 => (0..6u64, 0..4u8).prop_map(|(call, what)| Op::Call { call, what }),
@@ -50,13 +103,16 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A batch on its way: its attempt, where, how many items, and the first entry if they are documents that may be long.
+type Sent = (u64, NodeId, u32, Option<u32>);
+
 struct Rig {
     core: Core,
     now: Now,
     epoch: u64,
     live: BTreeMap<String, Vec<u8>>,
     scans: Vec<(u64, u64)>,
-    dispatched: Vec<(u64, NodeId, u32)>,
+    dispatched: Vec<Sent>,
     publishing: Vec<(u64, u64, u64)>,
     numbers: BTreeSet<u64>,
 }
@@ -87,7 +143,8 @@ fn models(which: u8) -> Vec<v1::ModelInfo> {
             ..Default::default()
         })
     };
-    info("e", v1::JobKind::Embed, 1).into_iter().chain(info("g", v1::JobKind::Generate, 2)).collect()
+    let all = [info("e", v1::JobKind::Embed, 1), info("g", v1::JobKind::Generate, 2), info("o", v1::JobKind::Ocr, 2)];
+    all.into_iter().flatten().collect()
 }
 
 impl Rig {
@@ -107,14 +164,19 @@ impl Rig {
     }
 
     fn event(&self, op: Op) -> Option<Event> {
-        let attempt = |at: usize| pick(&self.dispatched, at).unwrap_or((at as u64 % 2_000, node(0), 1));
+        let attempt = |at: usize| pick(&self.dispatched, at).unwrap_or((at as u64 % 2_000, node(0), 1, None));
         Some(match op {
-            Op::Submit { embed, key, digest, named } => {
+            Op::Submit { kind, key, digest, named } => {
                 let object = v1::ObjectRef { export: "docs".into(), path: b"x".to_vec().into() };
                 let mut spec = v1::JobSpec { output: Some(object), ..Default::default() };
-                spec.set_kind(if embed { v1::JobKind::Embed } else { v1::JobKind::Generate });
+                let (kind, model) = match kind {
+                    0 => (v1::JobKind::Embed, "e"),
+                    1 => (v1::JobKind::Generate, "g"),
+                    _ => (v1::JobKind::Ocr, "o"),
+                };
+                spec.set_kind(kind);
                 if named {
-                    spec.model = if embed { "e" } else { "g" }.into();
+                    spec.model = model.into();
                 }
                 Event::Submit {
                     reply: ReplyId(1),
@@ -173,7 +235,7 @@ impl Rig {
             Op::Node { node: id, what, start } => match what {
                 0 => Event::NodeDetached { node: node(id) },
                 1 => Event::NodeLeft { node: node(id) },
-                2 => Event::Drain { reply: ReplyId(3), node: node(id) },
+                2 => Event::Drain { reply: ReplyId(3), node: node(id), deadline_ms: 0 },
                 3 => Event::Uncordon { reply: ReplyId(3), node: node(id) },
                 4 => {
                     Event::Models { node: node(id), models: models(start + 1), loaded: Vec::new(), reserved: u64::MAX }
@@ -181,8 +243,8 @@ impl Rig {
                 _ => Event::Beat { node: node(id), incarnation: format!("i{start}"), busy_ms: u64::MAX },
             },
             Op::Progress { pick: at, items, bytes } => Event::Progress { attempt: attempt(at).0, items, bytes },
-            Op::Complete { pick: at, wrong_node, count, split, outputs, manifest, honest } => {
-                let (number, at_node, assigned) = attempt(at);
+            Op::Complete { pick: at, wrong_node, count, split, outputs, manifest, honest, long } => {
+                let (number, at_node, assigned, first) = attempt(at);
                 let mut complete = v1::Complete {
                     token: Some(v1::AttemptToken { attempt: number, ..Default::default() }),
                     manifest: manifest.then(|| blob(2)),
@@ -194,18 +256,30 @@ impl Rig {
                 };
                 if honest {
                     complete.count = count.min(assigned);
-                    complete.failed = split[0] % (complete.count + 1);
-                    complete.skipped = split[1] % (complete.count - complete.failed + 1);
-                    complete.unchanged = split[2] % (complete.count - complete.failed - complete.skipped + 1);
-                    complete.committed = complete.count - complete.failed - complete.skipped - complete.unchanged;
+                    let mut left = complete.count;
+                    for (at, pages) in first.into_iter().flat_map(|first| long.iter().map(move |l| (first + l.0, l.1)))
+                    {
+                        let inside = first.is_some_and(|first| at < first + complete.count);
+                        let known = complete.splits.iter().any(|s| s.index == at) || !(2..=10_000).contains(&pages);
+                        if inside && !known && left > 0 {
+                            complete.splits.push(v1::SplitDocument { index: at, pages });
+                            left -= 1;
+                        }
+                    }
+                    complete.failed = split[0] % (left + 1);
+                    complete.skipped = split[1] % (left - complete.failed + 1);
+                    complete.unchanged = split[2] % (left - complete.failed - complete.skipped + 1);
+                    complete.committed = left - complete.failed - complete.skipped - complete.unchanged;
                 } else {
                     [complete.failed, complete.skipped, complete.unchanged, complete.committed] = split;
+                    complete.splits =
+                        long.into_iter().map(|(index, pages)| v1::SplitDocument { index, pages }).collect();
                 }
                 let says = if wrong_node { node(4) } else { at_node };
                 Event::Complete { node: says, complete: Box::new(complete) }
             }
             Op::Failed { pick: at, kind, wait } => {
-                let (number, node, _) = attempt(at);
+                let (number, node, ..) = attempt(at);
                 let mut problem = problem(true);
                 problem.retry_after = wait.map(std::time::Duration::from_millis);
                 Event::Failed {
@@ -294,8 +368,15 @@ impl Rig {
                 Effect::Scan { job, scan, .. } => self.scans.push((job, scan)),
                 Effect::Dispatch { node, attempt, work, .. } => {
                     assert!(self.numbers.insert(attempt), "attempt {attempt} twice");
-                    let count = if let Work::Batch { batch, .. } = work { batch.count } else { 0 };
-                    self.dispatched.push((attempt, node, count));
+                    let (count, first) = match &work {
+                        Work::Batch { batch, .. } if batch.document.is_some() => (1, None),
+                        Work::Batch { batch, .. } => match &batch.pages {
+                            Some(range) => (range.count, None),
+                            None => (batch.count, (!batch.join).then_some(batch.first)),
+                        },
+                        Work::Call { .. } => (0, None),
+                    };
+                    self.dispatched.push((attempt, node, count, first));
                 }
                 Effect::Publish { job, batch, request } => self.publishing.push((job, batch, request.attempt)),
                 _ => {}
@@ -329,10 +410,10 @@ proptest! {
         for (id, which) in [(0, 3), (1, 3)] {
             rig.run(1, Op::Attach { node: id, start: 0, slots: 2, models: which, runs: vec![], stranger: 0 });
         }
-        for embed in [true, false] {
-            rig.run(1, Op::Submit { embed, key: 0, digest: 0, named: true });
+        for kind in [0, 1, 2] {
+            rig.run(1, Op::Submit { kind, key: 0, digest: 0, named: true });
         }
-        for at in [1, 2] {
+        for at in [1, 2, 3] {
             rig.run(1, Op::Segment { pick: at, kib: vec![1; 20], bucket: 0, unchanged: 1, deleted: 1, skew: 0 });
             rig.run(1, Op::ScanEnds { pick: at, how: 4 });
         }

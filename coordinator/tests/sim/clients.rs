@@ -13,6 +13,8 @@ pub(crate) struct Plan {
     pub(crate) place: usize,
     pub(crate) input: usize,
     pub(crate) embed: bool,
+    /// Pages are read; neither this nor `embed` is an answer to each document.
+    pub(crate) ocr: bool,
     /// The input does not exist.
     pub(crate) no_input: bool,
     /// Begins when this one has ended: the same place again.
@@ -51,7 +53,11 @@ impl World {
             let size = self.rng.u32(1..36);
             let mut input = documents(&mut self.rng, 0, size, self.mode);
             self.gateway.inputs.insert(index, input.clone());
-            let embed = self.rng.bool();
+            let (embed, ocr) = match self.rng.u32(..3) {
+                0 => (true, false),
+                1 => (false, true),
+                _ => (false, false),
+            };
             let place = self.gateway.places.entry(index).or_default();
             for taken in 0..40 {
                 if self.rng.u32(..60) == 0 {
@@ -63,6 +69,7 @@ impl World {
                 place: index,
                 input: index,
                 embed,
+                ocr,
                 no_input: self.rng.u32(..20) == 0,
                 after: None,
                 key: format!("key-{index}"),
@@ -90,6 +97,7 @@ impl World {
                     after: Some(at),
                     place: index,
                     embed,
+                    ocr,
                     no_input: false,
                     deadline_ms: 0,
                     accepted: None,
@@ -132,6 +140,8 @@ impl World {
                 String::new()
             } else if wanted.embed {
                 "m-embed".into()
+            } else if wanted.ocr {
+                "m-eyes".into()
             } else {
                 "m-llm".into()
             },
@@ -142,9 +152,13 @@ impl World {
             deadline_ms: wanted.deadline_ms,
             ..Default::default()
         };
-        spec.set_kind(if wanted.embed { v1::JobKind::Embed } else { v1::JobKind::Generate });
+        spec.set_kind(match (wanted.embed, wanted.ocr) {
+            (true, _) => v1::JobKind::Embed,
+            (_, true) => v1::JobKind::Ocr,
+            _ => v1::JobKind::Generate,
+        });
         spec.set_priority(if plan.is_multiple_of(3) { v1::Priority::Interactive } else { v1::Priority::Batch });
-        if !wanted.embed {
+        if !wanted.embed && !wanted.ocr {
             spec.generate = Some(v1::GenerateOptions { max_tokens: 16, ..Default::default() });
         }
         let event = Event::Submit {
@@ -196,7 +210,7 @@ impl World {
             Command::Cancel(plan) => job(plan).map(|job| Event::Cancel { reply, job }),
             Command::Pause(plan) => job(plan).map(|job| Event::Pause { reply, job }),
             Command::Resume(plan) => job(plan).map(|job| Event::Resume { reply, job }),
-            Command::Drain(node) => Some(Event::Drain { reply, node: self.machines[node].id.clone() }),
+            Command::Drain(node) => Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms: 0 }),
             Command::Uncordon(node) => Some(Event::Uncordon { reply, node: self.machines[node].id.clone() }),
             Command::Call(call) => Some(Event::Call {
                 call: CallId(call),

@@ -38,6 +38,10 @@ pub(crate) struct Document {
     pub(crate) bucket: u32,
     /// Of a kind no job takes: the walk says so.
     pub(crate) unfit: bool,
+    /// More than one attempt should read, or 1. Only jobs that read pages see them.
+    pub(crate) pages: u32,
+    /// One of them hurts whoever reads it.
+    pub(crate) bad_page: Option<(u32, Nature)>,
 }
 
 /// An output place.
@@ -70,6 +74,8 @@ pub(crate) struct Manifest {
     /// Of joins.
     pub(crate) bucket: Option<u32>,
     pub(crate) embed: bool,
+    /// Of a document in ranges: which of its pages.
+    pub(crate) pages: std::ops::Range<u32>,
 }
 
 #[derive(Default)]
@@ -262,7 +268,14 @@ pub(crate) fn documents(rng: &mut fastrand::Rng, first: u32, count: u32, mode: M
                 _ => Nature::Good,
             };
             poisonous += u32::from(nature.poison() && mode == Mode::Liveness);
-            Document { id, nature, kib: rng.u32(0..30), bucket: id % BUCKETS, unfit: rng.u32(..100) < 6 }
+            let long = nature == Nature::Good && rng.u32(..100) < 15;
+            let pages = if long { rng.u32(17..60) } else { 1 };
+            let bad_page = (long && rng.u32(..4) == 0)
+                .then(|| (rng.u32(..pages), if rng.bool() { Nature::Killer } else { Nature::Failing }));
+            let bad_page = bad_page.filter(|_| mode == Mode::Safety || poisonous < 2);
+            poisonous += u32::from(bad_page.is_some() && mode == Mode::Liveness);
+            let (kib, unfit) = (rng.u32(0..30), rng.u32(..100) < 6);
+            Document { id, nature, kib, bucket: id % BUCKETS, unfit, pages, bad_page }
         })
         .collect()
 }

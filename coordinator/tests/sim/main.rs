@@ -9,6 +9,7 @@ mod clients;
 mod faults;
 mod gateway;
 mod nodes;
+mod results;
 mod store;
 mod trace;
 mod verdict;
@@ -68,6 +69,10 @@ fn when_faults_stop_every_job_ends_and_its_counts_add_up() {
     if seeds().count() > 1 {
         assert!(totals.crashes > 100 && totals.deaths > 100, "the faults are weak: {totals:?}");
         assert!(totals.published > 1_000 && totals.quarantined > 20, "little was done: {totals:?}");
+        assert!(
+            totals.split > 50 && totals.ranges > 3 * totals.split && totals.pages_set_aside > 5,
+            "few documents were read in ranges: {totals:?}"
+        );
         assert!(
             totals.conflict > 0 && totals.unchanged > 0 && totals.deleted > 0 && totals.cancelled > 0,
             "{totals:?}"

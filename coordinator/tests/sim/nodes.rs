@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ingle_coordinator::core::{Attached, BatchWork, Event, Work};
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
-use super::gateway::{Manifest, Nature, away, blob_ref};
+use super::gateway::{Nature, away};
 use super::store::number;
 use super::world::{Happening, Mode, World};
 
@@ -16,14 +16,14 @@ pub(crate) struct Machine {
     /// Starts of its process.
     pub(crate) starts: u32,
     slots: u32,
-    ms_per_document: u64,
-    /// It has the models for (embed, generate).
-    has: (bool, bool),
+    pub(crate) ms_per_document: u64,
+    /// It has the models for (embed, generate, ocr).
+    has: (bool, bool, bool),
     /// The network to it works.
     pub(crate) link: bool,
     pub(crate) connection: Option<u64>,
     draining: bool,
-    tasks: BTreeMap<u64, Task>,
+    pub(crate) tasks: BTreeMap<u64, Task>,
     /// Since when nothing was heard of it; membership drops it after a while.
     gone_since: Option<u64>,
     left_told: bool,
@@ -32,15 +32,15 @@ pub(crate) struct Machine {
 }
 
 #[derive(Debug)]
-struct Task {
-    work: Work,
+pub(crate) struct Task {
+    pub(crate) work: Work,
     state: State,
     /// Which of its planned ends is valid.
     plan: u32,
 }
 
 #[derive(Debug)]
-enum State {
+pub(crate) enum State {
     Waiting,
     /// Ends of its documents, absolute.
     Running(Vec<u64>),
@@ -64,7 +64,11 @@ impl World {
         let count = self.rng.usize(1..=5);
         let mixed = self.rng.u32(..3) == 0;
         for index in 0..count {
-            let has = if mixed && index > 0 { (self.rng.bool(), self.rng.bool()) } else { (true, true) };
+            let has = if mixed && index > 0 {
+                (self.rng.bool(), self.rng.bool(), self.rng.bool())
+            } else {
+                (true, true, true)
+            };
             let machine = Machine {
                 id: NodeId::parse(&format!("n-{index}")).unwrap(),
                 up: false,
@@ -133,17 +137,27 @@ impl World {
         for task in self.machines[node].tasks.values() {
             if let Work::Batch { job, batch } = &task.work {
                 for document in self.documents_of(batch) {
-                    *self.hits.entry((*job, document)).or_default() += 1;
+                    match &batch.pages {
+                        None => *self.hits.entry((*job, document)).or_default() += 1,
+                        Some(range) => {
+                            for page in range.first..range.first + range.count {
+                                *self.page_hits.entry((*job, document, page)).or_default() += 1;
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 
-    fn documents_of(&self, batch: &BatchWork) -> Vec<u32> {
+    pub(crate) fn documents_of(&self, batch: &BatchWork) -> Vec<u32> {
+        let blob = number(&batch.segments[0].digest);
+        if let Some(join) = &batch.document {
+            return vec![self.gateway.segments[&blob][join.index as usize]];
+        }
         if batch.join {
             return Vec::new();
         }
-        let blob = number(&batch.segments[0].digest);
         self.gateway.segments[&blob][batch.first as usize..(batch.first + batch.count) as usize].to_vec()
     }
 
@@ -220,7 +234,7 @@ impl World {
 
     /// Models as the node reports them; `ready`: their bytes have been read.
     fn sees(&self, node: usize, ready: bool) -> Vec<v1::ModelInfo> {
-        let (embed, generate) = self.machines[node].has;
+        let (embed, generate, ocr) = self.machines[node].has;
         let info = |name: &str, kind: v1::JobKind| v1::ModelInfo {
             model: Some(v1::ModelRef {
                 name: name.into(),
@@ -235,6 +249,7 @@ impl World {
         let mut models = Vec::new();
         models.extend(embed.then(|| info("m-embed", v1::JobKind::Embed)));
         models.extend(generate.then(|| info("m-llm", v1::JobKind::Generate)));
+        models.extend(ocr.then(|| info("m-eyes", v1::JobKind::Ocr)));
         models
     }
 
@@ -301,18 +316,16 @@ impl World {
 
     fn start_task(&mut self, node: usize, attempt: u64) {
         let pace = self.machines[node].ms_per_document;
-        let (documents, plan) = match &self.machines[node].tasks[&attempt].work {
-            Work::Batch { batch, .. } => {
-                (self.documents_of(batch), Some(self.plan_of_place(batch.spec.output.as_ref().unwrap())))
-            }
-            Work::Call { .. } => (Vec::new(), None),
+        let natures = match &self.machines[node].tasks[&attempt].work {
+            Work::Batch { batch, .. } => self.natures(batch),
+            Work::Call { .. } => Vec::new(),
         };
         let mut at = self.now + self.rng.u64(1..pace);
         let mut ends = Vec::new();
-        let mut outcome = Outcome::Done(documents.len() as u32);
-        for id in documents {
+        let mut outcome = Outcome::Done(natures.len() as u32);
+        for nature in natures {
             at += self.rng.u64(pace / 2..pace * 2);
-            match plan.map_or(Nature::Good, |plan| self.nature(plan, id)) {
+            match nature {
                 Nature::Killer => {
                     outcome = Outcome::Dies;
                     break;
@@ -338,6 +351,25 @@ impl World {
         task.state = State::Running(ends);
         let plan = task.plan;
         self.later(at, Happening::Finish { node, start, attempt, plan, outcome });
+    }
+
+    /// What each item of a batch does to the node: documents, or pages of one.
+    fn natures(&self, batch: &BatchWork) -> Vec<Nature> {
+        let plan = self.plan_of_place(batch.spec.output.as_ref().unwrap());
+        let documents = self.documents_of(batch);
+        match &batch.pages {
+            None if batch.document.is_some() => vec![Nature::Good],
+            None => documents.into_iter().map(|id| self.nature(plan, id)).collect(),
+            Some(range) => {
+                let bad = self.document(plan, documents[0]).and_then(|document| document.bad_page);
+                let of = |page| bad.filter(|(bad, _)| *bad == page).map_or(Nature::Good, |(_, nature)| nature);
+                (range.first..range.first + range.count).map(of).collect()
+            }
+        }
+    }
+
+    pub(crate) fn document(&self, plan: usize, id: u32) -> Option<&super::gateway::Document> {
+        self.gateway.inputs[&self.plans[plan].input].iter().find(|document| document.id == id)
     }
 
     pub(crate) fn nature(&self, plan: usize, id: u32) -> Nature {
@@ -401,52 +433,6 @@ impl World {
             _ => Problem::new(ErrorCode::ComputeFailed, "it does not work"),
         };
         Event::Failed { node: self.machines[node].id.clone(), attempt, kind, problem }
-    }
-
-    fn complete(&mut self, node: usize, attempt: u64, count: u32) -> Event {
-        let work = &self.machines[node].tasks[&attempt].work;
-        let Work::Batch { job, batch } = work else {
-            let Work::Call { call } = work else { unreachable!("a batch or a call") };
-            return Event::CallEnded { call: *call };
-        };
-        let (job, batch) = (*job, batch.clone());
-        let embed = batch.spec.kind() == v1::JobKind::Embed;
-        let mut complete = v1::Complete {
-            token: Some(v1::AttemptToken { attempt, batch: batch.batch, ..Default::default() }),
-            count,
-            busy_us: u64::from(count.max(1)) * self.machines[node].ms_per_document * 1_000,
-            bytes: u64::from(count) << 13,
-            ..Default::default()
-        };
-        let mut manifest = Manifest { job, attempt, embed, ..Default::default() };
-        if batch.join {
-            manifest.bucket = Some(batch.bucket);
-            for part in &batch.manifests {
-                manifest.documents.extend(&self.gateway.manifests[&number(&part.digest)].documents);
-            }
-            for segment in &batch.segments {
-                manifest.removed.extend(&self.gateway.left[&number(&segment.digest)]);
-            }
-            complete.outputs = 1;
-        } else {
-            let plan = self.plan_of_place(batch.spec.output.as_ref().unwrap());
-            for id in self.documents_of(&batch).into_iter().take(count as usize) {
-                match self.nature(plan, id) {
-                    Nature::Malformed => complete.failed += 1,
-                    Nature::Skipped => complete.skipped += 1,
-                    Nature::Same => complete.unchanged += 1,
-                    _ => {
-                        complete.committed += 1;
-                        manifest.documents.push(id);
-                    }
-                }
-            }
-            complete.outputs = if embed { 0 } else { complete.committed };
-        }
-        let blob = self.gateway.blob();
-        self.gateway.manifests.insert(blob, manifest);
-        complete.manifest = Some(blob_ref(blob));
-        Event::Complete { node: self.machines[node].id.clone(), complete: Box::new(complete) }
     }
 
     pub(crate) fn cancel_attempt(&mut self, node: usize, connection: u64, attempt: u64) {

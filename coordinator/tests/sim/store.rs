@@ -26,6 +26,9 @@ pub(crate) struct Store {
     /// (job, document) with the batch that has it committed.
     pub(crate) committed: BTreeMap<(u64, u32), u64>,
     pub(crate) quarantined: BTreeSet<(u64, u32)>,
+    /// (job, document, page) with the batch that has it committed.
+    pub(crate) committed_pages: BTreeMap<(u64, u32, u32), u64>,
+    pub(crate) quarantined_pages: BTreeSet<(u64, u32, u32)>,
     /// Winning attempt of every committed batch.
     pub(crate) winners: BTreeMap<(u64, u64), u64>,
     ended: BTreeMap<u64, i32>,
@@ -92,7 +95,23 @@ impl Store {
         if matches!(record.state(), BatchState::Committed | BatchState::Published) {
             self.winners.insert((job, id), record.attempt);
         }
-        if record.join {
+        if record.takes_pages() {
+            let document = self.entries(job, record.segment, documents)[record.entry().unwrap() as usize];
+            for page in record.first..record.end() {
+                let key = (job, document, page);
+                match record.state() {
+                    BatchState::Committed => {
+                        let before = self.committed_pages.insert(key, id);
+                        assert!(before.is_none_or(|b| b == id), "page {key:?} is committed by two batches");
+                    }
+                    BatchState::Quarantined => drop(self.quarantined_pages.insert(key)),
+                    BatchState::Published => panic!("pages become visible with their document only: {record:?}"),
+                    BatchState::Queued | BatchState::Running => {}
+                }
+            }
+            return;
+        }
+        if record.join && !record.joins_document() {
             return;
         }
         match record.state() {
@@ -113,10 +132,20 @@ impl Store {
 
     /// The documents a batch covers.
     fn documents(&self, job: u64, record: &BatchRecord, documents: &BTreeMap<u64, Vec<u32>>) -> Vec<u32> {
-        let key = ingle_coordinator::core::record::segment_key(job, record.segment);
+        let entries = self.entries(job, record.segment, documents);
+        if let Some(entry) = record.entry() {
+            return vec![entries[entry as usize]];
+        }
+        let whole = |entry: &u32| record.splits.iter().all(|split| split.index != *entry);
+        (record.first..record.end()).filter(whole).map(|entry| entries[entry as usize]).collect()
+    }
+
+    /// The documents of a segment, by entry.
+    fn entries(&self, job: u64, segment: u32, documents: &BTreeMap<u64, Vec<u32>>) -> Vec<u32> {
+        let key = ingle_coordinator::core::record::segment_key(job, segment);
         let segment = SegmentRecord::decode(self.live[&key].as_slice()).unwrap();
         let blob = number(&segment.info.unwrap().blob.unwrap().digest);
-        documents[&blob][record.first as usize..record.end() as usize].to_vec()
+        documents[&blob].clone()
     }
 
     /// Every record that a new leader loads.

@@ -85,6 +85,17 @@ impl World {
                     expected.conflict += 1;
                 }
                 Nature::Good => {
+                    if let Some(pages) = self.long(plan, id) {
+                        let bad = document.bad_page.map(|(page, _)| page);
+                        for page in 0..pages {
+                            let key = (job, id, page);
+                            let aside = self.store.quarantined_pages.contains(&key);
+                            let hits = self.page_hits.get(&key).copied().unwrap_or_default();
+                            assert!(!aside || bad == Some(page) || hits >= 2, "page {key:?} is innocent and set aside");
+                            assert_eq!(aside, !self.store.committed_pages.contains_key(&key), "page {key:?}");
+                            assert!(aside || bad != Some(page), "page {key:?} hurts and is not set aside");
+                        }
+                    }
                     expected.published += 1;
                     let made_by = place.visible.get(&id).map(|(by, _)| *by);
                     let later = self.plans.iter().any(|p| p.place == wanted.place && p.accepted > Some(job));

@@ -94,6 +94,10 @@ pub(crate) struct Totals {
     pub(crate) conflict: u64,
     pub(crate) failed: u64,
     pub(crate) quarantined: u64,
+    /// Documents whose pages were batches of their own, and ranges of them that came back.
+    pub(crate) split: u64,
+    pub(crate) ranges: u64,
+    pub(crate) pages_set_aside: u64,
 }
 
 impl Totals {
@@ -110,6 +114,9 @@ impl Totals {
         self.conflict += o.conflict;
         self.failed += o.failed;
         self.quarantined += o.quarantined;
+        self.split += o.split;
+        self.ranges += o.ranges;
+        self.pages_set_aside += o.pages_set_aside;
     }
 }
 
@@ -152,6 +159,8 @@ pub(crate) struct World {
     pub(crate) sent: BTreeSet<u64>,
     /// Random misfortunes by (job, document): what an innocent document may be set aside for.
     pub(crate) hits: BTreeMap<(u64, u32), u32>,
+    /// The same by (job, document, page).
+    pub(crate) page_hits: BTreeMap<(u64, u32, u32), u32>,
     pub(crate) totals: Totals,
 }
 
@@ -186,6 +195,7 @@ impl World {
             heard: BTreeMap::new(),
             sent: BTreeSet::new(),
             hits: BTreeMap::new(),
+            page_hits: BTreeMap::new(),
             totals: Totals::default(),
         };
         world.make_machines();
@@ -498,6 +508,13 @@ impl World {
         }
         let blob = super::store::number(&batch.segments[0].digest);
         for document in &self.gateway.segments[&blob][batch.first as usize..(batch.first + batch.count) as usize] {
+            if let Some(range) = &batch.pages {
+                for page in range.first..range.first + range.count {
+                    let key = (*job, *document, page);
+                    assert!(!self.store.committed_pages.contains_key(&key), "page {key:?} is dispatched again");
+                    assert!(!self.store.quarantined_pages.contains(&key), "page {key:?} is set aside and dispatched");
+                }
+            }
             let done = self.store.committed.get(&(*job, *document));
             assert!(done.is_none(), "job {job}: document {document} is committed and dispatched again");
             let aside = self.store.quarantined.contains(&(*job, *document));

@@ -139,7 +139,7 @@ impl Frames<'_> {
     }
 }
 
-async fn lease(attempt: &Attempt, task: Task) -> Result<Lease, Failure> {
+pub(super) async fn lease(attempt: &Attempt, task: Task) -> Result<Lease, Failure> {
     let lease = attempt.agent.loaded.acquire(&attempt.model).await?;
     if lease.handle.card().task == task {
         return Ok(lease);
@@ -152,11 +152,11 @@ async fn lease(attempt: &Attempt, task: Task) -> Result<Lease, Failure> {
     Err(Failure::model(ErrorCode::ModelUnusable, format!("model `{}` doesn't {does}", lease.model.name)))
 }
 
-fn model(lease: &Lease) -> v1::ModelRef {
+pub(super) fn model(lease: &Lease) -> v1::ModelRef {
     v1::ModelRef { name: lease.model.name.clone(), digest: lease.model.digest.to_wire() }
 }
 
-fn timings(attempt: &Attempt, lease: &Lease, prefill: Duration, decode: Duration) -> v1::Timings {
+pub(super) fn timings(attempt: &Attempt, lease: &Lease, prefill: Duration, decode: Duration) -> v1::Timings {
     let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     v1::Timings {
         queue_us: us(attempt.queued),

@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use super::manifest::{Manifest, NoResult};
 use super::passages::{Passage, Sizes, split};
 use super::schema::{PartWriter, Row};
-use super::source::{self, Content, Document};
-use super::text::{Text, decode};
+use super::source::{self, Document};
+use super::text::Text;
+use super::texts;
 use super::{Attempt, Outcome};
 use crate::error::Failure;
 use crate::executor::Event;
@@ -119,7 +120,14 @@ impl Batch<'_> {
             self.manifest.message.items.push(v1::ItemResult { outcome: ItemOutcome::Unchanged.into(), ..item });
             return Ok(());
         }
-        match self.passages(content).await? {
+        let text = match texts::of(self.attempt, &entry, content).await? {
+            Ok(text) => text,
+            Err(why) => {
+                self.manifest.no_result(index, &why);
+                return Ok(());
+            }
+        };
+        match self.passages(text).await? {
             Ok((text, passages)) => self.enqueue(item, &entry.name, &text, &passages).await,
             Err(why) => {
                 self.manifest.no_result(index, &why);
@@ -128,19 +136,11 @@ impl Batch<'_> {
         }
     }
 
-    async fn passages(&self, content: Content) -> Result<Result<(Text, Vec<Passage>), NoResult>, Failure> {
+    async fn passages(&self, text: Text) -> Result<Result<(Text, Vec<Passage>), NoResult>, Failure> {
         let (tokens, sizes) = (Arc::clone(self.lease.handle.tokens()), self.sizes);
-        let work = move || {
-            let text = match decode(content.bytes) {
-                Ok(text) => text,
-                Err(reason) => return Err(NoResult::failed(ErrorCode::DocumentMalformed, reason)),
-            };
-            match split(&text.text, tokens.as_ref(), sizes) {
-                Ok(passages) => Ok((text, passages)),
-                Err(error) => {
-                    Err(NoResult::failed(ErrorCode::DocumentMalformed, format!("can't be tokenised: {error}")))
-                }
-            }
+        let work = move || match split(&text.text, tokens.as_ref(), sizes) {
+            Ok(passages) => Ok((text, passages)),
+            Err(error) => Err(NoResult::failed(ErrorCode::DocumentMalformed, format!("can't be tokenised: {error}"))),
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| {
             Failure::item(ErrorCode::ComputeFailed, format!("splitting into passages failed: {error}"))

@@ -1,40 +1,29 @@
 //! Generating over a batch: each document through the prompt template and the model, to a JSON and a text file beside its name.
 
-use bytes::Bytes;
 use futures::StreamExt as _;
 use ingle_engine::{Class, EngineError, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task, Tokens};
+use ingle_proto::ErrorCode;
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, ItemOutcome};
-use ingle_proto::{Digest, ErrorCode};
 use serde::Serialize;
 
 use super::embed::as_item;
 use super::manifest::{Manifest, NoResult};
-use super::source::{self, Content, Document};
+use super::mirror::{self, Done};
+use super::source::{self, Document};
 use super::template::{RenderError, Template, Variables};
-use super::text::decode;
+use super::texts;
 use super::{Attempt, Outcome, sampling};
 use crate::error::Failure;
 use crate::executor::Event;
 use crate::limits;
 use crate::loaded::Lease;
-use crate::storage::{Gateway, StageBody};
+use crate::storage::Gateway;
 
-/// What is appended to a document's name.
-pub const EXTENSIONS: [&str; 2] = ["json", "txt"];
 /// Tokens that a chat template may put around one message.
 const TOKENS_PER_MESSAGE: usize = 24;
 /// How often a document is cut again when its prompt is still too long.
 const CUTS: usize = 6;
-
-/// The visible file of a document.
-#[must_use]
-pub fn output_name(document: &[u8], extension: &str) -> Bytes {
-    let mut name = document.to_vec();
-    name.push(b'.');
-    name.extend_from_slice(extension.as_bytes());
-    name.into()
-}
 
 /// The JSON file.
 #[derive(Debug, Serialize)]
@@ -64,14 +53,6 @@ struct Job<'a> {
     options: v1::GenerateOptions,
     template: Template,
     prompt_digest: String,
-}
-
-/// What became of one document.
-struct Done {
-    item: v1::ItemResult,
-    outputs: Vec<v1::OutputResult>,
-    bytes: u64,
-    busy_us: u64,
 }
 
 /// Generates for the entries of a batch, as many at once as the model has slots.
@@ -126,7 +107,7 @@ impl Job<'_> {
         let Document { index, entry, content, .. } = document;
         let content = match content {
             Ok(content) => content,
-            Err(why) => return Ok(none(index, &why, 0)),
+            Err(why) => return Ok(Done::without(index, &why, 0)),
         };
         let bytes = content.size;
         let input = v1::Provenance {
@@ -144,30 +125,27 @@ impl Job<'_> {
             ..Default::default()
         };
         if unchanged {
-            let keep = |extension: &&str| v1::OutputResult {
-                name: output_name(&entry.name, extension),
-                keep: true,
-                inputs: vec![input.clone()],
-                ..Default::default()
-            };
-            let outputs = EXTENSIONS.iter().map(keep).collect();
-            let item = v1::ItemResult { outcome: ItemOutcome::Unchanged.into(), ..item };
-            return Ok(Done { item, outputs, bytes, busy_us: 0 });
+            return Ok(Done::unchanged(item, &input));
         }
         let path = display_bytes(&entry.name);
-        let prompt = match self.prompt(&path, content).await? {
+        let document = match texts::of(self.attempt, &entry, content).await? {
+            Ok(text) => text.text,
+            Err(why) => return Ok(Done::without(index, &why, bytes)),
+        };
+        let prompt = match self.prompt(&path, &document)? {
             Ok(prompt) => prompt,
-            Err(why) => return Ok(none(index, &why, bytes)),
+            Err(why) => return Ok(Done::without(index, &why, bytes)),
         };
         let seed = u64::from_le_bytes(seed(&self.attempt.token.job_id, &entry.name));
         let answer = match self.answer(prompt.text, seed).await {
             Ok(answer) => answer,
             Err(EngineError::Input(reason)) => {
-                return Ok(none(index, &NoResult::failed(ErrorCode::InvalidArgument, reason), bytes));
+                let why = NoResult::failed(ErrorCode::InvalidArgument, reason);
+                return Ok(Done::without(index, &why, bytes));
             }
             Err(error) => return Err(as_item(&error)),
         };
-        let outputs = self.stage(index, &entry.name, &path, &answer, prompt.truncated, &input).await?;
+        let outputs = self.stage(index, &path, &answer, prompt.truncated, &input).await?;
         let item = v1::ItemResult {
             outcome: ItemOutcome::Committed.into(),
             tokens: answer.usage.prompt_tokens.saturating_add(answer.usage.output_tokens),
@@ -178,13 +156,13 @@ impl Job<'_> {
     }
 
     /// The prompt for a document, cut at a token if it is too long for the context.
-    async fn prompt(&self, path: &str, content: Content) -> Result<Result<Rendered, NoResult>, Failure> {
+    fn prompt(&self, path: &str, document: &str) -> Result<Result<Rendered, NoResult>, Failure> {
         let (tokens, template) = (self.lease.handle.tokens(), &self.template);
         let context = self.lease.handle.context() as usize;
         let answer = (self.options.max_tokens as usize).min(context / 2);
         let system = &self.options.system;
         // Rendering and tokenising a large document take a while; the other threads of the runtime go on meanwhile.
-        let work = || fitted(template, tokens.as_ref(), system, path, content, context - answer);
+        let work = || fitted(template, tokens.as_ref(), system, path, document, context - answer);
         let fitted = if tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
         {
             tokio::task::block_in_place(work)
@@ -230,7 +208,6 @@ impl Job<'_> {
     async fn stage(
         &self,
         index: u32,
-        name: &[u8],
         path: &str,
         answer: &Generated,
         truncated: bool,
@@ -254,25 +231,8 @@ impl Job<'_> {
         if !text.ends_with(b"\n") {
             text.push(b'\n');
         }
-        let mut outputs = Vec::new();
-        for (extension, bytes) in EXTENSIONS.into_iter().zip([json, text]) {
-            let bytes = Bytes::from(bytes);
-            let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
-            let staged_name = self.attempt.staged_name(&format!("b{}-{index}", self.attempt.token.batch), extension);
-            self.gateway
-                .stage(&self.attempt.token, &staged_name, digest, size, StageBody::Bytes(bytes))
-                .await
-                .map_err(Failure::storage)?;
-            outputs.push(v1::OutputResult {
-                staged_name,
-                name: output_name(name, extension),
-                digest: digest.to_wire(),
-                size,
-                inputs: vec![input.clone()],
-                ..Default::default()
-            });
-        }
-        Ok(outputs)
+        let part = format!("b{}-{index}", self.attempt.token.batch);
+        mirror::stage(self.attempt, self.gateway, &part, input, [mirror::body(json), mirror::body(text)]).await
     }
 }
 
@@ -286,17 +246,6 @@ struct Generated {
 struct Rendered {
     text: String,
     truncated: bool,
-}
-
-fn none(index: u32, why: &NoResult, bytes: u64) -> Done {
-    let item = v1::ItemResult {
-        index,
-        outcome: why.outcome.into(),
-        code: why.problem.code.as_str().to_owned(),
-        reason: why.problem.message.clone(),
-        ..Default::default()
-    };
-    Done { item, outputs: Vec::new(), bytes, busy_us: 0 }
 }
 
 /// A seed that is the same whichever node and attempt does the document.
@@ -314,11 +263,10 @@ fn fitted(
     tokens: &dyn Tokens,
     system: &str,
     path: &str,
-    content: Content,
+    document: &str,
     room: usize,
 ) -> Result<Rendered, RenderError> {
     let malformed = |reason| RenderError::Document(NoResult::failed(ErrorCode::DocumentMalformed, reason));
-    let document = decode(content.bytes).map_err(malformed)?.text;
     let count = |text: &str| -> Result<usize, RenderError> {
         tokens.encode(text).map(|encoding| encoding.ids.len()).map_err(|error| malformed(error.to_string()))
     };
@@ -356,9 +304,7 @@ mod tests {
 
     fn fit(template: &str, document: &str, room: usize) -> Result<Rendered, RenderError> {
         let template = Template::new(template).unwrap();
-        let bytes = document.as_bytes().to_vec();
-        let content = Content { digest: Digest::of(&bytes), size: bytes.len() as u64, mtime_ns: 0, bytes };
-        fitted(&template, fake_tokens().as_ref(), "", "a.md", content, room)
+        fitted(&template, fake_tokens().as_ref(), "", "a.md", document, room)
     }
 
     #[test]
@@ -381,7 +327,6 @@ mod tests {
             Err(RenderError::Document(why)) => assert_eq!(why.problem.code, ErrorCode::TooLarge),
             _ => panic!("must not fit"),
         }
-        assert!(matches!(fit("{{ document }}", "a\0b", 100), Err(RenderError::Document(_))));
     }
 
     #[test]
@@ -389,6 +334,5 @@ mod tests {
         assert_eq!(seed("j-1", b"a"), seed("j-1", b"a"));
         assert_ne!(seed("j-1", b"a"), seed("j-2", b"a"));
         assert_ne!(seed("j-1", b"a"), seed("j-1", b"b"));
-        assert_eq!(output_name(b"a.pdf", "json").as_ref(), b"a.pdf.json");
     }
 }

@@ -40,13 +40,16 @@ pub async fn bucket(attempt: &Attempt, work: v1::JoinWork) -> Result<Outcome, Fa
     if work.segments.len() > limits::JOIN_BLOBS_MAX || work.manifests.len() > limits::JOIN_BLOBS_MAX {
         return Err(Failure::input(Problem::invalid("join", format!("at most {} blobs", limits::JOIN_BLOBS_MAX))));
     }
+    if let Some(document) = work.document.clone() {
+        return super::ocr_join::document(attempt, &gateway, work, document).await;
+    }
     let mut segments = Vec::new();
     for blob in &work.segments {
         segments.push((blob.clone(), gateway.message::<v1::Segment>(blob).await.map_err(Failure::storage)?));
         attempt.progress(0, 0, "reading the listing");
     }
     if work.output_name.is_empty() {
-        return removals(attempt, &gateway, &segments).await;
+        return super::mirror::removals(attempt, &gateway, &segments).await;
     }
     let mut manifests = Vec::new();
     for blob in &work.manifests {
@@ -118,24 +121,6 @@ async fn publishable(
     }
     let model = Digest::from_wire("model.digest", &attempt.model.digest).ok();
     manifest.complete(attempt, gateway, 0, model).await
-}
-
-/// For kinds with files of their own per document: those of documents that left go.
-async fn removals(
-    attempt: &Attempt,
-    gateway: &Gateway,
-    segments: &[(v1::BlobRef, v1::Segment)],
-) -> Result<Outcome, Failure> {
-    let mut manifest = Manifest::new(attempt, None);
-    let entries = segments.iter().flat_map(|(_, segment)| &segment.entries);
-    for entry in entries.filter(|entry| entry.action() == EntryAction::Deleted) {
-        for extension in super::generate::EXTENSIONS {
-            let inputs = vec![v1::Provenance { name: entry.name.clone(), gone: true, ..Default::default() }];
-            let name = super::generate::output_name(&entry.name, extension);
-            manifest.message.outputs.push(v1::OutputResult { name, remove: true, inputs, ..Default::default() });
-        }
-    }
-    manifest.complete(attempt, gateway, 0, None).await
 }
 
 /// What becomes of each document, by the name that its rows carry.
@@ -364,14 +349,14 @@ fn least(heads: &[Head]) -> Option<usize> {
 }
 
 /// A directory of an attempt's own on the local disk; gone with it.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(attempt: &Attempt) -> Self {
+    pub(super) fn new(attempt: &Attempt) -> Self {
         Self(attempt.agent.cache.scratch())
     }
 
-    fn file(&self, name: &str) -> Result<PathBuf, Failure> {
+    pub(super) fn file(&self, name: &str) -> Result<PathBuf, Failure> {
         std::fs::create_dir_all(&self.0).map_err(|error| {
             Failure::node(
                 ErrorCode::Internal,

@@ -16,6 +16,10 @@ pub struct Manifest {
     pub bytes: u64,
     /// Microseconds of model time.
     pub busy_us: u64,
+    /// Pages read.
+    pub pages: u32,
+    /// Documents with more pages than one attempt should read.
+    pub splits: Vec<v1::SplitDocument>,
 }
 
 /// A document that got no result, and why.
@@ -80,9 +84,29 @@ impl Manifest {
             bytes: self.bytes,
             outputs: u32::try_from(self.message.outputs.len()).unwrap_or(u32::MAX),
             manifest: None,
+            splits: self.splits,
+            pages: self.pages,
         };
         let manifest = gateway.stage_blob(&attempt.token, encode(&self.message)).await.map_err(Failure::storage)?;
         complete.manifest = Some(manifest);
         Ok(Outcome::Complete(complete))
+    }
+
+    /// As [`Manifest::complete`] for a range of a document's pages: `count` of them are settled, whatever they say.
+    ///
+    /// # Errors
+    /// What storage said.
+    pub async fn complete_pages(
+        self,
+        attempt: &Attempt,
+        gateway: &Gateway,
+        count: u32,
+        model_digest: Digest,
+    ) -> Result<Outcome, Failure> {
+        let mut outcome = self.complete(attempt, gateway, count, Some(model_digest)).await?;
+        if let Outcome::Complete(complete) = &mut outcome {
+            complete.committed = count;
+        }
+        Ok(outcome)
     }
 }

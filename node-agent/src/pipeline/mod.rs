@@ -5,11 +5,18 @@ pub mod embed;
 pub mod generate;
 pub mod join;
 pub mod manifest;
+pub mod mirror;
+pub mod ocr;
+mod ocr_call;
+mod ocr_file;
+mod ocr_join;
+mod pages;
 pub mod passages;
 pub mod schema;
 pub mod source;
 pub mod template;
 pub mod text;
+mod texts;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +39,8 @@ pub enum Outcome {
     Complete(v1::Complete),
     /// An interactive embedding.
     Embedded(v1::EmbedDone),
+    /// An interactive reading of pages.
+    Read(v1::OcrDone),
     /// An interactive generation: its frames have said everything.
     Streamed,
 }
@@ -108,10 +117,12 @@ impl Attempt {
 pub fn label(assign: &v1::Assign) -> &'static str {
     match &assign.work {
         Some(Work::Batch(batch)) if batch.kind() == v1::JobKind::Generate => "generate",
+        Some(Work::Batch(batch)) if batch.kind() == v1::JobKind::Ocr => "ocr",
         Some(Work::Batch(_)) => "embed",
         Some(Work::Join(_)) => "join",
         Some(Work::Embed(_)) => "embed_call",
         Some(Work::Generate(_)) => "generate_call",
+        Some(Work::Ocr(_)) => "ocr_call",
         None => "unknown",
     }
 }
@@ -125,7 +136,8 @@ pub async fn run(attempt: Attempt, assign: v1::Assign) -> Result<Outcome, Failur
         Some(Work::Batch(work)) => match work.kind() {
             v1::JobKind::Embed => Box::pin(embed::batch(&attempt, work)).await,
             v1::JobKind::Generate => Box::pin(generate::batch(&attempt, work)).await,
-            kind => Err(Failure::input(Problem::new(
+            v1::JobKind::Ocr => Box::pin(ocr::batch(&attempt, work)).await,
+            kind @ v1::JobKind::Unspecified => Err(Failure::input(Problem::new(
                 ErrorCode::Unimplemented,
                 format!("this node can't do batches of {}", kind.as_str_name()),
             ))),
@@ -133,6 +145,7 @@ pub async fn run(attempt: Attempt, assign: v1::Assign) -> Result<Outcome, Failur
         Some(Work::Join(work)) => Box::pin(join::bucket(&attempt, work)).await,
         Some(Work::Embed(request)) => Box::pin(calls::embed(&attempt, request)).await,
         Some(Work::Generate(work)) => Box::pin(calls::generate(&attempt, work)).await,
+        Some(Work::Ocr(work)) => Box::pin(ocr_call::read(&attempt, work)).await,
         None => Err(Failure::input(Problem::new(
             ErrorCode::Unimplemented,
             "this node doesn't know this kind of work: it comes from a newer coordinator",

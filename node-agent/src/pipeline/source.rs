@@ -25,8 +25,10 @@ pub struct Content {
     pub digest: Digest,
     /// Size as it was read.
     pub size: u64,
-    /// Time of change as it was read.
+    /// Time of change as it was read; the later one where its text lies elsewhere.
     pub mtime_ns: i64,
+    /// Its text as an OCR job made it, where the listing names one; then `digest` is of both.
+    pub text: Option<Vec<u8>>,
 }
 
 /// A document of a batch.
@@ -115,7 +117,7 @@ async fn content(
             Some(text) => {
                 let bytes = text.clone().into_bytes();
                 let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
-                Ok(Content { bytes, digest, size, mtime_ns: entry.mtime_ns })
+                Ok(Content { bytes, digest, size, mtime_ns: entry.mtime_ns, text: None })
             }
             None => Err(NoResult::failed(ErrorCode::Internal, format!("the job's payload has no text {index}"))),
         });
@@ -124,12 +126,17 @@ async fn content(
         return Ok(Err(NoResult::failed(ErrorCode::Internal, "the listing names neither object nor text")));
     };
     match gateway.object(object, Some(&attempt.token), limits::DOCUMENT_BYTES_MAX).await {
-        Ok((attributes, bytes)) => Ok(Ok(Content {
-            digest: Digest::of(&bytes),
-            size: bytes.len() as u64,
-            mtime_ns: if attributes.mtime_ns == 0 { entry.mtime_ns } else { attributes.mtime_ns },
-            bytes,
-        })),
+        Ok((attributes, bytes)) => {
+            let text = text(attempt, gateway, entry).await?;
+            let own = Digest::of(&bytes);
+            let digest = match &text {
+                Some(text) => Digest::of(&[own.0, Digest::of(text).0].concat()),
+                None => own,
+            };
+            let mtime_ns = if attributes.mtime_ns == 0 { entry.mtime_ns } else { attributes.mtime_ns };
+            let mtime_ns = if text.is_some() { mtime_ns.max(entry.text_mtime_ns) } else { mtime_ns };
+            Ok(Ok(Content { digest, size: bytes.len() as u64, mtime_ns, bytes, text }))
+        }
         Err(problem) => match problem.code {
             ErrorCode::ObjectNotFound => Ok(Err(NoResult {
                 outcome: ItemOutcome::Skipped,
@@ -142,6 +149,22 @@ async fn content(
                 ErrorCode::TooLarge,
                 format!("the document is larger than {} MiB", limits::DOCUMENT_BYTES_MAX >> 20),
             ))),
+            _ => Err(Failure::storage(problem)),
+        },
+    }
+}
+
+/// A document's text as an OCR job made it. One that left or grew beyond all bounds since the listing is none.
+async fn text(attempt: &Attempt, gateway: &Gateway, entry: &v1::SegmentEntry) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(object) = &entry.text else { return Ok(None) };
+    match gateway.object(object, Some(&attempt.token), limits::DOCUMENT_BYTES_MAX).await {
+        Ok((_, bytes)) => Ok(Some(bytes)),
+        Err(problem) => match problem.code {
+            ErrorCode::ObjectNotFound
+            | ErrorCode::ObjectKind
+            | ErrorCode::ObjectChanged
+            | ErrorCode::StorageDenied
+            | ErrorCode::TooLarge => Ok(None),
             _ => Err(Failure::storage(problem)),
         },
     }

@@ -64,6 +64,7 @@ async fn documents_become_vectors_in_a_part_and_only_changes_are_done_again() {
         segments: vec![segment],
         manifests: vec![complete.manifest.clone().unwrap()],
         output_name: place_name.clone(),
+        document: None,
     };
     let output = join(&mut leader, 2, work, &complete.model_digest).await;
     assert_eq!(output.staged_name, "j-1-3-2.parquet");
@@ -103,6 +104,7 @@ async fn documents_become_vectors_in_a_part_and_only_changes_are_done_again() {
         segments: vec![segment],
         manifests: vec![complete.manifest.clone().unwrap()],
         output_name: place_name,
+        document: None,
     };
     let output = join(&mut leader, 4, work, &complete.model_digest).await;
     let second = rows(&leader.gateway.staged(&output.staged_name));
@@ -200,7 +202,8 @@ async fn whose_fault_it_is_is_said() {
     check("absent", plain(), FailureKind::Model, "MODEL_NOT_FOUND").await;
     check("writer", plain(), FailureKind::Model, "MODEL_UNUSABLE").await;
     check("mini", v1::BatchWork { count: 2, ..plain() }, FailureKind::Input, "INVALID_ARGUMENT").await;
-    check("mini", v1::BatchWork { kind: JobKind::Ocr.into(), ..plain() }, FailureKind::Input, "UNIMPLEMENTED").await;
+    check("mini", v1::BatchWork { kind: JobKind::Ocr.into(), ..plain() }, FailureKind::Model, "MODEL_UNUSABLE").await;
+    check("mini", v1::BatchWork { kind: 0, ..plain() }, FailureKind::Input, "UNIMPLEMENTED").await;
     let prompt = Some(v1::GenerateOptions { prompt: "{{ documnet }}".into(), max_tokens: 4, ..Default::default() });
     let work = v1::BatchWork { kind: JobKind::Generate.into(), generate: prompt, ..plain() };
     check("writer", work, FailureKind::Input, "INVALID_ARGUMENT").await;

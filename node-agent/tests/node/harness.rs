@@ -74,6 +74,7 @@ impl Node {
             readiness: Readiness::default(),
             listeners,
             membership: None,
+            parser: "/nowhere/a-program-that-parses".into(),
         };
         let running = tokio::spawn(run(deps, shutdown.clone(), |_| Ok(())));
         Self { gateway, work, beat, dir, shutdown, running }

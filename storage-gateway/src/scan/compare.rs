@@ -90,7 +90,7 @@ pub fn deleted(
         .filter_map(|name| {
             let known = ledger.input(wanted.kind, name)?;
             (known.root.as_ref() == Some(&wanted.root)).then(|| Judged {
-                found: Found { name: name.to_vec(), size: known.size, mtime_ns: known.mtime_ns, skipped: None },
+                found: Found { name: name.to_vec(), size: known.size, mtime_ns: known.mtime_ns, ..Found::default() },
                 inline_index: None,
                 action: EntryAction::Deleted,
                 content_digest: known.content_digest.clone(),

@@ -88,8 +88,12 @@ async fn single(exports: &Exports, object: Object) -> Result<Source, Problem> {
 async fn below(base: Object, pattern: Option<Pattern>, exports: &Exports) -> Result<Source, Problem> {
     let export = exports.get(&base.export).await?;
     let attr = export.stat(&base.path).await?;
+    // Whoever types a path need not know whether a file or a directory has it.
+    if attr.kind == Kind::File && pattern.is_none() {
+        return single(exports, base).await;
+    }
     if attr.kind != Kind::Directory {
-        return Err(wrong_kind(&base, attr.kind, "a directory; name a single file as an object"));
+        return Err(wrong_kind(&base, attr.kind, "a directory or a file"));
     }
     Ok(Source { root: root(&base), base: Some(base), pattern, single: None, texts: Vec::new() })
 }

@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod input;
 pub mod segments;
+mod texts;
 pub mod visible;
 pub mod walk;
 
@@ -30,7 +31,8 @@ use crate::publish::Publisher;
 use compare::{Judged, Wanted};
 use input::Source;
 use segments::Piece;
-use walk::{Found, Walk, Walked};
+use texts::Texts;
+use walk::{Found, Taste, Walk, Walked};
 
 /// A checked request.
 #[derive(Debug, Clone)]
@@ -51,6 +53,8 @@ pub struct Request {
     pub parameters: Vec<u8>,
     /// Do everything again.
     pub force: bool,
+    /// Where documents without text of their own may have it.
+    pub text_from: Option<Object>,
 }
 
 /// Reads a `ScanRequest`.
@@ -76,6 +80,7 @@ pub fn check(wire: v1::ScanRequest) -> Result<Request, Problem> {
         model: wire.model_digest.to_vec(),
         parameters: wire.parameters_digest.to_vec(),
         force: wire.force,
+        text_from: wire.text_from.map(Object::try_from).transpose()?,
     })
 }
 
@@ -139,7 +144,14 @@ impl Scanner {
             root: source.root.clone(),
             force: request.force,
         };
-        let mut entries = self.entries(&source, &place, &ledger, &wanted, out).await?;
+        let texts = match &request.text_from {
+            Some(object) => Some(Texts::open(&self.exports, &self.publisher, object).await?),
+            None => None,
+        };
+        let taste =
+            Taste { job: request.kind, texts: texts.is_some(), document_bytes_max: self.limits.document_bytes_max };
+        let against = Against { place: &place, ledger: &ledger, wanted: &wanted, texts: texts.as_ref(), taste };
+        let mut entries = self.entries(&source, &against, out).await?;
         visible::check(&place, &ledger, wanted.kind, &mut entries).await?;
 
         let buckets = if request.kind == JobKind::Embed {
@@ -152,7 +164,7 @@ impl Scanner {
             self.meters.scanned(action_name(entry.action), 1);
         }
         let total = entries.len() as u64;
-        let pieces = segments::cut(entries, buckets, source.base.as_ref());
+        let pieces = segments::cut(entries, buckets, source.base.as_ref(), request.text_from.as_ref());
         let mut written = futures::stream::iter(pieces)
             .map(|Piece { segment, info }| async move {
                 let blob = self.blobs.put(&prost::Message::encode_to_vec(&segment).into()).await?;
@@ -166,41 +178,38 @@ impl Scanner {
     }
 
     /// Every entry with its fate.
-    async fn entries(
-        &self,
-        source: &Source,
-        place: &Place,
-        ledger: &Ledger,
-        wanted: &Wanted,
-        out: &Out,
-    ) -> Result<Vec<Judged>, Problem> {
+    async fn entries(&self, source: &Source, against: &Against<'_>, out: &Out) -> Result<Vec<Judged>, Problem> {
+        let Against { place, ledger, wanted, texts, taste } = *against;
         let Some(base) = &source.base else {
             return Ok(inline_entries(source, ledger, wanted));
         };
         let same_export = base.export == place.object.export;
         // A place that is the base, or above it, has its results among the documents: told apart by the ledger.
         let ours = |name: &[u8]| {
-            same_export
-                && base.path.join(name).ok().is_some_and(|path| {
-                    path.below(&place.object.path).is_some_and(|visible| ledger.output(visible).is_some())
-                })
+            let Ok(path) = base.path.join(name) else { return false };
+            let own = || path.below(&place.object.path).is_some_and(|visible| ledger.output(visible).is_some());
+            same_export && own() || texts.is_some_and(|texts| texts.holds(&base.export, &path))
         };
+        let mut places = Vec::new();
+        places.extend(same_export.then(|| place.object.path.clone()));
+        places.extend(texts.and_then(|texts| texts.on(&base.export)).cloned());
         let export = self.exports.get(&base.export).await?;
-        let walked = if let Some(entry) = &source.single {
-            let mut skipped = walk::judge(entry, self.limits.document_bytes_max).err();
+        let mut walked = if let Some(entry) = &source.single {
+            let mut skipped = walk::judge(entry, taste).err();
             if ours(&entry.name) {
                 skipped = Some("is a result that this place holds".to_owned());
             }
             let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
-            Walked { found: vec![Found { name: entry.name.clone(), size, mtime_ns, skipped }], ..Default::default() }
+            let found = Found { name: entry.name.clone(), size, mtime_ns, skipped, text: None };
+            Walked { found: vec![found], ..Default::default() }
         } else {
             let walk = Walk {
                 export: &*export,
                 base: &base.path,
                 pattern: source.pattern.as_ref(),
-                place: same_export.then_some(&place.object.path),
+                places: &places,
                 ours: &ours,
-                document_bytes_max: self.limits.document_bytes_max,
+                taste,
                 entries_max: self.limits.scan_entries_max,
             };
             told(out, |entries, directories| {
@@ -211,6 +220,9 @@ impl Scanner {
             })
             .await?
         };
+        if let Some(texts) = texts {
+            texts.find(&mut walked.found).await?;
+        }
         let blind = walked.blind || source.single.is_some();
         let present: BTreeSet<Vec<u8>> = walked.found.iter().map(|found| found.name.clone()).collect();
         let mut judged: Vec<Judged> =
@@ -226,12 +238,16 @@ impl Scanner {
                     match export.stat(&path).await {
                         Ok(attr) => {
                             let there = Entry { name: path.file_name().to_vec(), attr };
-                            let found = Found {
+                            let mut found = [Found {
                                 size: there.attr.size,
                                 mtime_ns: there.attr.mtime_ns,
-                                skipped: walk::judge(&there, self.limits.document_bytes_max).err(),
+                                skipped: walk::judge(&there, taste).err(),
                                 ..entry.found
-                            };
+                            }];
+                            if let Some(texts) = texts {
+                                texts.find(&mut found).await?;
+                            }
+                            let [found] = found;
                             Ok(compare::judge(ledger, wanted, found, None))
                         }
                         Err(ExportError::NotFound(_) | ExportError::Kind { .. }) => Ok(entry),
@@ -247,6 +263,16 @@ impl Scanner {
     }
 }
 
+/// What found names are held against.
+#[derive(Clone, Copy)]
+struct Against<'a> {
+    place: &'a Place,
+    ledger: &'a Ledger,
+    wanted: &'a Wanted,
+    texts: Option<&'a Texts>,
+    taste: Taste,
+}
+
 fn inline_entries(source: &Source, ledger: &Ledger, wanted: &Wanted) -> Vec<Judged> {
     source
         .texts
@@ -256,8 +282,7 @@ fn inline_entries(source: &Source, ledger: &Ledger, wanted: &Wanted) -> Vec<Judg
             let found = Found {
                 name: format!("text-{:06}", index + 1).into_bytes(),
                 size: text.len() as u64,
-                mtime_ns: 0,
-                skipped: None,
+                ..Found::default()
             };
             let digest = blake3::hash(text.as_bytes());
             let judged = compare::judge(ledger, wanted, found, Some(digest.as_bytes()));

@@ -31,9 +31,10 @@ pub struct Piece {
     pub info: v1::SegmentInfo,
 }
 
-/// Cuts entries into segments of one bucket each. `base` is what names are relative to; `None` for texts given with the job.
+/// Cuts entries into segments of one bucket each. `base` is what names are relative to, `None` for texts given with the job;
+/// `texts` is where documents may have their text.
 #[must_use]
-pub fn cut(entries: Vec<Judged>, buckets: u32, base: Option<&Object>) -> Vec<Piece> {
+pub fn cut(entries: Vec<Judged>, buckets: u32, base: Option<&Object>, texts: Option<&Object>) -> Vec<Piece> {
     let mut by_bucket: BTreeMap<u32, Vec<Judged>> = BTreeMap::new();
     for entry in entries {
         by_bucket.entry(bucket_of(&entry.found.name, buckets)).or_default().push(entry);
@@ -42,7 +43,7 @@ pub fn cut(entries: Vec<Judged>, buckets: u32, base: Option<&Object>) -> Vec<Pie
     for (bucket, mut entries) in by_bucket {
         entries.sort_by(|a, b| (rank(a.action), &a.found.name).cmp(&(rank(b.action), &b.found.name)));
         for chunk in entries.chunks(SEGMENT_ENTRIES) {
-            pieces.push(piece(bucket, chunk, base));
+            pieces.push(piece(bucket, chunk, base, texts));
         }
     }
     pieces
@@ -57,7 +58,7 @@ fn rank(action: EntryAction) -> u8 {
     }
 }
 
-fn piece(bucket: u32, chunk: &[Judged], base: Option<&Object>) -> Piece {
+fn piece(bucket: u32, chunk: &[Judged], base: Option<&Object>, texts: Option<&Object>) -> Piece {
     let mut info = v1::SegmentInfo { bucket, entries: chunk.len() as u32, ..Default::default() };
     for entry in chunk {
         match entry.action {
@@ -71,10 +72,11 @@ fn piece(bucket: u32, chunk: &[Judged], base: Option<&Object>) -> Piece {
             EntryAction::Skip | EntryAction::Unspecified => info.skipped += 1,
         }
     }
-    Piece { segment: v1::Segment { bucket, entries: chunk.iter().map(|entry| wire(entry, base)).collect() }, info }
+    let entries = chunk.iter().map(|entry| wire(entry, base, texts)).collect();
+    Piece { segment: v1::Segment { bucket, entries }, info }
 }
 
-fn wire(entry: &Judged, base: Option<&Object>) -> v1::SegmentEntry {
+fn wire(entry: &Judged, base: Option<&Object>, texts: Option<&Object>) -> v1::SegmentEntry {
     // A name that doesn't fit below its base is listed as skipped, and then nobody reads its object.
     let object = base.and_then(|base| {
         let path = base.path.join(&entry.found.name).ok()?;
@@ -90,6 +92,11 @@ fn wire(entry: &Judged, base: Option<&Object>) -> v1::SegmentEntry {
         reason: entry.found.skipped.clone().unwrap_or_default(),
         content_digest: entry.content_digest.clone().into(),
         results_current: entry.results_current,
+        text: entry.found.text.as_ref().zip(texts).map(|((path, _), place)| v1::ObjectRef {
+            export: place.export.clone(),
+            path: path.as_bytes().to_vec().into(),
+        }),
+        text_mtime_ns: entry.found.text.as_ref().map_or(0, |(_, mtime_ns)| *mtime_ns),
     }
 }
 
@@ -100,7 +107,7 @@ mod tests {
 
     fn entry(name: &str, action: EntryAction) -> Judged {
         Judged {
-            found: Found { name: name.into(), size: 1025, mtime_ns: 1, skipped: None },
+            found: Found { name: name.into(), size: 1025, mtime_ns: 1, ..Found::default() },
             inline_index: None,
             action,
             content_digest: Vec::new(),
@@ -125,7 +132,7 @@ mod tests {
         let mut again = entries.clone();
         again.sort_by_key(|e| blake3::hash(&e.found.name).as_bytes()[0]);
         let base = Object { export: "docs".into(), path: ingle_proto::ObjectPath::new("in").unwrap() };
-        let pieces = cut(entries, 4, Some(&base));
+        let pieces = cut(entries, 4, Some(&base), None);
         assert_eq!(pieces.iter().map(|p| p.info.entries).sum::<u32>(), 6000);
         assert_eq!(pieces.iter().map(|p| p.info.to_do).sum::<u32>(), 3000);
         for piece in &pieces {
@@ -136,7 +143,7 @@ mod tests {
                 assert_eq!(entry.action() == EntryAction::Do, at < piece.info.to_do as usize);
             }
         }
-        let other = cut(again, 4, Some(&base));
+        let other = cut(again, 4, Some(&base), None);
         let bytes =
             |pieces: &[Piece]| -> Vec<_> { pieces.iter().map(|p| prost::Message::encode_to_vec(&p.segment)).collect() };
         assert_eq!(bytes(&pieces), bytes(&other), "the order of finding doesn't matter");

@@ -6,6 +6,7 @@
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use globset::{GlobBuilder, GlobMatcher};
+use ingle_proto::v1::JobKind;
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -16,7 +17,7 @@ use crate::kinds;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, DOCUMENT_NAME_BYTES_MAX, LISTS_IN_FLIGHT, SCAN_DEPTH_MAX};
 
 /// A name that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// Relative to the base.
     pub name: Vec<u8>,
@@ -26,6 +27,19 @@ pub struct Found {
     pub mtime_ns: i64,
     /// Why it is not taken, if so.
     pub skipped: Option<String>,
+    /// Where its text lies that an OCR job made, and the time of that file's change.
+    pub text: Option<(ObjectPath, i64)>,
+}
+
+/// What a job takes of the files there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Taste {
+    /// What the job does.
+    pub job: JobKind,
+    /// Pictures may have their text elsewhere.
+    pub texts: bool,
+    /// Larger documents are passed over, bytes.
+    pub document_bytes_max: u64,
 }
 
 /// What the walk came to.
@@ -84,12 +98,12 @@ pub struct Walk<'a> {
     pub base: &'a ObjectPath,
     /// What to take; everything if `None`.
     pub pattern: Option<&'a Pattern>,
-    /// The output place, if it lies below the base: not entered.
-    pub place: Option<&'a ObjectPath>,
-    /// Names (relative to the base) that the job's own place has published: not listed.
+    /// Output places below the base: not entered.
+    pub places: &'a [ObjectPath],
+    /// Names (relative to the base) that are results in such a place: not listed.
     pub ours: &'a (dyn Fn(&[u8]) -> bool + Sync),
-    /// Larger documents are passed over.
-    pub document_bytes_max: u64,
+    /// What is taken.
+    pub taste: Taste,
     /// More entries than this are refused.
     pub entries_max: usize,
 }
@@ -119,7 +133,7 @@ impl Walk<'_> {
                         walked.blind = true;
                         let name = self.relative(&directory).to_vec();
                         let reason = "permission denied: the directory could not be entered".to_owned();
-                        walked.found.push(Found { name, size: 0, mtime_ns: 0, skipped: Some(reason) });
+                        walked.found.push(Found { name, skipped: Some(reason), ..Found::default() });
                         continue;
                     }
                     Err(error @ ExportError::NotFound(_)) if directory != *self.base => {
@@ -173,19 +187,20 @@ impl Walk<'_> {
             name.extend_from_slice(&entry.name);
             let skipped = Some("the path is longer than 4096 bytes".to_owned());
             walked.blind |= entry.attr.kind == Kind::Directory;
-            walked.found.push(Found { name, size: entry.attr.size, mtime_ns: entry.attr.mtime_ns, skipped });
+            let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
+            walked.found.push(Found { name, size, mtime_ns, skipped, text: None });
             return Ok(());
         };
         let name = self.relative(&path);
         if entry.attr.kind == Kind::Directory {
             let within = self.pattern.and_then(|p| p.depth).is_none_or(|most| depth + 1 < most);
-            if self.place == Some(&path) || !within {
+            if self.places.contains(&path) || !within {
                 return Ok(());
             }
             if depth + 1 >= SCAN_DEPTH_MAX {
                 walked.blind = true;
                 let skipped = Some(format!("lies more than {SCAN_DEPTH_MAX} directories deep"));
-                walked.found.push(Found { name: name.to_vec(), size: 0, mtime_ns: 0, skipped });
+                walked.found.push(Found { name: name.to_vec(), skipped, ..Found::default() });
                 return Ok(());
             }
             next.push(path);
@@ -194,8 +209,9 @@ impl Walk<'_> {
         if self.pattern.is_some_and(|pattern| !pattern.matches(name)) || (self.ours)(name) {
             return Ok(());
         }
-        let skipped = judge(&entry, self.document_bytes_max).err();
-        walked.found.push(Found { name: name.to_vec(), size: entry.attr.size, mtime_ns: entry.attr.mtime_ns, skipped });
+        let skipped = judge(&entry, self.taste).err();
+        let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
+        walked.found.push(Found { name: name.to_vec(), size, mtime_ns, skipped, text: None });
         Ok(())
     }
 }
@@ -204,13 +220,14 @@ impl Walk<'_> {
 ///
 /// # Errors
 /// The reason why not, for the listing.
-pub fn judge(entry: &Entry, document_bytes_max: u64) -> Result<(), String> {
+pub fn judge(entry: &Entry, taste: Taste) -> Result<(), String> {
+    let document_bytes_max = taste.document_bytes_max;
     match entry.attr.kind {
         Kind::File => {}
         Kind::Symlink => return Err("a symbolic link: never followed".to_owned()),
         other => return Err(format!("{}: never opened", kind_name(other))),
     }
-    kinds::taken(&entry.name)?;
+    kinds::taken(taste.job, &entry.name, taste.texts)?;
     if entry.attr.size > document_bytes_max {
         return Err(format!("{} bytes, more than the limit of {document_bytes_max}", entry.attr.size));
     }

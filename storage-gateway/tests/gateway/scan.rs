@@ -70,6 +70,7 @@ impl Bench {
             model: vec![1; 32],
             parameters: vec![2; 32],
             force: false,
+            text_from: None,
         }
     }
 
@@ -181,6 +182,7 @@ async fn objects_and_globs_name_what_they_say() {
     let bench = usual();
     let names = |listing: &Listing| listing.names(EntryAction::Do).join(" ");
     assert_eq!(names(&bench.scan(Input::Object(reference("in/sub/c.rs"))).await), "c.rs");
+    assert_eq!(names(&bench.scan(tree("in/sub/c.rs")).await), "c.rs", "whoever types a path need not know what it is");
     assert_eq!(names(&bench.scan(glob("in", "*.md")).await), "a.md");
     assert_eq!(names(&bench.scan(glob("in", "**/*.md")).await), "a.md sub/deep/d.md");
     assert_eq!(names(&bench.scan(glob("in", "sub/*")).await), "sub/c.rs");
@@ -190,7 +192,7 @@ async fn objects_and_globs_name_what_they_say() {
         (Input::Object(reference("in")), ErrorCode::ObjectKind),
         (Input::Object(reference("in/none.md")), ErrorCode::ObjectNotFound),
         (Input::Object(reference("in/link.md")), ErrorCode::ObjectKind),
-        (tree("in/a.md"), ErrorCode::ObjectKind),
+        (tree("in/link.md"), ErrorCode::ObjectKind),
         (tree("none"), ErrorCode::ObjectNotFound),
         (tree("in/.inglenook"), ErrorCode::PathRefused),
         (tree("in/../in"), ErrorCode::PathRefused),

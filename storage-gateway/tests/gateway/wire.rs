@@ -259,6 +259,7 @@ async fn a_job(mut served: Served, change: impl FnOnce(&mut Config)) {
         model_digest: vec![1; 32].into(),
         parameters_digest: vec![2; 32].into(),
         force: false,
+        text_from: None,
     };
     let mut answers = served.client.scan(scan.clone()).await.unwrap().into_inner();
     let (mut segments, mut done) = (Vec::new(), None);

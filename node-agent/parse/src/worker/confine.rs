@@ -26,6 +26,11 @@ pub(super) fn confine(limits: &Limits) -> io::Result<()> {
     Ok(())
 }
 
+/// From here on neither threads nor processes are started (for a user other than root, whom the kernel doesn't bind).
+pub(super) fn no_more_threads() -> io::Result<()> {
+    bound(Resource::Nproc, 0)
+}
+
 /// Lets the process use `seconds` of a processor from now on; the kernel ends it after that.
 pub(super) fn allow_processor(seconds: u64) -> io::Result<()> {
     let used = clock_gettime(ClockId::ProcessCPUTime).tv_sec.max(0) as u64;

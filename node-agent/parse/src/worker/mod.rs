@@ -66,6 +66,7 @@ fn run() -> i32 {
         *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
     let worker = std::thread::Builder::new().name("parse".into()).stack_size(STACK_BYTES).spawn(move || {
+        confine::no_more_threads()?;
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         serve(&socket, limits.cpu_s)
     });

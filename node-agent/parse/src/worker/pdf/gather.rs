@@ -9,7 +9,7 @@ use hayro::hayro_interpret::{
     InterpreterSettings, SoftMask, interpret_page,
 };
 use hayro::hayro_syntax::page::Page;
-use hayro::kurbo::{BezPath, PathEl, Point, Rect, Shape, Vec2};
+use hayro::kurbo::{Affine, BezPath, PathEl, Point, Rect, Shape, Vec2};
 
 use super::Frame;
 
@@ -19,6 +19,10 @@ const GLYPHS_MAX: usize = 200_000;
 const CELLS: usize = 64;
 /// A picture that covers this part of the page hides the text that was drawn before it.
 const HIDING: f64 = 0.5;
+/// Units of a font's em.
+const EM: f64 = 1_000.0;
+/// Smaller type, in pixels, is no type.
+const SIZE_MIN: f64 = 0.5;
 /// Side in pixels of the squares by which glyphs drawn twice are found, and most glyphs remembered in one.
 const NEAR: f64 = 8.0;
 const NEAR_MAX: usize = 64;
@@ -94,37 +98,41 @@ impl Gatherer {
         self.clips.push(met);
     }
 
-    fn see(&mut self, placed: &PositionedGlyph<'_>, writing: WritingMode, props: &DrawProps<'_>, invisible: bool) {
-        let transform = props.transform * placed.transform();
-        let [a, b, c, d, _, _] = transform.as_coeffs();
-        // A font's units are thousandths of its size.
-        let (right, top) = (Vec2::new(a, b) * 1_000.0, Vec2::new(c, d) * 1_000.0);
-        let start = transform * Point::ORIGIN;
-        let width = match &**placed {
-            FontGlyph::Outline(outline) => outline.advance_width(),
-            FontGlyph::Type3(drawn) => drawn.advance_width(),
-        };
-        let size = top.hypot();
-        let numbers = [start.x, start.y, right.x, right.y, size];
-        if numbers.iter().any(|number| !number.is_finite()) || size < 0.5 {
-            return;
+    fn see_run(&mut self, run: &GlyphRun<'_, '_>, props: &DrawProps<'_>, invisible: bool) {
+        let strides = Strides::of(run, props.transform);
+        for placed in run.glyphs() {
+            match self.placed(placed, run.writing_mode(), props.transform, &strides) {
+                Placed::Unseen => {}
+                Placed::Unnamed => self.seen.bad += 1,
+                Placed::Here(glyph) => self.remember(glyph, invisible),
+            }
         }
-        let (step, across) = match writing {
-            WritingMode::Horizontal => (right * (f64::from(width.unwrap_or(500.0)) / 1_000.0), top),
-            WritingMode::Vertical => (-top, right),
+    }
+
+    fn placed(&self, placed: &PositionedGlyph<'_>, writing: WritingMode, outer: Affine, strides: &Strides) -> Placed {
+        let transform = outer * placed.transform();
+        let [a, b, c, d, _, _] = transform.as_coeffs();
+        let (right, top) = (Vec2::new(a, b) * EM, Vec2::new(c, d) * EM);
+        let (Some(along), Some(upward)) = (unit(right), unit(top)) else { return Placed::Unnamed };
+        let start = transform * Point::ORIGIN;
+        let size = strides.size.unwrap_or(top.hypot());
+        let (along, across, step) = match writing {
+            WritingMode::Horizontal => (along, upward, width(placed) / EM * strides.em.unwrap_or(right.hypot())),
+            WritingMode::Vertical => (-upward, along, size),
         };
-        let direction = if writing == WritingMode::Vertical { -top } else { right };
-        let Some(along) = unit(direction) else { return };
         // Square to the line, even where a font is slanted by its matrix.
         let square = Vec2::new(along.y, -along.x);
         let up = if square.dot(across) < 0.0 { -square } else { square };
-        let middle = start + step * 0.5 + up * (0.3 * size);
-        if !self.visible().contains(middle) || !step.is_finite() {
-            return;
+        let end = start + along * step;
+        if !start.is_finite() || !end.is_finite() || !size.is_finite() || size < SIZE_MIN {
+            return Placed::Unnamed;
+        }
+        if !self.visible().contains(start.midpoint(end) + up * (0.3 * size)) {
+            return Placed::Unseen;
         }
         match meaning(placed) {
-            Some(text) => self.remember(Glyph { text, start, end: start + step, along, up, size }, invisible),
-            None => self.seen.bad += 1,
+            Some(text) => Placed::Here(Glyph { text, start, end, along, up, size }),
+            None => Placed::Unnamed,
         }
     }
 
@@ -206,9 +214,7 @@ impl<'a> Device<'a> for Gatherer {
     fn pop_transparency_group(&mut self) {}
 
     fn draw_glyph_run(&mut self, run: &GlyphRun<'_, 'a>, props: DrawProps<'a>, mode: &DrawMode) {
-        for glyph in run.glyphs() {
-            self.see(glyph, run.writing_mode(), &props, matches!(mode, DrawMode::Invisible));
-        }
+        self.see_run(run, &props, matches!(mode, DrawMode::Invisible));
     }
 
     fn draw_image(&mut self, image: Image<'a, '_>, props: ImageDrawProps<'a>) {
@@ -218,6 +224,66 @@ impl<'a> Device<'a> for Gatherer {
             self.cover(placed);
         }
     }
+}
+
+/// What a glyph of a run came to.
+enum Placed {
+    /// Outside the page or what is cut out of it.
+    Unseen,
+    /// Drawn, but nobody can tell what it means.
+    Unnamed,
+    Here(Glyph),
+}
+
+/// What the single glyphs of a run don't tell truly about its measures.
+struct Strides {
+    /// Pixels of one em along the line, where glyphs of a substitute font were stretched to fit.
+    em: Option<f64>,
+    /// Size of the font in pixels, where the font's own matrix makes its nominal size meaningless.
+    size: Option<f64>,
+}
+
+impl Strides {
+    fn of(run: &GlyphRun<'_, '_>, outer: Affine) -> Self {
+        let glyphs = run.glyphs();
+        let across = |placed: &PositionedGlyph<'_>| {
+            let [a, b, ..] = (outer * placed.transform()).as_coeffs();
+            Vec2::new(a, b).hypot() * EM
+        };
+        let ems: Vec<f64> = glyphs.iter().map(across).collect();
+        let (least, most) = ems.iter().fold((f64::MAX, 0.0_f64), |(least, most), em| (least.min(*em), most.max(*em)));
+        let em = (most > least * 1.01).then(|| {
+            // From one glyph's start to the next is its true width: the ratio to its nominal one is the em.
+            let starts = glyphs.windows(2).zip(&ems).map(|(pair, em)| {
+                let step =
+                    (outer * pair[1].transform() * Point::ORIGIN) - (outer * pair[0].transform() * Point::ORIGIN);
+                let nominal = width(&pair[0]) / EM;
+                if nominal > 0.05 { step.hypot() / nominal } else { *em }
+            });
+            median(starts.collect()).unwrap_or(most)
+        });
+        // Bitmap fonts are often set at a size of one and scaled by their matrix: widths tell how large they are.
+        let drawn = glyphs.iter().any(|placed| matches!(&**placed, FontGlyph::Type3(_)));
+        let mean =
+            glyphs.iter().zip(&ems).map(|(placed, em)| width(placed) / EM * em).sum::<f64>() / glyphs.len() as f64;
+        let nominal = median(ems).unwrap_or_default();
+        Strides { em, size: (drawn && mean > 1.5 * nominal).then_some(2.0 * mean) }
+    }
+}
+
+/// Width of a glyph in thousandths of an em.
+fn width(placed: &PositionedGlyph<'_>) -> f64 {
+    let width = match &**placed {
+        FontGlyph::Outline(outline) => outline.advance_width(),
+        FontGlyph::Type3(drawn) => drawn.advance_width(),
+    };
+    f64::from(width.unwrap_or(500.0))
+}
+
+/// The upper one of two in the middle.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 fn unit(vector: Vec2) -> Option<Vec2> {

@@ -5,7 +5,7 @@ use crate::page::PageWords;
 
 /// Most glyphs that may stand for nothing known: one in this many.
 const BAD_ONE_IN: usize = 20;
-/// Least part of the characters that are letters or digits; lists of contents are full of dots.
+/// Least part of the characters that are letters or digits, leaders of lists of contents not counted.
 const LETTERS_MIN: f64 = 0.3;
 /// A page covered this far by pictures is a scan, unless its text covers it too.
 const SCAN: f64 = 0.5;
@@ -53,7 +53,7 @@ fn texts(words: &PageWords) -> impl Iterator<Item = &str> {
 
 fn letters(words: &PageWords) -> f64 {
     let (mut letters, mut all) = (0_usize, 0_usize);
-    for c in texts(words).flat_map(str::chars) {
+    for c in texts(words).flat_map(str::chars).filter(|c| !matches!(c, '.' | '…' | '·' | '_' | '-' | '–')) {
         all += 1;
         letters += usize::from(c.is_alphanumeric());
     }
@@ -159,6 +159,9 @@ mod tests {
         assert!(is_good(&title, &seen(&title), 1_000));
         let table = page(&["12.50 13.75 99.00 1,204.10", "EUR 44.00 ........ 3"]);
         assert!(is_good(&table, &seen(&table), 1_000));
+        let contents =
+            page(&["Introduction ........................................................................ 1"; 9]);
+        assert!(is_good(&contents, &seen(&contents), 1_000));
         let empty = page(&[]);
         assert!(is_good(&empty, &seen(&empty), 1_000), "nothing is on it");
     }

@@ -2,12 +2,14 @@
 
 use hayro::kurbo::{Point, Vec2};
 
-use super::gather::Glyph;
+use super::gather::{Glyph, median};
 use crate::page::{Line, PageWords, Word};
 
 /// Distances in parts of the font's size. A gap wider than this parts words where the file has no blank: type without blanks
 /// sets them at a quarter to a third, and shrinks them to a fifth.
 const WORD_GAP: f64 = 0.17;
+/// Gaps that are enough to tell that a line is set with its letters apart.
+const GAPS_MIN: usize = 4;
 /// A gap wider than this parts lines: the next column of a table or of the page.
 const LINE_GAP: f64 = 4.0;
 /// How far the baseline may move within a line (superscripts do), and how far the pen may move back (accents do).
@@ -20,7 +22,7 @@ const BELOW: f64 = 0.22;
 /// Puts glyphs together. Corners are kept within `width` × `height`.
 pub(super) fn lines(glyphs: &[Glyph], width: u16, height: u16) -> PageWords {
     let mut builder =
-        Builder { page: PageWords::default(), line: Vec::new(), last: None, open: false, size: [width, height] };
+        Builder { page: PageWords::default(), line: Vec::new(), last: None, blank: false, size: [width, height] };
     for glyph in glyphs {
         builder.add(glyph);
     }
@@ -37,64 +39,67 @@ struct Extent {
     above: f64,
 }
 
+/// A glyph of the line in the making.
+struct Set<'a> {
+    glyph: &'a Glyph,
+    /// A blank stands before it.
+    blank: bool,
+    /// From the end of the one before it, in parts of the size.
+    gap: f64,
+}
+
 struct Builder<'a> {
     page: PageWords,
-    /// Words of the line in the making.
-    line: Vec<(String, Extent)>,
+    line: Vec<Set<'a>>,
+    /// The last glyph, blank or not.
     last: Option<&'a Glyph>,
-    /// Whether the next glyph may belong to the last word.
-    open: bool,
+    blank: bool,
     size: [u16; 2],
 }
 
 impl<'a> Builder<'a> {
     fn add(&mut self, glyph: &'a Glyph) {
+        let mut gap = 0.0;
         if let Some(last) = self.last {
-            let (along, across) = (last.along, last.up);
             let jump = glyph.start - last.end;
             let size = last.size.max(glyph.size);
-            let (forward, shift) = (jump.dot(along) / size, jump.dot(across).abs() / size);
-            let turned = along.dot(glyph.along) < 0.98;
-            if turned || shift > SHIFT || !(-BACK..=LINE_GAP).contains(&forward) {
+            let shift = jump.dot(last.up).abs() / size;
+            gap = jump.dot(last.along) / size;
+            let turned = last.along.dot(glyph.along) < 0.98;
+            if turned || shift > SHIFT || !(-BACK..=LINE_GAP).contains(&gap) {
                 self.end_line();
-            } else if forward > WORD_GAP {
-                self.open = false;
             }
         }
         if glyph.text == " " {
-            self.open = false;
+            self.blank = true;
             // Before any word a blank says nothing about where the line begins.
             self.last = if self.line.is_empty() { None } else { Some(glyph) };
-            return;
+        } else {
+            self.line.push(Set { glyph, blank: std::mem::take(&mut self.blank), gap });
+            self.last = Some(glyph);
         }
-        // Along and across are those of the line's first glyph: they differ by a hair at most.
-        let (along, across) = (glyph.along, glyph.up);
-        let place = |point: Point, axis: Vec2| point.to_vec2().dot(axis);
-        let (from, to) = (place(glyph.start, along), place(glyph.end, along));
-        let base = place(glyph.start, across);
-        let extent = Extent {
-            from: from.min(to),
-            to: from.max(to),
-            below: base - BELOW * glyph.size,
-            above: base + ABOVE * glyph.size,
-        };
-        match self.line.last_mut().filter(|_| self.open) {
-            Some((text, whole)) => {
-                text.push_str(&glyph.text);
-                *whole = whole.with(extent);
-            }
-            None => self.line.push((glyph.text.clone(), extent)),
-        }
-        self.open = true;
-        self.last = Some(glyph);
     }
 
     fn end_line(&mut self) {
-        let words = std::mem::take(&mut self.line);
-        self.open = false;
-        let Some(last) = self.last.take() else { return };
-        let (Some((_, first)), axes) = (words.first(), (last.along, last.up)) else { return };
-        let whole = words.iter().fold(*first, |whole, (_, extent)| whole.with(*extent));
+        let line = std::mem::take(&mut self.line);
+        (self.last, self.blank) = (None, false);
+        let Some(first) = line.first() else { return };
+        // Along and across are those of the line's first glyph; the others' differ by a hair at most.
+        let axes = (first.glyph.along, first.glyph.up);
+        let within: Vec<f64> = line.iter().skip(1).filter(|set| !set.blank).map(|set| set.gap).collect();
+        let apart = if within.len() >= GAPS_MIN { median(within).unwrap_or_default().max(0.0) } else { 0.0 };
+        let mut words: Vec<(String, Extent)> = Vec::new();
+        for set in &line {
+            let extent = Extent::of(set.glyph, axes);
+            match words.last_mut().filter(|_| !set.blank && set.gap <= WORD_GAP + apart) {
+                Some((text, whole)) => {
+                    text.push_str(&set.glyph.text);
+                    *whole = whole.with(extent);
+                }
+                None => words.push((set.glyph.text.clone(), extent)),
+            }
+        }
+        let whole = words.iter().skip(1).fold(words[0].1, |whole, (_, extent)| whole.with(*extent));
         let corners = self.corners(whole, axes);
         let words =
             words.into_iter().map(|(text, extent)| Word { text, corners: self.corners(extent, axes) }).collect();
@@ -112,6 +117,18 @@ impl<'a> Builder<'a> {
 }
 
 impl Extent {
+    fn of(glyph: &Glyph, (along, across): (Vec2, Vec2)) -> Extent {
+        let place = |point: Point, axis: Vec2| point.to_vec2().dot(axis);
+        let (from, to) = (place(glyph.start, along), place(glyph.end, along));
+        let base = place(glyph.start, across);
+        Extent {
+            from: from.min(to),
+            to: from.max(to),
+            below: base - BELOW * glyph.size,
+            above: base + ABOVE * glyph.size,
+        }
+    }
+
     fn with(self, other: Extent) -> Extent {
         Extent {
             from: self.from.min(other.from),
@@ -153,6 +170,8 @@ mod tests {
         assert_eq!(read(&typed("ab_ _cd", 10.0, 50.0)), ["ab cd"]);
         assert_eq!(read(&typed("ab_________cd", 10.0, 50.0)), ["ab", "cd"], "nine halves are a column's gap");
         assert_eq!(read(&[]), Vec::<String>::new());
+        assert_eq!(read(&typed("s_p_a_c_e_d___o_u_t", 10.0, 50.0)), ["spaced out"]);
+        assert_eq!(read(&typed("a_b_c", 10.0, 50.0)), ["a b c"], "three letters may be three words");
     }
 
     #[test]

@@ -128,8 +128,15 @@ fn samples(page: &mut Page) -> Result<Samples, ParseError> {
         (_, ColorType::RGBA(_) | ColorType::GrayA(_)) => 2,
         _ => 0,
     };
+    if planar && page.find_tag(Tag::TileWidth).map_err(broken)?.is_some() {
+        return Err(ParseError::unsupported("TIFF with colours in separate tiles"));
+    }
     let mut data = DecodingResult::U8(Vec::new());
     page.read_image_to_buffer(&mut data).map_err(broken)?;
+    let backwards = short(page, Tag::from_u16_exhaustive(FILL_ORDER), 1)? == 2;
+    if let (true, 1, DecodingResult::U8(bytes)) = (backwards, short(page, Tag::Compression, 1)?, &mut data) {
+        bytes.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
+    }
     Ok(Samples { width, height, colour, planar, alpha, data })
 }
 

@@ -34,7 +34,10 @@ impl Samples {
                 let most = (1_u8 << bits) - 1;
                 self.spread(&packed, bits, |sample| sample * (255 / most))
             }
-            _ => return Err(ParseError::unsupported(format!("TIFF with samples of {depth} bits"))),
+            _ => {
+                let what = format!("TIFF with samples of {depth} bits , signed or with fractions, which no page has");
+                return Err(ParseError::unsupported(what));
+            }
         };
         let pixels = self.width as usize * self.height as usize;
         if samples.len() != pixels * channels {

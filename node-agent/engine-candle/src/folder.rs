@@ -1,4 +1,4 @@
-//! Which files of a folder make a model: one GGUF, or config.json with safetensors beside it.
+//! Which files of a folder make a model: one GGUF, config.json with safetensors beside it, or the ONNX files of an OCR model.
 //!
 //! A folder with several GGUF files is none: they may be quantisations of one model or parts of another, and nobody said which.
 //! Put each into a folder of its own.
@@ -6,6 +6,8 @@
 use std::path::Path;
 
 use ingle_engine::EngineError;
+
+use crate::ocr::{self, Files};
 
 /// Most entries of a folder that are looked at.
 const ENTRIES_MAX: usize = 4096;
@@ -20,6 +22,8 @@ pub(crate) enum Found {
     Gguf(String),
     /// config.json and safetensors.
     Safetensors,
+    /// Networks that read pages.
+    Ocr(Files),
 }
 
 pub(crate) fn is_gguf(name: &str) -> bool {
@@ -53,7 +57,9 @@ pub(crate) fn find(names: &[String]) -> Result<Found, String> {
         (true, true) => Ok(Found::Safetensors),
         (true, false) => Err("holds config.json but no *.safetensors".into()),
         (false, true) => Err("holds *.safetensors but no config.json".into()),
-        (false, false) => Err("holds neither a GGUF file nor config.json with *.safetensors".into()),
+        (false, false) => ocr::files(names)?.map(Found::Ocr).ok_or_else(|| {
+            "holds neither a GGUF file, nor config.json with *.safetensors, nor *det*.onnx with *rec*.onnx".into()
+        }),
     }
 }
 
@@ -61,6 +67,7 @@ pub(crate) fn find(names: &[String]) -> Result<Found, String> {
 pub(crate) fn files(names: &[String]) -> Option<Vec<String>> {
     let mut files = match find(names).ok()? {
         Found::Gguf(name) => vec![name],
+        Found::Ocr(files) => files.names(),
         Found::Safetensors => {
             let belongs =
                 |name: &&String| COMPANIONS.contains(&name.as_str()) || is_safetensors(name) || is_module(name);
@@ -140,5 +147,13 @@ mod tests {
         assert_eq!(found, Some(list(&expected)));
         assert_eq!(files(&list(&["config.json", "pytorch_model.bin"])), None);
         assert_eq!(files(&list(&["1_Pooling/config.json"])), None);
+    }
+
+    #[test]
+    fn networks_that_read_pages_are_a_model() {
+        let names = list(&["README.md", "rec.onnx", "det.onnx", "other.onnx"]);
+        assert_eq!(files(&names), Some(list(&["det.onnx", "rec.onnx"])));
+        assert!(find(&list(&["det.onnx", "rec.onnx", "rec2.onnx"])).unwrap_err().contains("several *rec*"));
+        assert!(find(&list(&["det.onnx"])).unwrap_err().contains("*rec*.onnx"));
     }
 }

@@ -8,6 +8,7 @@ mod embed;
 mod folder;
 mod llm;
 mod memory;
+pub mod ocr;
 pub mod weights;
 
 use std::path::Path;
@@ -23,7 +24,7 @@ type Load = fn(&LoadOptions, Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, E
 
 /// One way to run a folder's model.
 struct Architecture {
-    /// `general.architecture` of a GGUF, or `model_type` of config.json.
+    /// `general.architecture` of a GGUF, `model_type` of config.json, or our own for what has none.
     name: &'static str,
     inspect: Inspect,
     load: Load,
@@ -34,6 +35,9 @@ const GGUF: [Architecture; 1] = [Architecture { name: "llama", inspect: llm::ins
 
 /// Models in safetensors with config.json.
 const SAFETENSORS: [Architecture; 1] = [Architecture { name: "bert", inspect: embed::inspect, load: embed::load }];
+
+/// Networks in ONNX files that read pages.
+const OCR: [Architecture; 1] = [Architecture { name: "pp-ocrv4", inspect: ocr::inspect, load: ocr::load }];
 
 /// Candle on the CPU.
 pub struct CandleEngine {
@@ -94,6 +98,8 @@ fn architecture(dir: &Path) -> Result<&'static Architecture, EngineError> {
             (file, name, &GGUF)
         }
         Ok(folder::Found::Safetensors) => ("config.json".into(), embed::architecture_name(dir)?, &SAFETENSORS),
+        // Their graphs are compared with the one that is known when they are read.
+        Ok(folder::Found::Ocr(files)) => (files.detector, "pp-ocrv4".into(), &OCR),
     };
     table.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
         let known: Vec<_> = table.iter().map(|architecture| architecture.name).collect();

@@ -1,11 +1,14 @@
 //! From the recogniser's choice per time step to characters (connectionist temporal classification, Graves et al. 2006, read
 //! greedily), with the steps where each one stands.
 
-/// What the classes stand for: 0 for nothing, then the model's own list, then the blank between words.
+/// What the classes stand for: no text for class 0, then the model's own list, then the blank between words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Alphabet {
-    characters: Vec<String>,
+    texts: Vec<String>,
 }
+
+/// The most probable class of a time step, and its probability.
+pub(crate) type Step = (usize, f32);
 
 /// A character as read.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,34 +22,18 @@ pub(crate) struct Glyph<'a> {
     pub(crate) confidence: f32,
 }
 
-impl Glyph<'_> {
-    pub(crate) fn is_blank(&self) -> bool {
-        self.text == " "
-    }
-}
-
 impl Alphabet {
-    /// `characters` is the list in the model's metadata.
-    pub(crate) fn new(characters: Vec<String>) -> Self {
-        Self { characters }
+    /// `texts` holds each class's.
+    pub(crate) fn new(texts: Vec<String>) -> Self {
+        Self { texts }
     }
 
-    /// Classes that the recogniser must have.
-    pub(crate) fn classes(&self) -> usize {
-        self.characters.len() + 2
-    }
-
-    fn text(&self, class: u32) -> Option<&str> {
-        let at = (class as usize).checked_sub(1)?;
-        match at.cmp(&self.characters.len()) {
-            std::cmp::Ordering::Less => Some(&self.characters[at]),
-            std::cmp::Ordering::Equal => Some(" "),
-            std::cmp::Ordering::Greater => None,
-        }
+    fn text(&self, class: usize) -> Option<&str> {
+        self.texts.get(class).map(String::as_str).filter(|text| !text.is_empty())
     }
 
     /// Joins equal neighbours and leaves out nothing's class. A step is (class, probability).
-    pub(crate) fn decode(&self, steps: &[(u32, f32)]) -> Vec<Glyph<'_>> {
+    pub(crate) fn decode(&self, steps: &[Step]) -> Vec<Glyph<'_>> {
         let mut glyphs: Vec<Glyph<'_>> = Vec::new();
         let mut before = 0;
         for (step, (class, probability)) in steps.iter().enumerate() {
@@ -85,11 +72,11 @@ mod tests {
     use super::*;
 
     fn alphabet() -> Alphabet {
-        Alphabet::new(["a", "b", "ﬁ"].map(String::from).to_vec())
+        Alphabet::new(["", "a", "b", "ﬁ", " "].map(String::from).to_vec())
     }
 
-    fn read(classes: &[u32]) -> String {
-        let steps: Vec<(u32, f32)> = classes.iter().map(|class| (*class, 0.5)).collect();
+    fn read(classes: &[usize]) -> String {
+        let steps: Vec<Step> = classes.iter().map(|class| (*class, 0.5)).collect();
         alphabet().decode(&steps).iter().map(|glyph| glyph.text).collect()
     }
 
@@ -106,7 +93,6 @@ mod tests {
         ] {
             assert_eq!(read(classes), expected, "{classes:?}");
         }
-        assert_eq!(alphabet().classes(), 5);
     }
 
     #[test]
@@ -114,7 +100,7 @@ mod tests {
         let alphabet = alphabet();
         let glyphs = alphabet.decode(&[(0, 0.9), (1, 0.4), (1, 0.8), (0, 0.9), (4, 0.7)]);
         assert_eq!((glyphs[0].first, glyphs[0].last, glyphs[0].confidence), (1, 2, 0.8));
-        assert!(glyphs[1].is_blank() && glyphs[1].first == 4);
+        assert_eq!((glyphs[1].text, glyphs[1].first), (" ", 4));
     }
 
     #[test]

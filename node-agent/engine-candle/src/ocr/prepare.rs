@@ -22,21 +22,30 @@ const AIR: usize = 8;
 const MEANS: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATIONS: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Input of the detector.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Prepared {
-    /// Multiples of [`MULTIPLE`].
+/// How a page lies in the detector's input.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Frame {
+    /// Of the input; multiples of [`MULTIPLE`].
     pub(crate) width: usize,
     pub(crate) height: usize,
-    /// [height, width, 3], blue first.
-    pub(crate) values: Vec<f32>,
-    /// How the page was turned first.
+    /// How the page is turned first.
     pub(crate) turn: Turn,
     /// Pixels of the page per pixel here.
     pub(crate) scale: f32,
+    /// The shrunk page before its turn.
+    across: usize,
+    down: usize,
 }
 
-impl Prepared {
+impl Frame {
+    /// For a page of this size.
+    pub(crate) fn new(width: u32, height: u32, turn: Turn) -> Self {
+        let (across, down, scale) = shrunk_size(width, height);
+        let whole = |pixels: usize| (pixels + 2 * AIR).div_ceil(MULTIPLE) * MULTIPLE;
+        let (width, height) = turn.size((whole(across), whole(down)));
+        Self { width, height, turn, scale, across, down }
+    }
+
     /// A point of the map on the turned page.
     pub(crate) fn on_page(&self, [x, y]: [f32; 2]) -> [f32; 2] {
         [(x - AIR as f32) * self.scale, (y - AIR as f32) * self.scale]
@@ -44,7 +53,7 @@ impl Prepared {
 }
 
 /// A page's size at the detector's scale, and pixels of the page per pixel there.
-pub(crate) fn shrunk_size(width: u32, height: u32) -> (usize, usize, f32) {
+fn shrunk_size(width: u32, height: u32) -> (usize, usize, f32) {
     let longer = width.max(height).max(1) as f32;
     let room = (LONGER_SIDE_MAX - 2 * AIR) as f32;
     let scale = (longer / room).max((longer / LONGER_SIDE_MIN).clamp(1.0 / ENLARGED_MAX, 1.0));
@@ -52,15 +61,13 @@ pub(crate) fn shrunk_size(width: u32, height: u32) -> (usize, usize, f32) {
     (side(width), side(height), scale)
 }
 
-/// Prepares a page. `turn` is the clockwise turn to make first.
-pub(crate) fn prepare(page: &PageImage, turn: Turn) -> Prepared {
+/// The detector's input, [height, width, 3], blue first.
+pub(crate) fn prepare(page: &PageImage, frame: &Frame) -> Vec<f32> {
     let channels = usize::from(page.channels);
-    let (across, down, scale) = shrunk_size(page.width, page.height);
+    let Frame { width, height, turn, across, down, .. } = *frame;
     let shrunk = resample(page, across, down);
     let background: Vec<f32> = (0..channels).map(|channel| median(&shrunk, channel, channels)).collect();
     let (inner_width, inner_height) = turn.size((across, down));
-    let whole = |pixels: usize| (pixels + 2 * AIR).div_ceil(MULTIPLE) * MULTIPLE;
-    let (width, height) = (whole(inner_width), whole(inner_height));
     let normal = |value: f32, place: usize| (value / 255.0 - MEANS[place]) / DEVIATIONS[place];
     let mut values = vec![0.0; width * height * 3];
     for (y, row) in values.chunks_exact_mut(width * 3).enumerate() {
@@ -83,7 +90,7 @@ pub(crate) fn prepare(page: &PageImage, turn: Turn) -> Prepared {
             }
         }
     }
-    Prepared { width, height, values, turn, scale }
+    values
 }
 
 /// Source pixels that make one target pixel, with weights that sum to 1.
@@ -198,14 +205,14 @@ mod tests {
         let mark = |x: u32, y: u32| (100..110).contains(&x) && (300..320).contains(&y);
         let sheet = page(600, 900, 1, |x, y, _| if mark(x, y) { 0 } else { 240 });
         for turn in [Turn::None, Turn::Quarter, Turn::Half, Turn::ThreeQuarters] {
-            let prepared = prepare(&sheet, turn);
-            assert_eq!((prepared.width % MULTIPLE, prepared.height % MULTIPLE), (0, 0));
-            assert_eq!(prepared.values.len(), prepared.width * prepared.height * 3);
-            let darkest = (0..prepared.width * prepared.height)
-                .min_by(|a, b| prepared.values[a * 3].total_cmp(&prepared.values[b * 3]))
-                .unwrap();
-            let at = [(darkest % prepared.width) as f32 + 0.5, (darkest / prepared.width) as f32 + 0.5];
-            let [x, y] = turn.back(prepared.on_page(at), (600.0, 900.0));
+            let frame = Frame::new(600, 900, turn);
+            let values = prepare(&sheet, &frame);
+            assert_eq!((frame.width % MULTIPLE, frame.height % MULTIPLE), (0, 0));
+            assert_eq!(values.len(), frame.width * frame.height * 3);
+            let pixels = 0..frame.width * frame.height;
+            let darkest = pixels.min_by(|a, b| values[a * 3].total_cmp(&values[b * 3])).unwrap();
+            let at = [(darkest % frame.width) as f32 + 0.5, (darkest / frame.width) as f32 + 0.5];
+            let [x, y] = turn.back(frame.on_page(at), (600.0, 900.0));
             assert!((99.0..111.0).contains(&x) && (299.0..321.0).contains(&y), "{turn:?}: {x} {y}");
         }
     }
@@ -213,11 +220,12 @@ mod tests {
     #[test]
     fn colours_come_blue_first_and_the_padding_is_background() {
         let sheet = page(736, 40, 3, |_, _, channel| [10, 20, 30][channel as usize]);
-        let prepared = prepare(&sheet, Turn::None);
-        let pixel = |x: usize, y: usize| &prepared.values[(y * prepared.width + x) * 3..][..3];
+        let frame = Frame::new(736, 40, Turn::None);
+        let values = prepare(&sheet, &frame);
+        let pixel = |x: usize, y: usize| &values[(y * frame.width + x) * 3..][..3];
         let expected: Vec<f32> =
             (0..3).map(|place| ([30.0, 20.0, 10.0][place] / 255.0 - MEANS[place]) / DEVIATIONS[place]).collect();
-        for (x, y) in [(100, 20), (0, 0), (prepared.width - 1, prepared.height - 1)] {
+        for (x, y) in [(100, 20), (0, 0), (frame.width - 1, frame.height - 1)] {
             pixel(x, y).iter().zip(&expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-4));
         }
     }

@@ -4,15 +4,16 @@
 //! Whoever runs it has the networks; between two pieces of work it may do something else.
 
 use ingle_engine::{PageImage, PageText, TextLine};
+use rayon::prelude::*;
 
 use super::blanks::{self, Placed, Spacing};
-use super::ctc::{self, Alphabet};
+use super::ctc::{self, Alphabet, Step};
 use super::geometry::{Corners, Rect, Turn};
 use super::ink::{self, Ink};
 use super::lines::{self, Batch, Piece, Strip};
 use super::orientation::{self, Verdict};
 use super::postprocess::{self, Found};
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Frame, prepare};
 use super::reading_order::{self, Item, Row};
 
 /// Lines whose mean confidence is below this are noise.
@@ -23,8 +24,8 @@ const GROUP_COLUMNS: usize = 24_000;
 /// What is to be computed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Work {
-    /// The detector's map of this.
-    Detect(Prepared),
+    /// The detector's map [height, width] of a picture [height, width, 3].
+    Detect { values: Vec<f32>, width: usize, height: usize },
     /// For each window [count, 48, 192, 3] the probability that it stands on its head.
     Orient { values: Vec<f32>, count: usize },
     /// For each line [count, 48, width, 3] its most probable class and that probability, at each of width / 8 steps.
@@ -41,7 +42,7 @@ struct Line {
 }
 
 enum Stage {
-    Detect(Prepared),
+    Detect(Frame),
     Orient,
     /// Strips of some lines, as they lie.
     Doubt(Vec<Strip>),
@@ -50,7 +51,6 @@ enum Stage {
 }
 
 /// Lines that are cut out and not all recognised yet.
-#[derive(Default)]
 struct Group {
     /// The first line's index.
     first: usize,
@@ -73,11 +73,11 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub(crate) fn new(page: PageImage, orients: bool) -> Self {
-        let prepared = prepare(&page, Turn::None);
+        let frame = Frame::new(page.width, page.height, Turn::None);
         Self {
             page,
             orients,
-            stage: Stage::Detect(prepared),
+            stage: Stage::Detect(frame),
             turn: Turn::None,
             lines: Vec::new(),
             skew: 0.0,
@@ -88,7 +88,9 @@ impl Reading {
     /// What to compute next. Asked again without an answer, it says the same.
     pub(crate) fn work(&mut self) -> Work {
         match &self.stage {
-            Stage::Detect(prepared) => Work::Detect(prepared.clone()),
+            Stage::Detect(frame) => {
+                Work::Detect { values: prepare(&self.page, frame), width: frame.width, height: frame.height }
+            }
             Stage::Orient => {
                 let mut values = Vec::new();
                 let chosen = self.telling(orientation::LINES_ASKED);
@@ -121,18 +123,18 @@ impl Reading {
 
     /// Takes the detector's map.
     pub(crate) fn detected(&mut self, map: &[f32]) {
-        let Stage::Detect(prepared) = std::mem::replace(&mut self.stage, Stage::Done) else { return };
-        let (found, skew) = postprocess::find(map, prepared.width);
-        if prepared.turn == Turn::None && orientation::lies_sideways(&found) {
-            self.stage = Stage::Detect(prepare(&self.page, Turn::Quarter));
+        let Stage::Detect(frame) = std::mem::replace(&mut self.stage, Stage::Done) else { return };
+        let (found, skew) = postprocess::find(map, frame.width);
+        if frame.turn == Turn::None && orientation::lies_sideways(&found) {
+            self.stage = Stage::Detect(Frame::new(self.page.width, self.page.height, Turn::Quarter));
             return;
         }
-        self.turn = prepared.turn;
+        self.turn = frame.turn;
         self.skew = skew;
         self.lines = found
             .iter()
             .map(|Found { rect, .. }| {
-                let rect = Rect { centre: prepared.on_page(rect.centre), ..rect.scaled(prepared.scale) };
+                let rect = Rect { centre: frame.on_page(rect.centre), ..rect.scaled(frame.scale) };
                 self.placed(rect)
             })
             .collect();
@@ -151,7 +153,7 @@ impl Reading {
     }
 
     /// Takes the steps of all lines of the batch, one line after another.
-    pub(crate) fn recognised(&mut self, steps: &[(u32, f32)], alphabet: &Alphabet) {
+    pub(crate) fn recognised(&mut self, steps: &[Step], alphabet: &Alphabet) {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Doubt(strips) => {
                 let batch = Self::tried(&strips.iter().chain(&strips).collect::<Vec<_>>());
@@ -224,21 +226,23 @@ impl Reading {
     }
 
     fn next_group(&mut self, first: usize) {
-        let mut group = Group { first, ..Group::default() };
         let mut columns = 0;
-        let mut pieces = Vec::new();
-        for line in &self.lines[first..] {
+        let fitting = self.lines[first..].iter().take_while(|line| {
             columns += lines::strip_width(&line.corners);
-            if columns > GROUP_COLUMNS && !group.strips.is_empty() {
-                break;
-            }
-            let strip = lines::cut(&self.page, &line.corners);
-            let ink = ink::find(&strip);
-            pieces.push(Piece { line: group.strips.len(), begin: 0, end: strip.width });
-            group.strips.push((strip, ink));
-        }
-        group.glyphs = vec![Vec::new(); group.strips.len()];
-        group.batches = lines::pack(pieces);
+            columns <= GROUP_COLUMNS
+        });
+        let count = fitting.count().max(1).min(self.lines.len() - first);
+        let strips: Vec<(Strip, Ink)> = self.lines[first..first + count]
+            .par_iter()
+            .map(|line| {
+                let strip = lines::cut(&self.page, &line.corners);
+                let ink = ink::find(&strip);
+                (strip, ink)
+            })
+            .collect();
+        let whole = |(line, (strip, _)): (usize, &(Strip, Ink))| Piece { line, begin: 0, end: strip.width };
+        let batches = lines::pack(strips.iter().enumerate().map(whole).collect());
+        let group = Group { first, glyphs: vec![Vec::new(); strips.len()], strips, batches };
         self.stage = Stage::Lines(group);
     }
 

@@ -22,6 +22,7 @@ const COMMANDS: &[&str] = &[
     "nodes drain",
     "nodes uncordon",
     "embed",
+    "ocr",
     "chat",
     "models",
     "models list",

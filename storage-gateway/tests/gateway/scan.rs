@@ -167,7 +167,7 @@ async fn a_tree_is_listed_with_reasons_for_what_is_passed_over() {
     let reason = |name: &str| listing.entries[name].reason.clone();
     assert!(reason("big.txt").contains("100"), "{}", reason("big.txt"));
     assert!(reason("link.md").contains("symbolic link"));
-    assert!(reason("photo.jpg").contains("images"));
+    assert!(reason("photo.jpg").contains("--text-from"), "{}", reason("photo.jpg"));
     assert_eq!(listing.done, v1::ScanDone { buckets: 1, entries: 9 });
     assert_eq!(listing.segments.len(), 1);
     assert_eq!(listing.segments[0].to_do, 5);
@@ -206,6 +206,52 @@ async fn objects_and_globs_name_what_they_say() {
         let shown = format!("{input:?}");
         assert_eq!(bench.ask(bench.request(input)).await.expect_err(&shown).code, code, "{shown}");
     }
+}
+
+#[tokio::test]
+async fn a_job_that_reads_pages_takes_what_has_pages() {
+    let bench = usual();
+    bench.rig.nas.replace("in/scan.pdf", b"x");
+    let listing = bench.ask(Request { kind: JobKind::Ocr, ..bench.request(tree("in")) }).await.unwrap();
+    assert_eq!(listing.names(EntryAction::Do), ["photo.jpg", "scan.pdf"]);
+    assert!(listing.entries["a.md"].reason.contains("has text already"), "{}", listing.entries["a.md"].reason);
+}
+
+#[tokio::test]
+async fn texts_of_another_place_stand_for_documents_that_have_none() {
+    let bench = usual();
+    let nas = &bench.rig.nas;
+    nas.replace("in/scan.pdf", b"x");
+    nas.replace("in/sub/fax.tif", b"x");
+    // The place lies among the documents: its files are none of them.
+    nas.replace("in/read/photo.jpg.txt", b"words");
+    nas.replace("in/read/sub/fax.tif.txt", b"words");
+    nas.replace("in/read/other.txt", b"words");
+    nas.replace("in/none.png", b"x");
+    let ask = |from: &str| Request { text_from: Some(Object::parse(from).unwrap()), ..bench.request(tree("in")) };
+    let listing = bench.ask(ask("nas://docs/in/read")).await.unwrap();
+    let expected = ["README", "a.md", "b.txt", "photo.jpg", "scan.pdf", "sub/c.rs", "sub/deep/d.md", "sub/fax.tif"];
+    assert_eq!(listing.names(EntryAction::Do), expected);
+    let entry = |name: &str| &listing.entries[name];
+    assert_eq!(entry("sub/fax.tif").text, Some(reference("in/read/sub/fax.tif.txt")));
+    assert_eq!(entry("sub/fax.tif").mtime_ns, entry("sub/fax.tif").text_mtime_ns, "the later of both");
+    assert_eq!((entry("scan.pdf").text.as_ref(), entry("a.md").text.as_ref()), (None, None));
+    assert!(entry("none.png").reason.contains("none.png.txt"), "{}", entry("none.png").reason);
+    assert!(!listing.entries.contains_key("read/other.txt"));
+    // Results are current until the text is read anew.
+    bench.publish(1, &listing, &expected).await;
+    let again = bench.ask(ask("nas://docs/in/read")).await.unwrap();
+    assert_eq!(again.names(EntryAction::Unchanged), expected);
+    nas.pass(5_000_000_000);
+    nas.replace("in/read/photo.jpg.txt", b"other words");
+    let again = bench.ask(ask("nas://docs/in/read")).await.unwrap();
+    assert_eq!(again.names(EntryAction::Do), ["photo.jpg"]);
+    assert!(again.entries["photo.jpg"].results_current, "the node looks whether the words are others");
+    // A place that isn't there holds no texts; one of ours can't be.
+    let listing = bench.ask(ask("nas://docs/nowhere")).await.unwrap();
+    assert!(listing.entries["photo.jpg"].reason.contains("nowhere"));
+    assert_eq!(bench.ask(ask("nas://nope/x")).await.unwrap_err().code, ErrorCode::ExportNotFound);
+    assert_eq!(bench.ask(ask("nas://docs/in/.inglenook")).await.unwrap_err().code, ErrorCode::PathRefused);
 }
 
 #[tokio::test]

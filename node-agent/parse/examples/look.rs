@@ -3,6 +3,8 @@
 //! `--text` prints a page's own words, `--dpi N` asks for another resolution than 200, `--pages N` for other than the first
 //! four pages of each file, `--pgm DIR` writes pixels as PGM or PPM files. The program is its own child, as the node is.
 
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

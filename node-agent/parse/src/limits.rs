@@ -31,8 +31,11 @@ pub(crate) const DESCRIPTORS_MAX: u64 = 12;
 pub(crate) const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Processor time that a child may use in all its life, in seconds.
 pub(crate) const CPU_LIFE_S: u64 = 24 * 3_600;
-/// Deaths of its child after which a document isn't tried any more.
-pub(crate) const DEATHS_MAX: u32 = 3;
+/// Deaths of its child after which a document isn't tried any more: one after the other, and all together.
+pub(crate) const DEATHS_IN_A_ROW_MAX: u32 = 3;
+pub(crate) const DEATHS_MAX: u32 = 50;
+/// Bytes of decoded page contents that a child keeps before it reads a PDF anew: its parser never forgets them.
+pub(crate) const CONTENT_BYTES_MAX: usize = 64 << 20;
 /// A child says that it is ready within this time.
 pub(crate) const START: Duration = Duration::from_secs(20);
 /// The variable that carries a child's limits; its whole environment.

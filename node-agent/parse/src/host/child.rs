@@ -147,7 +147,7 @@ impl Drop for Child {
 const HANGUP: i32 = 1;
 const INTERRUPT: i32 = 2;
 const ABORT: i32 = 6;
-const KILL: i32 = 9;
+pub(super) const KILL: i32 = 9;
 const TERMINATE: i32 = 15;
 const CPU_EXCEEDED: i32 = 24;
 const FILE_EXCEEDED: i32 = 25;

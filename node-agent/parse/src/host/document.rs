@@ -8,11 +8,12 @@ use std::sync::Arc;
 use ingle_engine::PageImage;
 use ingle_engine::page::{PAGE_PIXELS_MAX, PAGE_SIDE_MAX};
 
+use super::child::KILL;
 use super::pool::{Lent, Pool};
 use crate::channel;
-use crate::error::ParseError;
+use crate::error::{ErrorKind, ParseError};
 use crate::kinds::Kind;
-use crate::limits::{DEATHS_MAX, DPI_MAX, DPI_MIN, PAGES_MAX};
+use crate::limits::{DEATHS_IN_A_ROW_MAX, DEATHS_MAX, DPI_MAX, DPI_MIN, PAGES_MAX};
 use crate::page::{Content, Page};
 use crate::table::{self, TABLE_BYTES_MAX};
 use crate::wire::{Reply, Request};
@@ -29,11 +30,12 @@ pub struct Document {
     pool: Arc<Pool>,
     lent: Option<Lent>,
     deaths: u32,
+    deaths_in_a_row: u32,
 }
 
 impl Document {
     pub(super) fn open(pool: Arc<Pool>, kind: Kind, memory: File, bytes: u64) -> Result<Self, ParseError> {
-        let mut document = Document { kind, pages: 0, memory, bytes, pool, lent: None, deaths: 0 };
+        let mut document = Document { kind, pages: 0, memory, bytes, pool, lent: None, deaths: 0, deaths_in_a_row: 0 };
         document.pages = document.open_in_child()?;
         Ok(document)
     }
@@ -69,16 +71,21 @@ impl Document {
         let within = self.pool.limits().page;
         let (reply, file) = self.ask(Request::Page { index, dpi }, within)?;
         match received(reply, file) {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                if outcome.is_ok() {
+                    self.deaths_in_a_row = 0;
+                }
+                outcome
+            }
             Err(rule) => Err(self.broke(rule)),
         }
     }
 
     fn reopen(&mut self) -> Result<(), ParseError> {
-        if self.deaths >= DEATHS_MAX {
+        if self.deaths_in_a_row >= DEATHS_IN_A_ROW_MAX || self.deaths >= DEATHS_MAX {
             let message =
                 format!("the process that parses it died {} times over it: it isn't tried again", self.deaths);
-            return Err(ParseError::new(crate::ErrorKind::Crashed { signal: 0 }, message));
+            return Err(ParseError::new(ErrorKind::Crashed { signal: 0 }, message));
         }
         match self.open_in_child()? {
             pages if pages == self.pages => Ok(()),
@@ -86,10 +93,31 @@ impl Document {
         }
     }
 
+    /// A child that rested may have been killed a moment ago without the kernel being through with it: that is not this
+    /// document's doing, and a new child tells.
     fn open_in_child(&mut self) -> Result<u32, ParseError> {
+        let deaths = (self.deaths, self.deaths_in_a_row);
+        let (outcome, rested) = self.try_to_open()?;
+        match outcome {
+            Err(ParseError { kind: ErrorKind::Crashed { signal: KILL }, .. }) if rested => {
+                (self.deaths, self.deaths_in_a_row) = deaths;
+                self.try_to_open()?.0
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The flag tells whether the child had served another document before. The outer error is that there is no child.
+    fn try_to_open(&mut self) -> Result<(Result<u32, ParseError>, bool), ParseError> {
         let mut lent = self.pool.take()?;
-        lent.child().expect("a loan begins with a child").documents += 1;
+        let child = lent.child().expect("a loan begins with a child");
+        child.documents += 1;
+        let rested = child.documents > 1;
         self.lent = Some(lent);
+        Ok((self.opened(), rested))
+    }
+
+    fn opened(&mut self) -> Result<u32, ParseError> {
         let within = self.pool.limits().open;
         let (reply, _) = self.ask(Request::Open { kind: self.kind, bytes: self.bytes }, within)?;
         match reply {
@@ -110,14 +138,19 @@ impl Document {
         let answer = child.ask(request, file, within);
         if !child.is_alive() {
             self.lent = None;
-            self.deaths += 1;
+            self.count_death();
         }
         answer
     }
 
+    fn count_death(&mut self) {
+        self.deaths += 1;
+        self.deaths_in_a_row += 1;
+    }
+
     /// Ends a child that broke the protocol.
     fn broke(&mut self, rule: &str) -> ParseError {
-        self.deaths += 1;
+        self.count_death();
         let mut lent = self.lent.take();
         match lent.as_mut().and_then(Lent::child) {
             Some(child) => child.lied(rule),

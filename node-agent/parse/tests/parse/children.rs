@@ -106,20 +106,26 @@ fn a_killed_child_costs_one_page_and_the_document_goes_on() {
         (0..3).map(|at| Page { content: text(&[&format!("Page number {at}")]), ..Page::default() }).collect();
     let mut opened = host.open(&document(&pages), "a.pdf").expect("opens");
     assert_eq!(words(opened.page(0, 100.0).expect("a page")).plain(), "Page number 0\n");
-    for _ in 0..2 {
+    for _ in 0..4 {
         let [child] = living("killed")[..] else { panic!("one child") };
         Command::new("kill").args(["-9", &child.to_string()]).status().expect("kill runs");
         let error = opened.page(1, 100.0).expect_err("its child is dead");
         assert_eq!(error.kind, ErrorKind::Crashed { signal: 9 }, "{error}");
         assert_eq!(words(opened.page(1, 100.0).expect("a new child")).plain(), "Page number 1\n");
     }
-    let [child] = living("killed")[..] else { panic!("one child") };
-    Command::new("kill").args(["-9", &child.to_string()]).status().expect("kill runs");
-    opened.page(2, 100.0).expect_err("dead for the third time");
-    let error = opened.page(2, 100.0).expect_err("given up");
-    assert!(error.message.contains("3 times"), "{error}");
-    // A child that was killed while it rested is nobody's fault.
     drop(opened);
+    // One that kills its child whatever is asked of it is given up.
+    let mut limits = patient();
+    limits.page = Duration::from_millis(300);
+    let hasty = marked("hasty", limits);
+    let mut slow = hasty.open(&multiplying(), "slow.pdf").expect("opens");
+    for _ in 0..3 {
+        assert_eq!(slow.page(0, 72.0).expect_err("takes for ever").kind, ErrorKind::TimedOut);
+    }
+    let error = slow.page(0, 72.0).expect_err("given up");
+    assert!(error.message.contains("3 times"), "{error}");
+    assert_eq!(hasty.children(), 0);
+    // A child that was killed while it rested is nobody's fault.
     pixels(host.open(&good(), "a.png").expect("opens").page(0, 200.0).expect("a page"));
     let [child] = living("killed")[..] else { panic!("one child") };
     Command::new("kill").args(["-9", &child.to_string()]).status().expect("kill runs");
@@ -168,6 +174,15 @@ fn programs_that_are_no_worker_are_the_hosts_fault() {
         assert!(error.message.contains(program), "{error}");
         assert_eq!(host.children(), 0);
     }
+}
+
+/// Compiles only if hosts may be shared between threads, and documents handed to them.
+#[test]
+fn hosts_and_documents_go_to_other_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<Host>();
+    sent::<ingle_parse::Document>();
 }
 
 #[test]

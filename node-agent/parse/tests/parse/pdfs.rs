@@ -160,3 +160,22 @@ fn pictures_that_cannot_be_decoded_are_errors_not_empty_pages() {
     let small = encoded(upright(), ImageFormat::Jpeg);
     assert!(only_page(&document(&[scan(&small, 32, 24, "")])).is_ok());
 }
+
+#[test]
+fn long_documents_do_not_fill_the_child() {
+    // Forty pages of four million bytes each, most of it blanks, in a child that could never keep them all.
+    let heavy = format!("{}{}", " ".repeat(4 << 20), text(&PROSE));
+    let pages: Vec<Page> = (0..40).map(|_| page(heavy.clone())).collect();
+    let limits = ingle_parse::Limits {
+        memory_bytes: 420 << 20,
+        children_max: 1,
+        open: std::time::Duration::from_secs(300),
+        page: std::time::Duration::from_secs(300),
+        ..ingle_parse::Limits::default()
+    };
+    let host = crate::host_with(limits);
+    let mut opened = host.open(&document(&pages), "long.pdf").expect("opens");
+    for index in 0..40 {
+        assert_eq!(words(opened.page(index, 72.0).expect("a page")).lines.len(), PROSE.len(), "page {index}");
+    }
+}

@@ -23,7 +23,6 @@ fn all_pages_are_read_whatever_their_coding() {
         encoder.write_image::<Gray8>(16, 16, &grey).expect("a vector");
         encoder.write_image::<RGB8>(16, 16, &colour).expect("a vector");
         encoder.write_image::<RGBA8>(1, 1, &[0, 0, 0, 0]).expect("a vector");
-        drop(encoder);
         let mut document = open(bytes.get_ref());
         assert_eq!((document.kind(), document.pages()), (Kind::Tiff, 3), "coding {number}");
         let image = pixels(document.page(1, 200.0).expect("colour"));

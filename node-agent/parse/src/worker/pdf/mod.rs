@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use hayro::hayro_interpret::{InterpreterSettings, InterpreterWarning};
 use hayro::hayro_syntax::page::Page;
-use hayro::hayro_syntax::{DecryptionError, LoadPdfError, Pdf};
+use hayro::hayro_syntax::{DecryptionError, LoadPdfError, Pdf, PdfData};
 use hayro::kurbo::Affine;
 use ingle_engine::page::{PAGE_PIXELS_MAX, PAGE_SIDE_MAX};
 
 use super::{Made, Pages};
 use crate::error::{ErrorKind, ParseError};
+use crate::limits::CONTENT_BYTES_MAX;
 use crate::table;
 
 const POINTS_PER_INCH: f64 = 72.0;
@@ -23,10 +24,16 @@ const POINTS_PER_INCH: f64 = 72.0;
 /// An open PDF.
 pub(super) struct PdfPages {
     pdf: Pdf,
+    /// Bytes of page contents that the parser has decoded and keeps.
+    kept: usize,
 }
 
 impl PdfPages {
     pub(super) fn open(bytes: Vec<u8>) -> Result<Self, ParseError> {
+        Self::read(bytes.into())
+    }
+
+    fn read(bytes: PdfData) -> Result<Self, ParseError> {
         let pdf = Pdf::new(bytes).map_err(|error| match error {
             LoadPdfError::Decryption(DecryptionError::PasswordProtected) => {
                 ParseError::new(ErrorKind::Encrypted, "the PDF opens with a password only; save it without one")
@@ -37,7 +44,7 @@ impl PdfPages {
             LoadPdfError::Decryption(_) => ParseError::malformed("the PDF's encryption is broken"),
             LoadPdfError::Invalid => ParseError::malformed("this isn't a PDF, or it is damaged beyond repair"),
         })?;
-        Ok(PdfPages { pdf })
+        Ok(PdfPages { pdf, kept: 0 })
     }
 }
 
@@ -47,7 +54,11 @@ impl Pages for PdfPages {
     }
 
     fn page(&mut self, index: u32, dpi: f32) -> Result<Made, ParseError> {
+        if self.kept > CONTENT_BYTES_MAX {
+            *self = Self::read(self.pdf.data().clone())?;
+        }
         let page = &self.pdf.pages()[index as usize];
+        self.kept += page.page_stream().map_or(0, <[u8]>::len);
         if page.raw().contains_key(b"Contents".as_slice()) && page.page_stream().is_none() {
             return Err(ParseError::malformed(format!("page {}: its content can't be decoded", u64::from(index) + 1)));
         }

@@ -1,4 +1,5 @@
-//! Whether the results of unchanged documents are still to be seen: one that somebody deleted is made again.
+//! Whether the results of unchanged documents are still to be seen: one that somebody deleted is made again. That holds too for a
+//! document whose content is still to be compared, since it changed too shortly before to trust its time stamp.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,7 @@ use crate::place::Place;
 /// Those of the export.
 pub async fn check(place: &Place, ledger: &Ledger, kind: i32, entries: &mut [Judged]) -> Result<(), Problem> {
     let mut directories: BTreeMap<ObjectPath, BTreeSet<Vec<u8>>> = BTreeMap::new();
-    for entry in entries.iter().filter(|entry| entry.action == EntryAction::Unchanged) {
+    for entry in entries.iter().filter(|entry| rests_on_results(entry)) {
         for output in ledger.outputs_of(kind, &entry.found.name) {
             let directory = place.visible(output)?.parent().unwrap_or_else(ObjectPath::root);
             directories.entry(directory).or_default();
@@ -27,7 +28,7 @@ pub async fn check(place: &Place, ledger: &Ledger, kind: i32, entries: &mut [Jud
     let lists: Vec<_> = directories.into_keys().map(|directory| files(place, directory)).collect();
     let present: BTreeMap<ObjectPath, BTreeSet<Vec<u8>>> =
         futures::stream::iter(lists).buffer_unordered(LISTS_IN_FLIGHT).try_collect().await?;
-    for entry in entries.iter_mut().filter(|entry| entry.action == EntryAction::Unchanged) {
+    for entry in entries.iter_mut().filter(|entry| rests_on_results(entry)) {
         for output in ledger.outputs_of(kind, &entry.found.name) {
             let path = place.visible(output)?;
             let directory = path.parent().unwrap_or_else(ObjectPath::root);
@@ -40,6 +41,10 @@ pub async fn check(place: &Place, ledger: &Ledger, kind: i32, entries: &mut [Jud
         }
     }
     Ok(())
+}
+
+fn rests_on_results(entry: &Judged) -> bool {
+    entry.action == EntryAction::Unchanged || (entry.action == EntryAction::Do && entry.results_current)
 }
 
 async fn files(place: &Place, directory: ObjectPath) -> Result<(ObjectPath, BTreeSet<Vec<u8>>), Problem> {

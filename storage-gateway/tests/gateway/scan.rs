@@ -316,6 +316,18 @@ async fn a_file_as_young_as_the_scan_is_looked_into_again() {
 }
 
 #[tokio::test]
+async fn a_deleted_result_of_a_young_file_is_made_again() {
+    let bench = usual();
+    let now_ns = ingle_daemon::clock::unix_ms() * 1_000_000;
+    bench.rig.nas.set_mtime("in/a.md", now_ns);
+    let first = bench.scan(tree("in")).await;
+    bench.publish(1, &first, &DOCUMENTS).await;
+    assert!(bench.rig.nas.delete("out/a.md.json"));
+    let entry = bench.scan(tree("in")).await.entries["a.md"].clone();
+    assert!(!entry.results_current && entry.content_digest.is_empty(), "equal content must not settle it");
+}
+
+#[tokio::test]
 async fn what_left_is_deleted_only_where_this_scan_looked() {
     let bench = usual();
     let first = bench.scan(tree("in")).await;

@@ -12,19 +12,19 @@ use ingle_engine::EngineError;
 use super::activation::Activation;
 use super::blocks::{Block, Spare, block, stem};
 use super::conv::Conv;
-use super::graph::{Expected, Trail};
+use super::graph::{Expected, Filter, Trail};
 use super::head::Head;
 use super::map::{Shape, Slot};
 use super::net::{Layer, Network, Run};
 use super::onnx::Onnx;
 use super::product::Packed;
-use super::pyramid::{Concat, TopDown};
+use super::pyramid::{OUTPUTS, Part, Pyramid};
 use super::squeeze::{Dense, Squeeze};
 
 /// Height and width must be multiples of this.
-pub(crate) const SIDE_STEP: usize = 32;
+pub const SIDE_STEP: usize = 32;
 /// Most pixels of an input: 2048 × 2048.
-pub(crate) const PIXELS_MAX: usize = 1 << 22;
+pub const PIXELS_MAX: usize = 1 << 22;
 
 /// Size, inputs, outputs, halving, squeeze-and-excite.
 const BLOCKS: [(usize, usize, usize, bool, bool); 14] = [
@@ -48,23 +48,22 @@ const LEVELS: [(usize, usize, usize); 4] = [(2, 48, 12), (4, 96, 18), (9, 192, 4
 /// Channels of the pyramid.
 const WIDE: usize = 96;
 /// Channels of a level's result.
-const NARROW: usize = 24;
+const NARROW: usize = OUTPUTS;
 /// Slope of the hard sigmoids in the pyramid.
 const SLOPE: f32 = 0.2;
 
 const SPARE: Spare = Spare { map: Slot(3), gains: Slot(4) };
 /// Where the first of the levels' slots are; each level has [`LEVEL_SLOTS`].
 const LEVEL_SLOT: usize = 5;
-const LEVEL_SLOTS: usize = 6;
-const FUSED: Slot = Slot(LEVEL_SLOT + 4 * LEVEL_SLOTS);
+const LEVEL_SLOTS: usize = 5;
 const RESULT: Slot = Slot(1);
 
 /// The loaded detector.
-pub(crate) struct Detector {
+pub struct Detector {
     network: Arc<Network>,
 }
 
-/// Slots of a level: the backbone's result, the inner lateral, its gains, the sum, its convolution, the gains of that.
+/// Slots of a level: the backbone's result, the lateral, its gains, the level's result, the gains of that.
 fn level_slot(level: usize, part: usize) -> Slot {
     Slot(LEVEL_SLOT + level * LEVEL_SLOTS + part)
 }
@@ -74,7 +73,7 @@ impl Detector {
     ///
     /// # Errors
     /// [`EngineError::Model`] names the node or tensor, what was expected and what was found.
-    pub(crate) fn load(bytes: &[u8], file: &str) -> Result<Self, EngineError> {
+    pub fn load(bytes: &[u8], file: &str) -> Result<Self, EngineError> {
         let onnx = Onnx::read(bytes).map_err(|error| error.of(file))?;
         let mut trail = Trail::new(&onnx, file);
         let mut layers: Vec<Box<dyn Layer>> = Vec::new();
@@ -82,7 +81,7 @@ impl Detector {
         let levels = pyramid(&mut trail, &mut layers, &levels)?;
         let value = head(&mut trail, &mut layers, &levels)?;
         trail.finish(&value)?;
-        Ok(Self { network: Arc::new(Network::new(layers, FUSED.0 + 1)) })
+        Ok(Self { network: Arc::new(Network::new(layers, LEVEL_SLOT + LEVELS.len() * LEVEL_SLOTS)) })
     }
 
     /// Begins with one picture: `input` is [height, width, 3], normalised as the module says.
@@ -90,7 +89,7 @@ impl Detector {
     /// # Errors
     /// [`EngineError::Input`] if a side is no multiple of [`SIDE_STEP`], there are more than [`PIXELS_MAX`] pixels, or the
     /// values are not as many as the sides say.
-    pub(crate) fn start(&self, input: &[f32], height: usize, width: usize) -> Result<Detection, EngineError> {
+    pub fn start(&self, input: &[f32], height: usize, width: usize) -> Result<Detection, EngineError> {
         let fits = |side: usize| side > 0 && side.is_multiple_of(SIDE_STEP) && side <= PIXELS_MAX;
         if !fits(height) || !fits(width) || height * width > PIXELS_MAX || input.len() != height * width * 3 {
             return Err(EngineError::Input(format!(
@@ -104,21 +103,21 @@ impl Detector {
 }
 
 /// A picture on its way through the detector.
-pub(crate) struct Detection(Run);
+pub struct Detection(Run);
 
 impl Detection {
     /// Works for about `budget`; true when done. To be called within a thread pool.
-    pub(crate) fn step(&mut self, budget: Duration) -> bool {
+    pub fn step(&mut self, budget: Duration) -> bool {
         self.0.step(budget)
     }
 
     /// [height, width] probabilities, once a step has said that it is done.
-    pub(crate) fn result(&self) -> &[f32] {
+    pub fn result(&self) -> &[f32] {
         &self.0.map(RESULT).values
     }
 
-    /// Runs to the end, telling each layer's name and time.
-    pub(crate) fn profile(&mut self, tell: impl FnMut(&str, Duration)) {
+    /// For measurements: runs to the end, telling each layer's name and time.
+    pub fn profile(&mut self, tell: impl FnMut(&str, Duration)) {
         self.0.profile(tell);
     }
 }
@@ -154,46 +153,100 @@ fn point(inputs: usize, outputs: usize) -> Expected {
     Expected { inputs, outputs, size: (1, 1), stride: (1, 1), depthwise: false }
 }
 
-/// Adds the pyramid's layers from the top down; gives the levels' values, the finest first.
+/// A level of the pyramid as it was followed.
+struct Level {
+    /// The 1×1 convolution to [`WIDE`] channels; none where it is one with the lateral.
+    inner: Option<Vec<f32>>,
+    /// Name of the level's sum.
+    sum: String,
+}
+
+/// Adds the pyramid's layers; gives the levels' values, the finest first.
 fn pyramid(
     trail: &mut Trail<'_>,
     layers: &mut Vec<Box<dyn Layer>>,
     values: &[String],
 ) -> Result<Vec<String>, EngineError> {
-    let mut results = vec![String::new(); LEVELS.len()];
-    let mut above: Option<String> = None;
-    for (level, (_, channels, inner)) in LEVELS.into_iter().enumerate().rev() {
-        let slot = |part: usize| level_slot(level, part);
-        let lateral = trail.conv(&values[level], point(channels, inner))?;
-        let weights = Conv::pack(&lateral.weights, &lateral.bias, channels, (1, 1));
-        layers.push(Box::new(Conv::point(slot(0), slot(1), weights, Activation::None)));
-        let outer = trail.conv(&lateral.value, point(inner, WIDE))?;
-        let (gains, summed) = residual_squeeze(trail, &outer.value, WIDE, (slot(1), slot(2)))?;
-        let before = Dense::new(&outer.weights, &outer.bias);
-        layers.push(Box::new(Squeeze { before: Some(before), ..gains }));
-        let mut sum = summed;
-        if let Some(above) = &above {
-            let doubled = enlarge(trail, above, 2)?;
-            sum = trail.both(&sum, &doubled, "Add")?;
-        }
-        layers.push(Box::new(TopDown {
-            source: slot(1),
-            gains: slot(2),
-            above: above.is_some().then(|| level_slot(level + 1, 3)),
-            target: slot(3),
-            weights: Conv::pack(&outer.weights, &outer.bias, inner, (1, 1)),
-        }));
+    let mut levels: Vec<Level> = Vec::new();
+    for level in (0..LEVELS.len()).rev() {
+        let above = levels.last().map(|level| level.sum.clone());
+        levels.push(lateral(trail, layers, &values[level], level, above)?);
+    }
+    levels.reverse();
+    let mut results = Vec::new();
+    for level in 0..LEVELS.len() {
         let expected = Expected { inputs: WIDE, outputs: NARROW, size: (3, 3), stride: (1, 1), depthwise: false };
-        let narrow = trail.conv(&sum, expected)?;
-        let weights = Conv::pack(&narrow.weights, &narrow.bias, WIDE, (3, 3));
-        let conv = Conv::point(slot(3), slot(4), weights, Activation::None);
-        layers.push(Box::new(Conv { size: (3, 3), ..conv }));
-        let (gains, result) = residual_squeeze(trail, &narrow.value, NARROW, (slot(4), slot(5)))?;
+        let filter = trail.conv(&levels[level].sum, expected)?;
+        let part = |at: usize| Part {
+            map: level_slot(at, 1),
+            gains: level_slot(at, 2),
+            filter: filter.weights.clone(),
+            inner: levels[at].inner.clone(),
+        };
+        layers.push(Box::new(Pyramid {
+            parts: (level..LEVELS.len()).map(part).collect(),
+            bias: biases(&filter),
+            rectify: false,
+            target: level_slot(level, 3),
+            border: 1,
+        }));
+        let slots = (level_slot(level, 3), level_slot(level, 4));
+        let (gains, result) = residual_squeeze(trail, &filter.value, NARROW, slots)?;
         layers.push(Box::new(gains));
-        results[level] = result;
-        above = Some(sum);
+        results.push(result);
     }
     Ok(results)
+}
+
+/// Adds a level's lateral and its gains. Its two 1×1 convolutions stay apart where the channels between them are few, since
+/// the second is then multiplied into the filters that come later.
+fn lateral(
+    trail: &mut Trail<'_>,
+    layers: &mut Vec<Box<dyn Layer>>,
+    value: &str,
+    level: usize,
+    above: Option<String>,
+) -> Result<Level, EngineError> {
+    let (_, channels, between) = LEVELS[level];
+    let mut filter = trail.conv(value, point(channels, between))?;
+    let outer = trail.conv(&filter.value, point(between, WIDE))?;
+    let slots = (level_slot(level, 1), level_slot(level, 2));
+    let (mut gains, mut sum) = residual_squeeze(trail, &outer.value, WIDE, slots)?;
+    let few = between < WIDE;
+    if few {
+        gains.before = Some(Dense::new(&outer.weights, &outer.bias));
+    } else {
+        filter = joined(&filter, &outer, channels);
+    }
+    let weights = Conv::pack(&filter.weights, &filter.bias, channels, (1, 1));
+    let conv = Conv::point(level_slot(level, 0), slots.0, weights, Activation::None);
+    layers.push(Box::new(Conv { border: (1, 1), ..conv }));
+    layers.push(Box::new(gains));
+    if let Some(above) = above {
+        let doubled = enlarge(trail, &above, 2)?;
+        sum = trail.both(&sum, &doubled, "Add")?;
+    }
+    Ok(Level { inner: few.then_some(outer.weights), sum })
+}
+
+fn biases(filter: &Filter) -> [f32; OUTPUTS] {
+    std::array::from_fn(|out| filter.bias[out])
+}
+
+/// Two 1×1 convolutions as one.
+fn joined(first: &Filter, second: &Filter, channels: usize) -> Filter {
+    let between = first.bias.len();
+    let mut weights = vec![0.0; second.bias.len() * channels];
+    let mut bias = second.bias.clone();
+    for ((row, outer), bias) in
+        weights.chunks_exact_mut(channels).zip(second.weights.chunks_exact(between)).zip(&mut bias)
+    {
+        for ((inner, weight), shift) in first.weights.chunks_exact(channels).zip(outer).zip(&first.bias) {
+            row.iter_mut().zip(inner).for_each(|(sum, inner)| *sum += weight * inner);
+            *bias += weight * shift;
+        }
+    }
+    Filter { weights, bias, value: second.value.clone() }
 }
 
 /// x + x ⊙ gains: one factor of 1 + gain.
@@ -230,22 +283,32 @@ fn enlarge(trail: &mut Trail<'_>, value: &str, factor: u16) -> Result<String, En
 
 /// Adds the concatenation and the head; gives the name of the result.
 fn head(trail: &mut Trail<'_>, layers: &mut Vec<Box<dyn Layer>>, values: &[String]) -> Result<String, EngineError> {
-    let mut parts = Vec::new();
-    let mut joined = None;
+    let mut names = Vec::new();
     for (level, value) in values.iter().enumerate().rev() {
-        let large = if level == 0 { value.clone() } else { enlarge(trail, value, 1 << level)? };
-        parts.push((level_slot(level, 4), level_slot(level, 5)));
-        joined = Some(large);
+        names.push(if level == 0 { value.clone() } else { enlarge(trail, value, 1 << level)? });
     }
-    let joined = trail.node(&joined.unwrap_or_default(), "Concat")?;
+    let joined = trail.node(&values[0], "Concat")?;
     trail.ints(joined, "axis", &[1], &[])?;
-    layers.push(Box::new(Concat { parts, target: FUSED }));
+    if joined.inputs != names {
+        return Err(trail.error(format!("Concat {:?} joins {:?}, {names:?} are expected", joined.outputs, joined.inputs)));
+    }
     let expected = Expected { inputs: WIDE, outputs: NARROW, size: (3, 3), stride: (1, 1), depthwise: false };
     let filter = trail.conv(&joined.outputs[0], expected)?;
     let value = trail.then(&filter.value, "Relu")?;
-    let weights = Conv::pack(&filter.weights, &filter.bias, WIDE, (3, 3));
-    let conv = Conv::point(FUSED, SPARE.map, weights, Activation::Relu);
-    layers.push(Box::new(Conv { size: (3, 3), ..conv }));
+    // The coarsest level's channels come first.
+    let part = |level: usize| {
+        let first = (LEVELS.len() - 1 - level) * NARROW * 9;
+        let own = |filter: &[f32]| filter[first..first + NARROW * 9].to_vec();
+        let filter = filter.weights.chunks_exact(WIDE * 9).flat_map(own).collect();
+        Part { map: level_slot(level, 3), gains: level_slot(level, 4), filter, inner: None }
+    };
+    layers.push(Box::new(Pyramid {
+        parts: (0..LEVELS.len()).map(part).collect(),
+        bias: biases(&filter),
+        rectify: true,
+        target: SPARE.map,
+        border: 0,
+    }));
 
     let first = trail.transposed(&value, NARROW, NARROW)?;
     let value = trail.then(&first.value, "Relu")?;

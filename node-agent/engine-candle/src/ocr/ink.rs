@@ -11,6 +11,11 @@ const COLUMN_MIN: f32 = 1.3;
 /// Paper and ink closer together than this: nothing is written there.
 const CONTRAST_MIN: f32 = 12.0;
 
+/// Columns of a gap that parts cells or columns: no font's blank is that wide.
+const PART_GAP: usize = 44;
+/// Columns of paper left beside a part.
+const PART_MARGIN: usize = 8;
+
 /// Columns `begin..end` without ink, ink on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
@@ -34,6 +39,32 @@ pub(crate) struct Ink {
     pub(crate) gaps: Vec<Gap>,
     pub(crate) begin: usize,
     pub(crate) end: usize,
+}
+
+impl Ink {
+    /// What stands between gaps too wide for a blank: cells of a table's row, or lines of two columns that were found as one. A strip
+    /// without ink is one part.
+    pub(crate) fn parts(&self) -> Vec<Self> {
+        let mut parts = vec![Self { gaps: Vec::new(), begin: self.begin, end: self.end }];
+        for gap in &self.gaps {
+            let last = parts.last_mut().expect("it begins with one part and only grows");
+            if gap.width() < PART_GAP {
+                last.gaps.push(*gap);
+            } else {
+                last.end = gap.begin;
+                parts.push(Self { gaps: Vec::new(), begin: gap.end, end: self.end });
+            }
+        }
+        parts
+    }
+
+    /// Columns `begin..end` of a part with some paper around it, for the recogniser. The strip's own ends stay: faint marks there may have
+    /// been missed.
+    pub(crate) fn columns(&self, whole: &Self, width: usize) -> (usize, usize) {
+        let begin = if self.begin == whole.begin { 0 } else { self.begin - PART_MARGIN };
+        let end = if self.end == whole.end { width } else { self.end + PART_MARGIN };
+        (begin, end)
+    }
 }
 
 /// Finds a strip's ink, dark on light or light on dark.
@@ -115,6 +146,20 @@ mod tests {
         // Light on dark, and pale.
         assert_eq!(find(&strip(100, &bars, 20, 230)), expected);
         assert_eq!(find(&strip(100, &bars, 200, 170)), expected);
+    }
+
+    #[test]
+    fn wide_gaps_make_parts() {
+        let ink = find(&strip(300, &[(10, 20), (40, 80), (150, 160), (260, 280)], 250, 10));
+        let parts = ink.parts();
+        let ends: Vec<_> = parts.iter().map(|part| (part.begin, part.end)).collect();
+        assert_eq!(ends, [(10, 80), (150, 160), (260, 280)]);
+        assert_eq!(parts[0].gaps, [Gap { begin: 20, end: 40 }]);
+        assert!(parts[1].gaps.is_empty() && parts[2].gaps.is_empty());
+        let columns: Vec<_> = parts.iter().map(|part| part.columns(&ink, 300)).collect();
+        assert_eq!(columns, [(0, 88), (142, 168), (252, 300)]);
+        assert_eq!(Ink::default().parts(), [Ink::default()]);
+        assert_eq!(Ink::default().columns(&Ink::default(), 50), (0, 50));
     }
 
     #[test]

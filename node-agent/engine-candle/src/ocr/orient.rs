@@ -21,11 +21,11 @@ use super::pool::Add;
 use super::separable::Separable;
 
 /// Height of a line's picture.
-pub(crate) const HEIGHT: usize = 48;
+pub const HEIGHT: usize = 48;
 /// Width of a line's picture.
-pub(crate) const WIDTH: usize = 192;
+pub const WIDTH: usize = 192;
 /// Most lines of a batch.
-pub(crate) const LINES_MAX: usize = 64;
+pub const LINES_MAX: usize = 64;
 
 /// Inverted residuals: size, inputs, inner channels, outputs, halving the height, squeeze-and-excite, hard-swish instead of the
 /// rectifier, and adding the input.
@@ -67,7 +67,7 @@ const GAINS: Slot = Slot(5);
 const RESULT: Slot = Slot(6);
 
 /// The loaded classifier.
-pub(crate) struct Orienter {
+pub struct Orienter {
     network: Arc<Network>,
 }
 
@@ -76,7 +76,7 @@ impl Orienter {
     ///
     /// # Errors
     /// [`EngineError::Model`] names the node or tensor, what was expected and what was found.
-    pub(crate) fn load(bytes: &[u8], file: &str) -> Result<Self, EngineError> {
+    pub fn load(bytes: &[u8], file: &str) -> Result<Self, EngineError> {
         let onnx = Onnx::read(bytes).map_err(|error| error.of(file))?;
         let mut trail = Trail::new(&onnx, file);
         let mut layers: Vec<Box<dyn Layer>> = Vec::new();
@@ -99,7 +99,7 @@ impl Orienter {
     ///
     /// # Errors
     /// [`EngineError::Input`] if there are none or more than [`LINES_MAX`], or the values are not as many as they should be.
-    pub(crate) fn start(&self, input: &[f32], count: usize) -> Result<Orientation, EngineError> {
+    pub fn start(&self, input: &[f32], count: usize) -> Result<Orientation, EngineError> {
         if !(1..=LINES_MAX).contains(&count) || input.len() != count * HEIGHT * WIDTH * 3 {
             return Err(EngineError::Input(format!(
                 "the classifier takes 1 to {LINES_MAX} lines of {HEIGHT} × {WIDTH} pixels of 3 values, got {count} with {} values",
@@ -111,16 +111,16 @@ impl Orienter {
 }
 
 /// Lines on their way through the classifier.
-pub(crate) struct Orientation(Run);
+pub struct Orientation(Run);
 
 impl Orientation {
     /// Works for about `budget`; true when done. To be called within a thread pool.
-    pub(crate) fn step(&mut self, budget: Duration) -> bool {
+    pub fn step(&mut self, budget: Duration) -> bool {
         self.0.step(budget)
     }
 
     /// For each line the probabilities that it is upright and that it is turned by 180°, once a step has said that it is done.
-    pub(crate) fn result(&self) -> &[[f32; 2]] {
+    pub fn result(&self) -> &[[f32; 2]] {
         self.0.map(RESULT).values.as_chunks::<2>().0
     }
 }

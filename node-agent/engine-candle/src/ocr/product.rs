@@ -19,6 +19,8 @@ pub(crate) struct Packed {
     panels: Floats,
     /// One value per column, zeros beyond.
     bias: Floats,
+    /// First vector and number of vectors of each panel.
+    parts: Vec<(usize, usize)>,
     depth: usize,
     columns: usize,
     lanes: usize,
@@ -50,7 +52,7 @@ impl Packed {
         let (columns, lanes) = (bias.len(), lanes());
         let vectors = columns.div_ceil(lanes);
         let mut packed =
-            Self { panels: Floats::default(), bias: Floats::default(), depth, columns, lanes };
+            Self { panels: Floats::default(), bias: Floats::default(), parts: Vec::new(), depth, columns, lanes };
         packed.panels.resize(vectors * lanes * depth);
         packed.bias.resize(vectors * lanes);
         packed.bias.fill(0.0);
@@ -64,6 +66,7 @@ impl Packed {
                     at += 1;
                 }
             }
+            packed.parts.push((first, wide));
             first += wide;
         }
         packed
@@ -107,9 +110,8 @@ pub(crate) fn product<S: Simd>(simd: S, left: Left<'_>, right: &Packed, activati
     debug_assert_eq!(right.depth, left.length * left.segments.len());
     let (panels, _) = S::as_simd_f32s(&right.panels);
     let (bias, _) = S::as_simd_f32s(&right.bias);
-    let mut first = 0;
-    while first < bias.len() {
-        let wide = panel_vectors(bias.len() - first);
+    // From the last to the first: see `finish`.
+    for &(first, wide) in right.parts.iter().rev() {
         let part = Part {
             left,
             panel: &panels[first * right.depth..][..wide * right.depth],
@@ -123,7 +125,6 @@ pub(crate) fn product<S: Simd>(simd: S, left: Left<'_>, right: &Packed, activati
             2 => part.all::<2>(simd, out),
             _ => part.all::<PANEL>(simd, out),
         }
-        first += wide;
     }
     activation.finish(out);
 }
@@ -173,10 +174,20 @@ impl<S: Simd> Part<'_, S> {
             }
             add(simd, rows, panel.as_chunks::<V>().0, &mut sums);
         }
+        self.finish(simd, row, &sums, out);
+    }
+
+    /// Bias, activation and storing.
+    ///
+    /// Whole registers are stored as long as they end within `out`, since storing a part takes as long as forty products: where
+    /// the columns end within a register, the next row's first columns get what is none of theirs. Rows are stored in order and
+    /// the panel with the last columns first, so that every place gets its own value after that.
+    #[inline(always)]
+    fn finish<const M: usize, const V: usize>(&self, simd: S, row: usize, sums: &[[S::f32s; V]; M], out: &mut [f32]) {
         for (m, sums) in sums.iter().enumerate() {
-            let width = (V * S::F32_LANES).min(self.columns - self.column);
-            let out = &mut out[(row + m) * self.columns + self.column..][..width];
-            let (whole, rest) = S::as_mut_simd_f32s(out);
+            let out = &mut out[(row + m) * self.columns + self.column..];
+            let end = out.len().min(V * S::F32_LANES);
+            let (whole, rest) = S::as_mut_simd_f32s(&mut out[..end]);
             for (v, (sum, bias)) in sums.iter().zip(self.bias).enumerate() {
                 let value = self.activation.begin(simd, simd.add_f32s(*sum, *bias));
                 if let Some(whole) = whole.get_mut(v) {

@@ -41,6 +41,26 @@ struct Line {
     corners: Corners,
 }
 
+impl Line {
+    /// What stands from one share of its length to another.
+    fn part(&self, begin: f32, end: f32) -> Self {
+        let [x, y] = self.rect.along();
+        let shift = ((begin + end) / 2.0 - 0.5) * self.rect.length;
+        let centre = [self.rect.centre[0] + shift * x, self.rect.centre[1] + shift * y];
+        let [begin_above, end_above, end_below, begin_below] = self.corners;
+        let between = |a: [f32; 2], b: [f32; 2], at: f32| [a[0] + (b[0] - a[0]) * at, a[1] + (b[1] - a[1]) * at];
+        Self {
+            rect: Rect { centre, length: self.rect.length * (end - begin), ..self.rect },
+            corners: [
+                between(begin_above, end_above, begin),
+                between(begin_above, end_above, end),
+                between(begin_below, end_below, end),
+                between(begin_below, end_below, begin),
+            ],
+        }
+    }
+}
+
 enum Stage {
     Detect(Frame),
     Orient,
@@ -52,11 +72,22 @@ enum Stage {
 
 /// Lines that are cut out and not all recognised yet.
 struct Group {
-    /// The first line's index.
-    first: usize,
-    strips: Vec<(Strip, Ink)>,
-    glyphs: Vec<Vec<Placed>>,
+    /// Index of the first line after them.
+    next: usize,
+    strips: Vec<Strip>,
+    /// What is recognised as one.
+    parts: Vec<Part>,
+    /// Their pieces' `line` is an index into `parts`.
     batches: Vec<Batch>,
+}
+
+/// A line, or what stands between two wide gaps of it.
+struct Part {
+    line: Line,
+    /// Index of its strip.
+    strip: usize,
+    ink: Ink,
+    glyphs: Vec<Placed>,
 }
 
 /// See the module's text.
@@ -68,7 +99,7 @@ pub(crate) struct Reading {
     turn: Turn,
     lines: Vec<Line>,
     skew: f32,
-    spacings: Vec<Spacing>,
+    read: Vec<(Line, Spacing)>,
 }
 
 impl Reading {
@@ -81,7 +112,7 @@ impl Reading {
             turn: Turn::None,
             lines: Vec::new(),
             skew: 0.0,
-            spacings: Vec::new(),
+            read: Vec::new(),
         }
     }
 
@@ -111,7 +142,7 @@ impl Reading {
             }
             Stage::Lines(group) => match group.batches.last() {
                 Some(batch) => Work::Recognise {
-                    values: lines::input(batch, |line| &group.strips[line].0),
+                    values: lines::input(batch, |part| &group.strips[group.parts[part].strip]),
                     count: batch.pieces.len(),
                     width: batch.width,
                 },
@@ -175,18 +206,18 @@ impl Reading {
                             at: piece.begin as f32 + (glyph.first + glyph.last + 1) as f32 * 4.0,
                             confidence: glyph.confidence,
                         };
-                        group.glyphs[piece.line].extend(alphabet.decode(steps).into_iter().map(place));
+                        group.parts[piece.line].glyphs.extend(alphabet.decode(steps).into_iter().map(place));
                     }
                 }
                 if !group.batches.is_empty() {
                     self.stage = Stage::Lines(group);
                     return;
                 }
-                for (glyphs, (_, ink)) in group.glyphs.iter_mut().zip(&group.strips) {
-                    glyphs.sort_by(|a, b| a.at.total_cmp(&b.at));
-                    self.spacings.push(Spacing::new(ink, std::mem::take(glyphs)));
+                for mut part in group.parts {
+                    part.glyphs.sort_by(|a, b| a.at.total_cmp(&b.at));
+                    self.read.push((part.line, Spacing::new(&part.ink, part.glyphs)));
                 }
-                self.next_group(group.first + group.strips.len());
+                self.next_group(group.next);
             }
             other => self.stage = other,
         }
@@ -232,17 +263,30 @@ impl Reading {
             columns <= GROUP_COLUMNS
         });
         let count = fitting.count().max(1).min(self.lines.len() - first);
-        let strips: Vec<(Strip, Ink)> = self.lines[first..first + count]
-            .par_iter()
-            .map(|line| {
-                let strip = lines::cut(&self.page, &line.corners);
-                let ink = ink::find(&strip);
-                (strip, ink)
-            })
-            .collect();
-        let whole = |(line, (strip, _)): (usize, &(Strip, Ink))| Piece { line, begin: 0, end: strip.width };
-        let batches = lines::pack(strips.iter().enumerate().map(whole).collect());
-        let group = Group { first, glyphs: vec![Vec::new(); strips.len()], strips, batches };
+        let cut = |line: &Line| {
+            let strip = lines::cut(&self.page, &line.corners);
+            let ink = ink::find(&strip);
+            (strip, ink)
+        };
+        let cut: Vec<(Strip, Ink)> = self.lines[first..first + count].par_iter().map(cut).collect();
+        let mut parts = Vec::new();
+        let mut pieces = Vec::new();
+        for (index, (strip, ink)) in cut.iter().enumerate() {
+            let line = &self.lines[first + index];
+            for ink_part in ink.parts() {
+                let (begin, end) = ink_part.columns(ink, strip.width);
+                pieces.push(Piece { line: parts.len(), begin, end });
+                // Where it stands is told by its ink: found rectangles reach far beyond it.
+                let share = |column: usize| column as f32 / strip.width as f32;
+                let line = match ink_part.end {
+                    0 => line.clone(),
+                    _ => line.part(share(ink_part.begin), share(ink_part.end)),
+                };
+                parts.push(Part { line, strip: index, ink: ink_part, glyphs: Vec::new() });
+            }
+        }
+        let strips = cut.into_iter().map(|(strip, _)| strip).collect();
+        let group = Group { next: first + count, strips, parts, batches: lines::pack(pieces) };
         self.stage = Stage::Lines(group);
     }
 
@@ -252,18 +296,18 @@ impl Reading {
             let [cx, cy] = rect.centre;
             Rect { centre: [cx * x + cy * y, cy * x - cx * y], angle: rect.angle - self.skew, ..*rect }
         };
-        let border = blanks::page_border(&self.spacings);
+        let border = blanks::page_border(self.read.iter().map(|(_, spacing)| spacing));
         let kept: Vec<(usize, String)> = self
-            .spacings
+            .read
             .iter()
             .enumerate()
-            .filter(|(_, spacing)| spacing.confidence() >= CONFIDENCE_MIN)
-            .map(|(index, spacing)| (index, ctc::narrow(&spacing.text(border)).trim().to_string()))
+            .filter(|(_, (_, spacing))| spacing.confidence() >= CONFIDENCE_MIN)
+            .map(|(index, (_, spacing))| (index, ctc::narrow(&spacing.text(border)).trim().to_string()))
             .filter(|(_, text)| !text.is_empty())
             .collect();
         let items: Vec<Item> = kept
             .iter()
-            .map(|(index, text)| Item { rect: straight(&self.lines[*index].rect), text: text.clone() })
+            .map(|(index, text)| Item { rect: straight(&self.read[*index].0.rect), text: text.clone() })
             .collect();
         let rows = reading_order::order(&items);
         let out = rows.iter().map(|row| self.line(row, &kept)).collect();
@@ -273,9 +317,9 @@ impl Reading {
     /// Joins what stands in one row.
     fn line(&self, row: &Row, kept: &[(usize, String)]) -> TextLine {
         let members: Vec<&(usize, String)> = row.members.iter().map(|member| &kept[*member]).collect();
-        let corners = |member: Option<&&(usize, String)>| member.map_or([[0.0; 2]; 4], |(index, _)| self.lines[*index].corners);
+        let corners = |member: Option<&&(usize, String)>| member.map_or([[0.0; 2]; 4], |(index, _)| self.read[*index].0.corners);
         let (first, last) = (corners(members.first()), corners(members.last()));
-        let weights = members.iter().map(|(index, text)| (self.spacings[*index].confidence(), text.chars().count() as f32));
+        let weights = members.iter().map(|(index, text)| (self.read[*index].1.confidence(), text.chars().count() as f32));
         let (sum, count) = weights.fold((0.0, 0.0), |(sum, count), (each, weight)| (sum + each * weight, count + weight));
         let texts: Vec<&str> = members.iter().map(|(_, text)| text.as_str()).collect();
         TextLine {

@@ -20,8 +20,6 @@ pub(crate) struct Row {
     pub(crate) block: u32,
 }
 
-/// Share of its height that a found rectangle exceeds its text by at each end.
-const AIR: f32 = 0.2;
 /// Rows that each column must have.
 const ROWS_MIN: usize = 3;
 /// Narrowest gutter in heights of a line.
@@ -54,7 +52,7 @@ struct Part {
 pub(crate) fn order(items: &[Item]) -> Vec<Row> {
     let part = |(index, item): (usize, &Item)| {
         let rect = &item.rect;
-        let half = (rect.length / 2.0 - AIR * rect.height).max(rect.length / 4.0);
+        let half = rect.length / 2.0;
         let letters = item.text.chars().filter(|c| c.is_alphabetic()).count();
         let digits = item.text.chars().filter(char::is_ascii_digit).count();
         Part {

@@ -22,11 +22,11 @@ use super::product::Packed;
 use super::tokens::{Attend, Dense};
 
 /// Height of a line's picture.
-pub(crate) const LINE_HEIGHT: usize = 48;
+pub const LINE_HEIGHT: usize = 48;
 /// Narrowest picture of a line: it gives one column.
-pub(crate) const LINE_WIDTH_MIN: usize = 8;
+pub const LINE_WIDTH_MIN: usize = 8;
 /// Most columns of pixels in one batch, all lines together: about 340 MB of maps.
-pub(crate) const COLUMNS_MAX: usize = 32 << 10;
+pub const COLUMNS_MAX: usize = 32 << 10;
 
 /// Size, inputs, outputs, stride, squeeze-and-excite.
 const BLOCKS: [(usize, usize, usize, (usize, usize), bool); 14] = [
@@ -64,15 +64,15 @@ const RESULT: Slot = Slot(11);
 
 /// What a column of a line most likely is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Column {
+pub struct Column {
     /// Index into [`Recogniser::characters`]; 0 is the blank.
-    pub(crate) class: usize,
+    pub class: usize,
     /// 0 to 1.
-    pub(crate) probability: f32,
+    pub probability: f32,
 }
 
 /// The loaded recogniser.
-pub(crate) struct Recogniser {
+pub struct Recogniser {
     network: Arc<Network>,
     characters: Vec<String>,
 }
@@ -82,7 +82,7 @@ impl Recogniser {
     ///
     /// # Errors
     /// [`EngineError::Model`] names the node or tensor, what was expected and what was found.
-    pub(crate) fn load(bytes: &[u8], file: &str) -> Result<Self, EngineError> {
+    pub fn load(bytes: &[u8], file: &str) -> Result<Self, EngineError> {
         let onnx = Onnx::read(bytes).map_err(|error| error.of(file))?;
         let mut trail = Trail::new(&onnx, file);
         let characters = characters(&onnx, &trail)?;
@@ -95,7 +95,7 @@ impl Recogniser {
     }
 
     /// Text of each class: none for the blank (class 0), and a space for the last.
-    pub(crate) fn characters(&self) -> &[String] {
+    pub fn characters(&self) -> &[String] {
         &self.characters
     }
 
@@ -104,7 +104,7 @@ impl Recogniser {
     /// # Errors
     /// [`EngineError::Input`] if there is no line, a line is narrower than [`LINE_WIDTH_MIN`], there are more than
     /// [`COLUMNS_MAX`] columns in all, or the values are not as many as the sizes say.
-    pub(crate) fn start(&self, input: &[f32], count: usize, width: usize) -> Result<Recognition, EngineError> {
+    pub fn start(&self, input: &[f32], count: usize, width: usize) -> Result<Recognition, EngineError> {
         let columns = count.checked_mul(width).filter(|columns| (1..=COLUMNS_MAX).contains(columns));
         if width < LINE_WIDTH_MIN || columns.is_none_or(|columns| input.len() != columns * LINE_HEIGHT * 3) {
             return Err(EngineError::Input(format!(
@@ -118,24 +118,24 @@ impl Recogniser {
 }
 
 /// Lines on their way through the recogniser.
-pub(crate) struct Recognition(Run);
+pub struct Recognition(Run);
 
 impl Recognition {
     /// Works for about `budget`; true when done. To be called within a thread pool.
-    pub(crate) fn step(&mut self, budget: Duration) -> bool {
+    pub fn step(&mut self, budget: Duration) -> bool {
         self.0.step(budget)
     }
 
     /// For each line its columns from left to right, once a step has said that it is done.
-    pub(crate) fn result(&self) -> Vec<Vec<Column>> {
+    pub fn result(&self) -> Vec<Vec<Column>> {
         let map = self.0.map(RESULT);
         let column = |pair: &[f32; 2]| Column { class: pair[0] as usize, probability: pair[1] };
         let line = |line: &[f32]| line.as_chunks::<2>().0.iter().map(column).collect();
         map.values.chunks_exact(map.shape.picture().max(1)).map(line).collect()
     }
 
-    /// Runs to the end, telling each layer's name and time.
-    pub(crate) fn profile(&mut self, tell: impl FnMut(&str, Duration)) {
+    /// For measurements: runs to the end, telling each layer's name and time.
+    pub fn profile(&mut self, tell: impl FnMut(&str, Duration)) {
         self.0.profile(tell);
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Squeeze {
     pub(crate) residual: f32,
 }
 
-/// Means over each picture: [count, channels]. The map has no border.
+/// Means over each picture: [count, channels]. A border of zeros adds nothing.
 pub(crate) fn means(values: &[f32], shape: Shape) -> Vec<Vec<f32>> {
     // Rows of a share: sums of shares are added in order, so that results don't depend on threads.
     let share = (32 << 10) / shape.channels.max(1) * shape.channels;

@@ -1,7 +1,7 @@
 //! Encoders that turn text into vectors: the BERT family as sentence-transformers packs it.
 
 mod bert;
-mod math;
+pub(crate) mod math;
 mod model;
 mod settings;
 mod texts;

@@ -1,8 +1,10 @@
-//! Language models from GGUF files of the llama family, on candle's stock quantised decoder for now.
+//! Language models from GGUF files of the llama family, over packed matrices of ours, or candle's stock quantised decoder.
 
 mod decoder;
 mod image;
+mod matrix;
 mod model;
+mod network;
 mod pymethods;
 mod sample;
 mod sequence;
@@ -56,14 +58,14 @@ pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Resul
     crate::memory::require(spec.memory_bytes(&header, slots))?;
     let vocabulary = vocabulary::Vocabulary::read(&header, &spec).map_err(|error| error.of(file.name()))?;
     let template = template::Template::read(&header).map_err(|error| error.of(file.name()))?;
-    let decoder = pool.install(|| decoder::Decoder::load(&file, &header, &spec))?;
-    Ok(Box::new(model::LanguageModel::new(&header, spec, Arc::new(vocabulary), template, decoder, pool, slots)))
+    let weights = pool.install(|| decoder::Weights::load(&file, &header, &spec))?;
+    Ok(Box::new(model::LanguageModel::new(&header, spec, Arc::new(vocabulary), template, weights, pool, slots)))
 }
 
 fn open(dir: &Path) -> Result<WeightFile, EngineError> {
     match crate::folder::find(&crate::folder::names(dir)?) {
         Ok(crate::folder::Found::Gguf(name)) => WeightFile::open(dir, &name),
-        Ok(crate::folder::Found::Safetensors) => {
+        Ok(_) => {
             Err(EngineError::Model { file: ".".into(), problem: "a GGUF file was expected".into() })
         }
         Err(problem) => Err(EngineError::Model { file: ".".into(), problem }),

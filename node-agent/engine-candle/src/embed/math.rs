@@ -1,5 +1,6 @@
 //! The element-wise parts of an encoder, each one pass over memory: bias with GELU, bias with residual and layer norm,
-//! scaled soft-maximum. Written so that the compiler can use wide registers; `pulp` picks the widest at run time.
+//! scaled soft-maximum. Written so that the compiler can use wide registers; `pulp` picks the widest at run time. What it is given
+//! are structures with methods that are always inlined: a closure's call may not be, and stays with narrow registers then.
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result};
 use rayon::prelude::*;
@@ -45,15 +46,17 @@ impl InplaceOp1 for BiasGelu<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let bias = self.0;
-        by_rows(values(storage, layout)?, bias.len(), |rows| {
-            for row in rows.chunks_exact_mut(bias.len()) {
-                for (x, b) in row.iter_mut().zip(bias) {
-                    *x = gelu(*x + *b);
-                }
-            }
-        });
+        by_rows(values(storage, layout)?, self.0.len(), self);
         Ok(())
+    }
+}
+
+impl EachRow for BiasGelu<'_> {
+    #[inline(always)]
+    fn row(&self, row: &mut [f32]) {
+        for (x, b) in row.iter_mut().zip(self.0) {
+            *x = gelu(*x + *b);
+        }
     }
 }
 
@@ -66,15 +69,17 @@ impl InplaceOp1 for Bias<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let bias = self.0;
-        by_rows(values(storage, layout)?, bias.len(), |rows| {
-            for row in rows.chunks_exact_mut(bias.len()) {
-                for (x, b) in row.iter_mut().zip(bias) {
-                    *x += *b;
-                }
-            }
-        });
+        by_rows(values(storage, layout)?, self.0.len(), self);
         Ok(())
+    }
+}
+
+impl EachRow for Bias<'_> {
+    #[inline(always)]
+    fn row(&self, row: &mut [f32]) {
+        for (x, b) in row.iter_mut().zip(self.0) {
+            *x += *b;
+        }
     }
 }
 
@@ -86,7 +91,7 @@ pub(crate) struct Norm {
     pub(crate) epsilon: f32,
 }
 
-impl Norm {
+impl EachRow for Norm {
     /// Normalises one row in place.
     #[inline(always)]
     fn row(&self, row: &mut [f32]) {
@@ -98,11 +103,12 @@ impl Norm {
             *x = (*x - mean) * scale * *g + *b;
         }
     }
+}
 
+impl Norm {
     /// Normalises rows in place, on all threads of the pool.
     pub(crate) fn rows(&self, values: &mut [f32]) {
-        let width = self.gamma.len();
-        by_rows(values, width, |rows| rows.chunks_exact_mut(width).for_each(|row| self.row(row)));
+        by_rows(values, self.gamma.len(), self);
     }
 }
 
@@ -146,16 +152,32 @@ impl InplaceOp2 for BiasResidualNorm<'_> {
         }
         let grain = (GRAIN / width).max(1) * width;
         values.par_chunks_mut(grain).zip(residual.par_chunks(grain)).for_each(|(values, residual)| {
-            pulp::Arch::new().dispatch(|| {
-                for (row, residual) in values.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
-                    for ((x, r), b) in row.iter_mut().zip(residual).zip(self.bias) {
-                        *x += *r + *b;
-                    }
-                    self.norm.row(row);
-                }
-            });
+            pulp::Arch::new().dispatch(Added { values, residual, bias: self.bias, norm: self.norm });
         });
         Ok(())
+    }
+}
+
+/// norm(x + bias + residual) row by row.
+struct Added<'a> {
+    values: &'a mut [f32],
+    residual: &'a [f32],
+    bias: &'a [f32],
+    norm: &'a Norm,
+}
+
+impl pulp::WithSimd for Added<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let width = self.bias.len();
+        for (row, residual) in self.values.chunks_exact_mut(width).zip(self.residual.chunks_exact(width)) {
+            for ((x, r), b) in row.iter_mut().zip(residual).zip(self.bias) {
+                *x += *r + *b;
+            }
+            self.norm.row(row);
+        }
     }
 }
 
@@ -171,19 +193,22 @@ impl InplaceOp1 for ScaledSoftmax {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let values = values(storage, layout)?;
         // Called from within a thread's share of the texts already.
-        pulp::Arch::new().dispatch(|| {
-            for row in values.chunks_exact_mut(self.width) {
-                softmax(row, self.scale);
-            }
-        });
+        pulp::Arch::new().dispatch(Rows { values: values(storage, layout)?, width: self.width, each: self });
         Ok(())
     }
 }
 
+impl EachRow for ScaledSoftmax {
+    #[inline(always)]
+    fn row(&self, row: &mut [f32]) {
+        softmax(row, self.scale);
+    }
+}
+
+/// softmax(scale · x) in place.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) {
+pub(crate) fn softmax(row: &mut [f32], scale: f32) {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = row.chunks_exact(16);
     let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -202,9 +227,31 @@ fn softmax(row: &mut [f32], scale: f32) {
     }
 }
 
-fn by_rows(values: &mut [f32], width: usize, work: impl Fn(&mut [f32]) + Sync) {
+/// What is done to each row. Implementations are always inlined.
+trait EachRow: Sync {
+    fn row(&self, row: &mut [f32]);
+}
+
+struct Rows<'a, E> {
+    values: &'a mut [f32],
+    width: usize,
+    each: &'a E,
+}
+
+impl<E: EachRow> pulp::WithSimd for Rows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for row in self.values.chunks_exact_mut(self.width) {
+            self.each.row(row);
+        }
+    }
+}
+
+fn by_rows(values: &mut [f32], width: usize, each: &impl EachRow) {
     let grain = (GRAIN / width).max(1) * width;
-    values.par_chunks_mut(grain).for_each(|rows| pulp::Arch::new().dispatch(|| work(rows)));
+    values.par_chunks_mut(grain).for_each(|values| pulp::Arch::new().dispatch(Rows { values, width, each }));
 }
 
 fn values<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {

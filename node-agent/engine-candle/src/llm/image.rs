@@ -1,6 +1,6 @@
 //! The weights as candle is given them: mostly the file's own bytes, some tensors in another form, made as they are read.
 //!
-//! Small models hold every matrix as plain floats: candle rounds activations to 8 bits for quantised products, which moves the logits
+//! Only models that can't be held packed (see `matrix`) come here. Small ones hold every matrix as plain floats: candle rounds activations to 8 bits for quantised products, which moves the logits
 //! of SmolLM2-135M by up to 1, and turns right answers into wrong ones. Big models keep what they have, except Q4_1, Q5_0 and
 //! Q5_1: candle 0.11 multiplies these without vector instructions on x86, so they become Q8_0, which has every value to 1/254 of
 //! its block's largest.
@@ -13,6 +13,7 @@ use candle_core::quantized::{GgmlDType, QTensor, ggml_file};
 use candle_core::{Device, Shape};
 use ingle_engine::EngineError;
 
+use super::matrix;
 use crate::compute;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::{Header, Quantisation, TensorPlace};
@@ -23,6 +24,8 @@ const FLOAT_BYTES_MAX: u64 = 1 << 30;
 /// In which form a file's matrices are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
+    /// In matrices of ours, not through this image.
+    Packed,
     /// All of them as floats.
     Floats,
     /// As they are, those without a fast product as Q8_0.
@@ -32,6 +35,14 @@ pub(crate) enum Form {
 impl Form {
     /// Decided by the header alone, so that every node decides alike.
     pub(crate) fn of(header: &Header) -> Self {
+        if header.tensors.values().all(matrix::holds) {
+            return Self::Packed;
+        }
+        Self::for_candle(header)
+    }
+
+    /// Of the two that candle can run.
+    fn for_candle(header: &Header) -> Self {
         let values = |place: &TensorPlace| place.shape.iter().product::<usize>() as u64;
         let matrices: u64 = header.tensors.values().filter(|place| is_quantised(place)).map(values).sum();
         if matrices.saturating_mul(4) <= FLOAT_BYTES_MAX { Self::Floats } else { Self::Quantised }
@@ -48,8 +59,11 @@ impl Form {
         }
     }
 
-    /// Bytes of a tensor as candle holds it.
+    /// Bytes of a tensor as it is held.
     pub(crate) fn bytes(self, place: &TensorPlace) -> u64 {
+        if self == Self::Packed {
+            return matrix::bytes(place);
+        }
         match self.becomes(place) {
             None => place.length,
             // Blocks of Q8_0 are as long as those of the slow kinds: they divide the shape.
@@ -89,7 +103,7 @@ pub(crate) struct Image<'a> {
 impl<'a> Image<'a> {
     /// The image, and the table that tells candle where each tensor lies in it.
     pub(crate) fn new(file: &'a WeightFile, header: &Header) -> (Self, HashMap<String, TensorInfo>) {
-        Self::with_form(file, header, Form::of(header))
+        Self::with_form(file, header, Form::for_candle(header))
     }
 
     fn with_form(file: &'a WeightFile, header: &Header, form: Form) -> (Self, HashMap<String, TensorInfo>) {
@@ -249,7 +263,7 @@ mod tests {
         drop(out);
         let file = WeightFile::open(dir.path(), "m.gguf").unwrap();
         let header = crate::weights::gguf::read_header(file.reader(), file.length()).unwrap();
-        assert_eq!(Form::of(&header), Form::Floats, "a small file");
+        assert_eq!(Form::for_candle(&header), Form::Floats, "a small file");
         for (form, expected, tolerance) in [
             (Form::Floats, [GgmlDType::F32, GgmlDType::F32, GgmlDType::F32, GgmlDType::F16], 0.0),
             (Form::Quantised, [GgmlDType::Q8_0, GgmlDType::Q8_0, GgmlDType::Q8_0, GgmlDType::F16], 3.0 / 200.0),

@@ -111,9 +111,13 @@ impl Spec {
         (self.layers * 2 * self.kv_heads * self.head_size * 4) as u64
     }
 
-    /// Bytes of the loaded weights: as candle holds them, and the token table once more in 32 bits.
+    /// Bytes of the loaded weights as they are held. Candle holds the token table once more in 32 bits; we hold the positions' turns.
     pub(crate) fn loaded_bytes(&self, header: &Header) -> u64 {
-        held_bytes(header) + (self.vocabulary * self.width * 4) as u64
+        let more = match Form::of(header) {
+            Form::Packed => self.context * self.head_size * 4,
+            Form::Floats | Form::Quantised => self.vocabulary * self.width * 4,
+        };
+        held_bytes(header) + more as u64
     }
 
     /// Bytes needed at most: weights, caches of all slots, buffers.

@@ -1,0 +1,289 @@
+//! The llama network over packed matrices: root-mean-square norms, rotary positions, grouped-query attention with a causal mask,
+//! a gated feed-forward part (Touvron et al. 2023, arXiv:2302.13971; GGUF's pairing of rotated values).
+
+use std::cell::RefCell;
+
+use ingle_engine::EngineError;
+use rayon::prelude::*;
+
+use super::matrix::{Input, Matrix, dot};
+use super::spec::Spec;
+use crate::embed::math::{exp, softmax};
+use crate::weights::file::WeightFile;
+use crate::weights::gguf::Header;
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    /// Queries, keys and values below each other.
+    qkv: Matrix,
+    attention_out: Matrix,
+    inner_norm: Vec<f32>,
+    /// Gate and up below each other.
+    gate_up: Matrix,
+    down: Matrix,
+}
+
+/// The weights; shared by all sequences.
+pub(super) struct Network {
+    spec: Spec,
+    table: Matrix,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    /// None: the table serves for the output too.
+    output: Option<Matrix>,
+    /// Cosine and sine by position and pair.
+    turns: Vec<(f32, f32)>,
+}
+
+/// Keys and values of one sequence, position by position, one vector per layer.
+#[derive(Default)]
+pub(super) struct Cache {
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    length: usize,
+}
+
+/// Buffers of one pass, used again by the next.
+#[derive(Default)]
+struct Buffers {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    mixed: Vec<f32>,
+    added: Vec<f32>,
+    gate_up: Vec<f32>,
+    gated: Vec<f32>,
+    turned: Vec<f32>,
+}
+
+impl Cache {
+    /// Positions held.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+}
+
+impl Network {
+    /// Reads all weights; every tensor must be of a kind that [`super::matrix::holds`].
+    pub(super) fn load(file: &WeightFile, header: &Header, spec: &Spec) -> Result<Self, EngineError> {
+        let matrix = |name: &str| {
+            let missing =
+                || EngineError::Model { file: file.name().into(), problem: format!("has no tensor {name:?}") };
+            let place = header.tensors.get(name).ok_or_else(missing)?;
+            Matrix::read(place, &file.read_at(header.data_begin + place.offset, place.length)?)
+        };
+        let vector = |name: &str| {
+            let matrix = matrix(name)?;
+            let mut values = vec![0.0; spec.width];
+            matrix.row(0, &mut values);
+            Ok::<_, EngineError>(values)
+        };
+        let stack = |names: &[String]| {
+            Ok::<_, EngineError>(Matrix::stack(names.iter().map(|name| matrix(name)).collect::<Result<Vec<_>, _>>()?))
+        };
+        let mut layers = Vec::with_capacity(spec.layers);
+        for number in 0..spec.layers {
+            let name = |part: &str| format!("blk.{number}.{part}.weight");
+            layers.push(Layer {
+                attention_norm: vector(&name("attn_norm"))?,
+                qkv: stack(&["attn_q", "attn_k", "attn_v"].map(name))?,
+                attention_out: matrix(&name("attn_output"))?,
+                inner_norm: vector(&name("ffn_norm"))?,
+                gate_up: stack(&["ffn_gate", "ffn_up"].map(name))?,
+                down: matrix(&name("ffn_down"))?,
+            });
+        }
+        let output = header.tensors.contains_key("output.weight").then(|| matrix("output.weight")).transpose()?;
+        let pairs = spec.head_size / 2;
+        let turn = |index: usize| {
+            let (position, pair) = (index / pairs, index % pairs);
+            let speed = f64::from(spec.rope_base).powf(-2.0 * pair as f64 / spec.head_size as f64);
+            let (sine, cosine) = (position as f64 * speed).sin_cos();
+            (cosine as f32, sine as f32)
+        };
+        Ok(Self {
+            table: matrix("token_embd.weight")?,
+            norm: vector("output_norm.weight")?,
+            turns: (0..spec.context * pairs).map(turn).collect(),
+            spec: spec.clone(),
+            layers,
+            output,
+        })
+    }
+
+    /// Appends tokens to a sequence; logits of what follows the last one. The caller keeps within the context and the vocabulary.
+    pub(super) fn feed(&self, ids: &[u32], cache: &mut Cache) -> Vec<f32> {
+        thread_local!(static BUFFERS: RefCell<Buffers> = RefCell::default());
+        BUFFERS.with_borrow_mut(|buffers| self.pass(ids, cache, buffers))
+    }
+
+    fn pass(&self, ids: &[u32], cache: &mut Cache, buffers: &mut Buffers) -> Vec<f32> {
+        let (tokens, width) = (ids.len(), self.spec.width);
+        cache.keys.resize(self.layers.len(), Vec::new());
+        cache.values.resize(self.layers.len(), Vec::new());
+        let Buffers { x, normed, qkv, mixed, added, gate_up, gated, turned } = buffers;
+        x.resize(tokens * width, 0.0);
+        for (id, row) in ids.iter().zip(x.chunks_exact_mut(width)) {
+            self.table.row(*id as usize, row);
+        }
+        for (number, layer) in self.layers.iter().enumerate() {
+            self.norm(x, &layer.attention_norm, normed);
+            product(&layer.qkv, normed, tokens, turned, qkv);
+            self.attend(qkv, tokens, cache, number, mixed);
+            product(&layer.attention_out, mixed, tokens, turned, added);
+            add(x, added);
+            self.norm(x, &layer.inner_norm, normed);
+            product(&layer.gate_up, normed, tokens, turned, gate_up);
+            gate(gate_up, self.spec.inner, gated);
+            product(&layer.down, gated, tokens, turned, added);
+            add(x, added);
+        }
+        cache.length += tokens;
+        // What follows is asked of the last position alone.
+        self.norm(&x[(tokens - 1) * width..], &self.norm, normed);
+        let output = self.output.as_ref().unwrap_or(&self.table);
+        let mut logits = vec![0.0; output.rows()];
+        output.times_vector(&Input::new(normed), &mut logits);
+        logits
+    }
+
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+        out.resize(x.len(), 0.0);
+        pulp::Arch::new().dispatch(Norm { x, weight, epsilon: self.spec.epsilon, out });
+    }
+
+    /// Turns queries and keys by their positions, keeps keys and values, and mixes the values that each token looks at.
+    fn attend(&self, qkv: &mut [f32], tokens: usize, cache: &mut Cache, layer: usize, out: &mut Vec<f32>) {
+        let Spec { heads, kv_heads, head_size, .. } = self.spec;
+        let (width, kv) = (heads * head_size, kv_heads * head_size);
+        let stride = width + 2 * kv;
+        let before = cache.length;
+        let pairs = head_size / 2;
+        for (token, row) in qkv.chunks_exact_mut(stride).enumerate() {
+            let turns = &self.turns[(before + token) * pairs..][..pairs];
+            for head in row[..width + kv].chunks_exact_mut(head_size) {
+                for (pair, (cosine, sine)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                    *pair = [pair[0] * cosine - pair[1] * sine, pair[0] * sine + pair[1] * cosine];
+                }
+            }
+            cache.keys[layer].extend_from_slice(&row[width..width + kv]);
+            cache.values[layer].extend_from_slice(&row[width + kv..]);
+        }
+        thread_local!(static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+        let (keys, values, qkv) = (&cache.keys[layer], &cache.values[layer], &*qkv);
+        let scale = 1.0 / (head_size as f32).sqrt();
+        out.resize(tokens * width, 0.0);
+        out.par_chunks_mut(head_size).enumerate().for_each(|(index, out)| {
+            let (token, head) = (index / heads, index % heads);
+            let query = &qkv[token * stride + head * head_size..][..head_size];
+            let place = head / (heads / kv_heads) * head_size;
+            // A token sees itself and what came before it.
+            let seen = before + token + 1;
+            SCORES.with_borrow_mut(|scores| {
+                let (keys, values) = (&keys[..seen * kv], &values[..seen * kv]);
+                pulp::Arch::new().dispatch(Look { query, keys, values, kv, place, scale, scores, out });
+            });
+        });
+    }
+}
+
+/// One token takes the path that reads packed weights once; so does every replay of it on another node.
+fn product(matrix: &Matrix, x: &[f32], tokens: usize, turned: &mut Vec<f32>, out: &mut Vec<f32>) {
+    out.resize(tokens * matrix.rows(), 0.0);
+    if tokens == 1 {
+        matrix.times_vector(&Input::new(x), out);
+    } else {
+        matrix.times(x, tokens, turned, out);
+    }
+}
+
+fn add(x: &mut [f32], added: &[f32]) {
+    for (x, added) in x.iter_mut().zip(added) {
+        *x += added;
+    }
+}
+
+/// silu(gate) · up, where each row holds the gate's values and then up's.
+fn gate(gate_up: &[f32], inner: usize, out: &mut Vec<f32>) {
+    out.resize(gate_up.len() / 2, 0.0);
+    out.par_chunks_mut(inner).zip(gate_up.par_chunks(2 * inner)).for_each(|(out, row)| {
+        pulp::Arch::new().dispatch(Gate { row, inner, out });
+    });
+}
+
+// Structures rather than closures, for the reason given in `matrix`.
+
+struct Norm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    epsilon: f32,
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Norm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let width = self.weight.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let scale = 1.0 / (dot(x, x) / width as f32 + self.epsilon).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(self.weight) {
+                *out = x * scale * weight;
+            }
+        }
+    }
+}
+
+/// One head of one token.
+struct Look<'a> {
+    query: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// Values per position, and where the head's begin among them.
+    kv: usize,
+    place: usize,
+    scale: f32,
+    scores: &'a mut Vec<f32>,
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Look<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Self { query, keys, values, kv, place, scale, scores, out } = self;
+        let of = place..place + query.len();
+        scores.clear();
+        for keys in keys.chunks_exact(kv) {
+            scores.push(dot(&keys[of.clone()], query));
+        }
+        softmax(scores, scale);
+        out.fill(0.0);
+        for (values, score) in values.chunks_exact(kv).zip(scores.iter()) {
+            for (out, value) in out.iter_mut().zip(&values[of.clone()]) {
+                *out = score.mul_add(*value, *out);
+            }
+        }
+    }
+}
+
+/// silu(gate) · up.
+struct Gate<'a> {
+    row: &'a [f32],
+    inner: usize,
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Gate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let (gate, up) = self.row.split_at(self.inner);
+        for ((out, gate), up) in self.out.iter_mut().zip(gate).zip(up) {
+            *out = gate / (1.0 + exp(-gate)) * up;
+        }
+    }
+}

@@ -23,7 +23,7 @@ pub(crate) struct Row {
 /// Rows that each column must have.
 const ROWS_MIN: usize = 3;
 /// Narrowest gutter in heights of a line.
-const GUTTER_MIN: f32 = 0.4;
+const GUTTER_MIN: f32 = 0.6;
 /// Free height in heights of a line that ends a run of rows with a gutter.
 const BREAK: f32 = 1.2;
 /// Mean characters of a column's row from which it is prose.

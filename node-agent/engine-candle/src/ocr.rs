@@ -40,10 +40,10 @@ use std::sync::Arc;
 
 use ingle_engine::{EngineError, LoadOptions, Model, ModelCard};
 
-pub use detect::{Detection, Detector};
+pub use detect::{Detection, Detector, PIXELS_MAX, SIDE_STEP};
 pub(crate) use files::{Files, files};
-pub use orient::{Orientation, Orienter};
-pub use recognise::{Column, Recogniser, Recognition};
+pub use orient::{HEIGHT, LINES_MAX, Orientation, Orienter, WIDTH};
+pub use recognise::{COLUMNS_MAX, Column, LINE_HEIGHT, LINE_WIDTH_MIN, Recogniser, Recognition};
 
 /// What is known of a folder's model.
 ///

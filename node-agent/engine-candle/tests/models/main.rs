@@ -4,6 +4,7 @@
 
 mod golden;
 mod language;
+mod ocr;
 mod refusals;
 mod starter;
 mod tiny;

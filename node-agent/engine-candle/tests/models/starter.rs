@@ -16,6 +16,11 @@ pub(crate) fn language() -> Option<PathBuf> {
     find("SmolLM2-135M-Instruct.Q4_1.gguf", &|dir| dir.join("SmolLM2-135M-Instruct.Q4_1.gguf").is_file())
 }
 
+/// The folder of the PP-OCRv4 networks.
+pub(crate) fn ocr() -> Option<PathBuf> {
+    find("ch_PP-OCRv4_det_infer.onnx", &|dir| dir.join("ch_PP-OCRv4_det_infer.onnx").is_file())
+}
+
 fn find(what: &str, is_it: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
     let root = std::env::var_os("INGLE_TEST_MODELS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models"), PathBuf::from);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub use document::Document;
 
 use crate::channel;
-use crate::error::ParseError;
+use crate::error::{ErrorKind, ParseError};
 use crate::kinds::{self, Verdict};
 use crate::limits::Limits;
 use pool::Pool;
@@ -44,7 +44,10 @@ impl Host {
     pub fn open(&self, bytes: &[u8], name_hint: &str) -> Result<Document, ParseError> {
         let kind = match kinds::look(bytes, name_hint) {
             Verdict::Parse(kind) => kind,
-            Verdict::Text => return Err(ParseError::unsupported("plain text")),
+            Verdict::Text => {
+                let kind = ErrorKind::Unsupported("plain text".into());
+                return Err(ParseError::new(kind, "plain text needs no parsing: read it as it is"));
+            }
             Verdict::Unsupported(what) => return Err(ParseError::unsupported(what)),
         };
         let most = self.pool.limits().document_bytes_max;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use hayro::hayro_interpret::font::{Glyph as FontGlyph, GlyphRun, PositionedGlyph};
-use hayro::hayro_interpret::hayro_cmap::{BfString, WritingMode};
+use hayro::hayro_interpret::font::{GlyphRun, PositionedGlyph};
+use hayro::hayro_interpret::hayro_cmap::WritingMode;
 use hayro::hayro_interpret::{
     BlendMode, ClipPath, Context, Device, DrawMode, DrawProps, Image, ImageDrawProps, InterpreterCache,
     InterpreterSettings, SoftMask, interpret_page,
@@ -12,6 +12,8 @@ use hayro::hayro_syntax::page::Page;
 use hayro::kurbo::{Affine, BezPath, PathEl, Point, Rect, Shape, Vec2};
 
 use super::Frame;
+use super::meaning::meaning;
+use super::strides::{EM, Strides, width};
 
 /// A page with more glyphs is read from its pixels.
 const GLYPHS_MAX: usize = 200_000;
@@ -19,8 +21,6 @@ const GLYPHS_MAX: usize = 200_000;
 const CELLS: usize = 64;
 /// A picture that covers this part of the page hides the text that was drawn before it.
 const HIDING: f64 = 0.5;
-/// Units of a font's em.
-const EM: f64 = 1_000.0;
 /// Smaller type, in pixels, is no type.
 const SIZE_MIN: f64 = 0.5;
 /// Side in pixels of the squares by which glyphs drawn twice are found, and most glyphs remembered in one.
@@ -235,119 +235,14 @@ enum Placed {
     Here(Glyph),
 }
 
-/// What the single glyphs of a run don't tell truly about its measures.
-struct Strides {
-    /// Pixels of one em along the line, where glyphs of a substitute font were stretched to fit.
-    em: Option<f64>,
-    /// Size of the font in pixels, where the font's own matrix makes its nominal size meaningless.
-    size: Option<f64>,
-}
-
-impl Strides {
-    fn of(run: &GlyphRun<'_, '_>, outer: Affine) -> Self {
-        let glyphs = run.glyphs();
-        let across = |placed: &PositionedGlyph<'_>| {
-            let [a, b, ..] = (outer * placed.transform()).as_coeffs();
-            Vec2::new(a, b).hypot() * EM
-        };
-        let ems: Vec<f64> = glyphs.iter().map(across).collect();
-        let (least, most) = ems.iter().fold((f64::MAX, 0.0_f64), |(least, most), em| (least.min(*em), most.max(*em)));
-        let em = (most > least * 1.01).then(|| {
-            // From one glyph's start to the next is its true width: the ratio to its nominal one is the em.
-            let starts = glyphs.windows(2).zip(&ems).map(|(pair, em)| {
-                let step =
-                    (outer * pair[1].transform() * Point::ORIGIN) - (outer * pair[0].transform() * Point::ORIGIN);
-                let nominal = width(&pair[0]) / EM;
-                if nominal > 0.05 { step.hypot() / nominal } else { *em }
-            });
-            median(starts.collect()).unwrap_or(most)
-        });
-        // Bitmap fonts are often set at a size of one and scaled by their matrix: widths tell how large they are.
-        let drawn = glyphs.iter().any(|placed| matches!(&**placed, FontGlyph::Type3(_)));
-        let mean =
-            glyphs.iter().zip(&ems).map(|(placed, em)| width(placed) / EM * em).sum::<f64>() / glyphs.len() as f64;
-        let nominal = median(ems).unwrap_or_default();
-        Strides { em, size: (drawn && mean > 1.5 * nominal).then_some(2.0 * mean) }
-    }
-}
-
-/// Width of a glyph in thousandths of an em.
-fn width(placed: &PositionedGlyph<'_>) -> f64 {
-    let width = match &**placed {
-        FontGlyph::Outline(outline) => outline.advance_width(),
-        FontGlyph::Type3(drawn) => drawn.advance_width(),
-    };
-    f64::from(width.unwrap_or(500.0))
-}
-
-/// The upper one of two in the middle.
-pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
-}
-
 fn unit(vector: Vec2) -> Option<Vec2> {
     let length = vector.hypot();
     (length.is_finite() && length > 1e-9).then(|| vector / length)
 }
 
-/// What a glyph stands for; `None` for what no reader could name.
-fn meaning(glyph: &PositionedGlyph<'_>) -> Option<String> {
-    match glyph.as_unicode()? {
-        BfString::Char(c) => plain(&c.to_string()),
-        BfString::String(text) => plain(&text),
-    }
-}
-
-/// Ligatures taken apart, spaces made one blank, marks that only bullets use made bullets.
-fn plain(text: &str) -> Option<String> {
-    let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\u{fb00}' => plain.push_str("ff"),
-            '\u{fb01}' => plain.push_str("fi"),
-            '\u{fb02}' => plain.push_str("fl"),
-            '\u{fb03}' => plain.push_str("ffi"),
-            '\u{fb04}' => plain.push_str("ffl"),
-            '\u{fb05}' | '\u{fb06}' => plain.push_str("st"),
-            '\u{ad}' => plain.push('-'),
-            // Symbol fonts keep their bullet in the private use area.
-            '\u{f0b7}' | '\u{f0a7}' => plain.push('•'),
-            // Marks of direction and joining have no width and no ink.
-            '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' => {}
-            c if c.is_whitespace() => plain.push(' '),
-            c if c.is_control() || c == '\u{fffd}' => return None,
-            '\u{e000}'..='\u{f8ff}' | '\u{f0000}'.. => return None,
-            c => plain.push(c),
-        }
-    }
-    if plain.is_empty() {
-        return None;
-    }
-    // A glyph that means a blank and letters is letters.
-    let trimmed = plain.split_whitespace().collect::<String>();
-    Some(if trimmed.is_empty() { " ".into() } else { trimmed })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn meanings() {
-        let check = |text: &str, expect: Option<&str>| assert_eq!(plain(text).as_deref(), expect, "{text:?}");
-        check("a", Some("a"));
-        check("\u{fb03}", Some("ffi"));
-        check("\u{a0}", Some(" "));
-        check(" a", Some("a"));
-        check("\u{f0b7}", Some("•"));
-        check("\u{e123}", None);
-        check("\u{fffd}", None);
-        check("\u{1}", None);
-        check("", None);
-        check("\u{200b}", None);
-        check("漢", Some("漢"));
-    }
 
     fn gatherer() -> Gatherer {
         Gatherer {

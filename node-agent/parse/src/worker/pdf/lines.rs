@@ -2,7 +2,8 @@
 
 use hayro::kurbo::{Point, Vec2};
 
-use super::gather::{Glyph, median};
+use super::gather::Glyph;
+use super::strides::median;
 use crate::page::{Line, PageWords, Word};
 
 /// Distances in parts of the font's size. A gap wider than this parts words where the file has no blank: type without blanks

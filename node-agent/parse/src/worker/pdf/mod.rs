@@ -3,7 +3,9 @@
 mod gather;
 mod judge;
 mod lines;
+mod meaning;
 mod render;
+mod strides;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -14,7 +14,7 @@ use ingle_engine_candle::ocr::{Detector, Recogniser};
 /// Longer than any run.
 const WHOLE: Duration = Duration::from_secs(600);
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut arguments = std::env::args().skip(1);
     let dir = PathBuf::from(arguments.next().ok_or("FOLDER is missing")?);
     let threads = arguments.next().map_or(Ok(2), |text| text.parse())?;
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Waves, with the range of normalised pixels.
     let input = |length: usize| -> Vec<f32> { (0..length).map(|at| (at as f32 * 0.37).sin() * 1.5).collect() };
 
-    pool.install(|| -> Result<(), Box<dyn Error + Send + Sync>> {
+    pool.install(|| {
         let page = input(1056 * 736 * 3);
         measure("detection of 1056 × 736", rounds, || {
             let mut run = detector.start(&page, 1056, 736)?;
@@ -44,8 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             profile(rounds, |tell| Ok(recogniser.start(&batch, lines, 768)?.profile(tell)))?;
         }
         Ok(())
-    })?;
-    Ok(())
+    })
 }
 
 fn measure(

@@ -60,7 +60,8 @@ impl Best {
                 *most = if *score > *most { *score } else { *most };
             }
         }
-        let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |most, score| if *score > most { *score } else { most });
+        let most =
+            most.iter().chain(rest).fold(f32::NEG_INFINITY, |most, score| if *score > most { *score } else { most });
         if most > self.score {
             self.sum *= exp(self.score - most);
             self.score = most;

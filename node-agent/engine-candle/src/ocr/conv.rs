@@ -146,7 +146,8 @@ impl Layer for Conv {
         let source = maps.get(self.source);
         let from = source.shape;
         let (height, width) = (from.height.div_ceil(self.stride.0), from.width.div_ceil(self.stride.1));
-        let shape = Shape::new(from.count, height, width, self.weights.columns()).bordered(self.border.0, self.border.1);
+        let shape =
+            Shape::new(from.count, height, width, self.weights.columns()).bordered(self.border.0, self.border.1);
         target.prepare(shape);
         let mut source = View { values: &source.values, shape: from };
         if self.size == (1, 1) && self.stride == (1, 1) && from.border == (0, 0) && shape.border == (0, 0) {

@@ -268,9 +268,7 @@ fn enlarge(trail: &mut Trail<'_>, value: &str, factor: u16) -> Result<String, En
     let index = node.inputs.len().saturating_sub(1);
     let scales = trail.values(node, index, &[4])?;
     let factor = f32::from(factor);
-    let text = |name: &str, expected: &str| {
-        matches!(node.attributes.get(name), Some(super::onnx::Attribute::Text(text)) if text == expected)
-    };
+    let text = |name: &str, expected: &str| matches!(node.attributes.get(name), Some(super::onnx::Attribute::Text(text)) if text == expected);
     let nearest = text("mode", "nearest") && text("nearest_mode", "floor");
     if !nearest || !text("coordinate_transformation_mode", "asymmetric") || scales != [1.0, 1.0, factor, factor] {
         return Err(trail.error(format!(
@@ -290,7 +288,9 @@ fn head(trail: &mut Trail<'_>, layers: &mut Vec<Box<dyn Layer>>, values: &[Strin
     let joined = trail.node(&values[0], "Concat")?;
     trail.ints(joined, "axis", &[1], &[])?;
     if joined.inputs != names {
-        return Err(trail.error(format!("Concat {:?} joins {:?}, {names:?} are expected", joined.outputs, joined.inputs)));
+        return Err(
+            trail.error(format!("Concat {:?} joins {:?}, {names:?} are expected", joined.outputs, joined.inputs))
+        );
     }
     let expected = Expected { inputs: WIDE, outputs: NARROW, size: (3, 3), stride: (1, 1), depthwise: false };
     let filter = trail.conv(&joined.outputs[0], expected)?;

@@ -155,8 +155,16 @@ impl<'a> Trail<'a> {
     }
 
     /// Refuses a node whose attribute isn't as expected; one that is missing has the value `absent`.
-    pub(crate) fn ints(&self, node: &Node, name: &str, expected: &[usize], absent: &[usize]) -> Result<(), EngineError> {
-        let equal = |found: &[i64]| found.iter().map(|value| usize::try_from(*value).ok()).eq(expected.iter().map(|value| Some(*value)));
+    pub(crate) fn ints(
+        &self,
+        node: &Node,
+        name: &str,
+        expected: &[usize],
+        absent: &[usize],
+    ) -> Result<(), EngineError> {
+        let equal = |found: &[i64]| {
+            found.iter().map(|value| usize::try_from(*value).ok()).eq(expected.iter().map(|value| Some(*value)))
+        };
         let fits = match node.attributes.get(name) {
             None => expected == absent,
             Some(Attribute::Ints(found)) => equal(found),
@@ -175,7 +183,8 @@ impl<'a> Trail<'a> {
         match node.attributes.get(name) {
             Some(Attribute::Ints(found)) if found == expected => Ok(()),
             found => {
-                Err(self.error(format!("{} {:?} has {name} {found:?}, {expected:?} is expected", node.op, node.outputs)))
+                Err(self
+                    .error(format!("{} {:?} has {name} {found:?}, {expected:?} is expected", node.op, node.outputs)))
             }
         }
     }
@@ -203,7 +212,9 @@ impl<'a> Trail<'a> {
     pub(crate) fn float(&self, node: &Node, name: &str) -> Result<f32, EngineError> {
         match node.attributes.get(name) {
             Some(Attribute::Float(value)) if value.is_finite() => Ok(*value),
-            found => Err(self.error(format!("{} {:?} has {name} {found:?}, a float is expected", node.op, node.outputs))),
+            found => {
+                Err(self.error(format!("{} {:?} has {name} {found:?}, a float is expected", node.op, node.outputs)))
+            }
         }
     }
 
@@ -221,7 +232,9 @@ impl<'a> Trail<'a> {
         if !matches!(node.attributes.get("auto_pad"), None | Some(Attribute::Text(_))) {
             return Err(self.error(format!("Conv {:?} has an auto_pad that is no text", node.outputs)));
         }
-        if let Some(Attribute::Text(pad)) = node.attributes.get("auto_pad") && pad != "NOTSET" {
+        if let Some(Attribute::Text(pad)) = node.attributes.get("auto_pad")
+            && pad != "NOTSET"
+        {
             return Err(self.error(format!("Conv {:?} has auto_pad {pad:?}, NOTSET is expected", node.outputs)));
         }
         let weights = self.values(node, 1, &[outputs, per_group, size.0, size.1])?.to_vec();
@@ -282,7 +295,9 @@ impl<'a> Trail<'a> {
             return Err(self.error(format!("has {} {:?}, which the network doesn't have", node.op, node.outputs)));
         }
         if self.onnx.outputs != [value] {
-            return Err(self.error(format!("gives {:?}, {value:?} is expected to be its one result", self.onnx.outputs)));
+            return Err(
+                self.error(format!("gives {:?}, {value:?} is expected to be its one result", self.onnx.outputs))
+            );
         }
         Ok(())
     }

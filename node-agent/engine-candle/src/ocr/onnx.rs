@@ -166,12 +166,14 @@ impl Onnx {
 
     /// A constant in another shape, which must be said in full.
     fn reshaped(&self, input: &str, shape: &str) -> Result<Tensor, OnnxError> {
-        let (Some(tensor), Some(Tensor { data: Data::Ints(to), .. })) = (self.tensors.get(input), self.tensors.get(shape))
+        let (Some(tensor), Some(Tensor { data: Data::Ints(to), .. })) =
+            (self.tensors.get(input), self.tensors.get(shape))
         else {
             return bad(format!("constant {input:?} is reshaped by {shape:?}, which is no constant of whole numbers"));
         };
         let to: Vec<usize> = to.iter().map_while(|dimension| usize::try_from(*dimension).ok()).collect();
-        let product = |shape: &[usize]| shape.iter().try_fold(1usize, |product, dimension| product.checked_mul(*dimension));
+        let product =
+            |shape: &[usize]| shape.iter().try_fold(1usize, |product, dimension| product.checked_mul(*dimension));
         if to.len() > DIMENSIONS_MAX || product(&to) != product(&tensor.shape) {
             return bad(format!("constant {input:?} of shape {:?} is reshaped to {to:?}", tensor.shape));
         }
@@ -306,7 +308,10 @@ fn read_tensor(bytes: &[u8]) -> Result<(String, Tensor), OnnxError> {
 
 fn shape(called: &str, dimensions: &[i64]) -> Result<Vec<usize>, OnnxError> {
     if dimensions.len() > DIMENSIONS_MAX {
-        return bad(format!("tensor {called:?} has {} dimensions, at most {DIMENSIONS_MAX} are read", dimensions.len()));
+        return bad(format!(
+            "tensor {called:?} has {} dimensions, at most {DIMENSIONS_MAX} are read",
+            dimensions.len()
+        ));
     }
     dimensions
         .iter()

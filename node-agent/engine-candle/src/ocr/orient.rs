@@ -214,7 +214,8 @@ impl Layer for Verdict {
         let Shape { count, height, width, channels, .. } = source.shape;
         target.prepare(Shape::new(count, 1, 1, 2));
         target.values.par_chunks_exact_mut(2).enumerate().for_each(|(line, out)| {
-            let value = |y: usize, x: usize, channel: usize| source.values[source.shape.at(line, y) + x * channels + channel];
+            let value =
+                |y: usize, x: usize, channel: usize| source.values[source.shape.at(line, y) + x * channels + channel];
             let scale = 1.0 / ((height / 2) * (width / 2)) as f32;
             let mut scores = self.bias;
             for (channel, weights) in self.weights.as_chunks::<2>().0.iter().enumerate() {

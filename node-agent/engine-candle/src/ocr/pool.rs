@@ -24,19 +24,22 @@ impl Layer for MeanPool {
         target.prepare(Shape::new(count, height / rows, width / columns, channels).bordered(0, self.border));
         let scale = 1.0 / (rows * columns) as f32;
         target.pieces(16).into_par_iter().for_each(|piece| {
-            pulp::Arch::new().dispatch(#[inline(always)] || {
-                for (at, out) in piece.out.chunks_exact_mut(channels).enumerate() {
-                    out.fill(0.0);
-                    for row in 0..rows {
-                        let x = (piece.x + at) * columns;
-                        let begin = source.shape.at(piece.index, piece.y * rows + row) + x * channels;
-                        for pixel in source.values[begin..][..columns * channels].chunks_exact(channels) {
-                            out.iter_mut().zip(pixel).for_each(|(out, value)| *out += value);
+            pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (at, out) in piece.out.chunks_exact_mut(channels).enumerate() {
+                        out.fill(0.0);
+                        for row in 0..rows {
+                            let x = (piece.x + at) * columns;
+                            let begin = source.shape.at(piece.index, piece.y * rows + row) + x * channels;
+                            for pixel in source.values[begin..][..columns * channels].chunks_exact(channels) {
+                                out.iter_mut().zip(pixel).for_each(|(out, value)| *out += value);
+                            }
                         }
+                        out.iter_mut().for_each(|out| *out *= scale);
                     }
-                    out.iter_mut().for_each(|out| *out *= scale);
-                }
-            });
+                },
+            );
         });
         maps.put(self.target, target);
     }

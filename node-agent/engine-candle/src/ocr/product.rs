@@ -269,7 +269,12 @@ mod tests {
         assert_eq!((packed.depth(), packed.columns()), (depth, columns));
         let mut out = vec![f32::NAN; rows * columns];
         let activation = Activation::HardSwish { scale: 0.5, shift: 0.25 };
-        pulp::Arch::new().dispatch(Task(Left { values: &values, stride, segments, length }, &packed, activation, &mut out));
+        pulp::Arch::new().dispatch(Task(
+            Left { values: &values, stride, segments, length },
+            &packed,
+            activation,
+            &mut out,
+        ));
         for row in 0..rows {
             for column in 0..columns {
                 let mut sum = f64::from(bias[column]);

@@ -95,7 +95,8 @@ impl Part {
         let channels = self.inner.as_ref().map_or(inputs, |inner| inner.len() / inputs);
         let mut composed = vec![0.0; SIZE * SIZE * channels * OUTPUTS];
         for (tap, composed) in composed.chunks_exact_mut(channels * OUTPUTS).enumerate() {
-            let weight = |out: usize, input: usize| self.filter[(out * inputs + input) * SIZE * SIZE + tap] * gains[input];
+            let weight =
+                |out: usize, input: usize| self.filter[(out * inputs + input) * SIZE * SIZE + tap] * gains[input];
             let Some(inner) = &self.inner else {
                 for (at, value) in composed.iter_mut().enumerate() {
                     *value = weight(at % OUTPUTS, at / OUTPUTS);
@@ -159,7 +160,8 @@ impl Group<'_> {
         let classes = classes(part.rate);
         let (rows, columns) = (&classes[down], &classes[across]);
         let shape = part.map.shape;
-        let begin = shape.at(0, y) - usize::from(rows.before) * shape.row() - usize::from(columns.before) * shape.channels;
+        let begin =
+            shape.at(0, y) - usize::from(rows.before) * shape.row() - usize::from(columns.before) * shape.channels;
         let segments = [begin, begin + shape.row(), begin + 2 * shape.row()];
         let left = Left {
             values: &part.map.values,
@@ -326,7 +328,8 @@ mod tests {
         layer.run(&mut maps);
         let found = maps.get(Slot(8));
         let expected = plain(&inputs_of_plain, &layer);
-        let found: Vec<f32> = (0..16).flat_map(|y| found.values[found.shape.at(0, y)..][..24 * OUTPUTS].to_vec()).collect();
+        let found: Vec<f32> =
+            (0..16).flat_map(|y| found.values[found.shape.at(0, y)..][..24 * OUTPUTS].to_vec()).collect();
         for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
             assert!((found - expected).abs() < 1e-4, "at {at}: {found} for {expected}");
         }

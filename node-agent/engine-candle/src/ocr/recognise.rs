@@ -183,11 +183,7 @@ fn column_conv(
 }
 
 /// Pooling, two convolutions, two transformer blocks; gives the names of the pooled value and of the stream's end.
-fn neck(
-    trail: &mut Trail<'_>,
-    layers: &mut Vec<Box<dyn Layer>>,
-    value: &str,
-) -> Result<(String, String), EngineError> {
+fn neck(trail: &mut Trail<'_>, layers: &mut Vec<Box<dyn Layer>>, value: &str) -> Result<(String, String), EngineError> {
     let pool = trail.node(value, "AveragePool")?;
     trail.ints(pool, "kernel_shape", &[3, 2], &[])?;
     trail.ints(pool, "strides", &[3, 2], &[1, 1])?;
@@ -382,7 +378,10 @@ fn tail(
     let joined = trail.node(&value, "Concat")?;
     trail.ints(joined, "axis", &[1], &[])?;
     if joined.inputs != [pooled, value.as_str()] {
-        return Err(trail.error(format!("Concat {:?} joins {:?}, {pooled:?} and {value:?} are expected", joined.outputs, joined.inputs)));
+        return Err(trail.error(format!(
+            "Concat {:?} joins {:?}, {pooled:?} and {value:?} are expected",
+            joined.outputs, joined.inputs
+        )));
     }
     layers.push(Box::new(Join { sources: [POOLED, MIXED], target: JOINED, border: 1 }));
     let value = column_conv(trail, layers, &joined.outputs[0], (2 * WIDE, NARROW, 3), (JOINED, INNER_SLOT))?;

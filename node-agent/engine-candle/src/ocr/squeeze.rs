@@ -23,11 +23,14 @@ impl Dense {
 
     fn apply(&self, input: &[f32], activation: impl Fn(f32) -> f32) -> Vec<f32> {
         let mut sums = self.bias.clone();
-        pulp::Arch::new().dispatch(#[inline(always)] || {
-            for (x, row) in input.iter().zip(self.weights.chunks_exact(self.bias.len())) {
-                sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += x * weight);
-            }
-        });
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (x, row) in input.iter().zip(self.weights.chunks_exact(self.bias.len())) {
+                    sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += x * weight);
+                }
+            },
+        );
         sums.into_iter().map(activation).collect()
     }
 }
@@ -57,11 +60,14 @@ pub(crate) fn means(values: &[f32], shape: Shape) -> Vec<Vec<f32>> {
             .par_chunks(share.max(1))
             .map(|rows| {
                 let mut sums = vec![0.0f32; shape.channels];
-                pulp::Arch::new().dispatch(#[inline(always)] || {
-                    for row in rows.chunks_exact(shape.channels) {
-                        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-                    }
-                });
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        for row in rows.chunks_exact(shape.channels) {
+                            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                        }
+                    },
+                );
                 sums
             })
             .collect();

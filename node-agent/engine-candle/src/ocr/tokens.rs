@@ -189,9 +189,12 @@ impl Layer for Attend {
             let begin = (piece.index * tokens + piece.x) * 3 * width;
             let turned = &turned.values[piece.index * 2 * width * tokens..][..2 * width * tokens];
             let mut scratch = take_scratch([tokens, 0]);
-            pulp::Arch::new().dispatch(#[inline(always)] || {
-                self.queries(&source.values[begin..], turned, tokens, &mut scratch[0], piece.out);
-            });
+            pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    self.queries(&source.values[begin..], turned, tokens, &mut scratch[0], piece.out);
+                },
+            );
             give_scratch(scratch);
         });
         maps.put(self.turned, turned);

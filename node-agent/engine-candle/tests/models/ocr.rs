@@ -217,17 +217,18 @@ fn networks_that_are_cut_or_changed_are_refused_by_name() {
             let cut = whole.len() * share / 12;
             assert!(matches!(load(&whole[..cut], file), Some(EngineError::Model { .. })), "{file} cut at {cut}");
         }
-        // Its operators are checked.
-        says(load(&patched(&whole, b"HardSigmoid", b"HardSigmoie"), file), "HardSigmoid is expected");
-        says(load(&patched(&whole, b"GlobalAveragePool", b"GlobalMaximumPool"), file), "found");
-        // A batch norm's epsilon: the name of an attribute that must be there.
-        says(load(&patched(&whole, b"epsilon", b"epsylon"), file), "epsilon None");
+        // Operators are fields 4 of a node, with their length before them; names of attributes are fields 1.
+        says(load(&patched(&whole, b"\x22\x0bHardSigmoid", b"\x22\x0bHardSigmoie"), file), "HardSigmoid is expected");
+        let pool = patched(&whole, b"\x22\x11GlobalAveragePool", b"\x22\x11GlobalMaximumPool");
+        says(load(&pool, file), "GlobalAveragePool is expected");
+        says(load(&patched(&whole, b"\x0a\x07epsilon", b"\x0a\x07epsylon"), file), "epsilon None");
     }
     // The first filter in another shape with as many values: [16, 3, 3, 3] as [16, 3, 9, 1].
     let whole = read(&dir, RECOGNISER);
     let changed = patched(&whole, &[8, 16, 8, 3, 8, 3, 8, 3, 16, 1], &[8, 16, 8, 3, 8, 9, 8, 1, 16, 1]);
     says(load_recogniser(&changed), "has shape [16, 3, 9, 1], [16, 3, 3, 3] is expected");
-    let huge = patched(&whole, &[8, 16, 8, 3, 8, 3, 8, 3, 16, 1], &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 16]);
+    let huge =
+        patched(&whole, &[8, 16, 8, 3, 8, 3, 8, 3, 16, 1], &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 16]);
     assert!(matches!(load_recogniser(&huge), Some(EngineError::Model { .. })));
     says(load_recogniser(&patched(&whole, b"character", b"charakter")), "character");
     // Another network of the same family.

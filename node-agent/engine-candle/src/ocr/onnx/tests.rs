@@ -78,7 +78,10 @@ fn good() -> Vec<u8> {
 fn a_file_says_what_it_holds() {
     let onnx = Onnx::read(&good()).unwrap();
     assert_eq!(onnx.nodes.len(), 1);
-    assert_eq!((onnx.nodes[0].op.as_str(), onnx.nodes[0].inputs.as_slice()), ("Conv", ["x", "w"].map(String::from).as_slice()));
+    assert_eq!(
+        (onnx.nodes[0].op.as_str(), onnx.nodes[0].inputs.as_slice()),
+        ("Conv", ["x", "w"].map(String::from).as_slice())
+    );
     assert_eq!(onnx.nodes[0].attributes["strides"], Attribute::Ints(vec![2, 1]));
     assert_eq!(onnx.nodes[0].attributes["group"], Attribute::Int(-3));
     assert_eq!(onnx.tensors["w"], Tensor { shape: vec![1, 2], data: Data::Floats(vec![0.5, -1.0]) });

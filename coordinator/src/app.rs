@@ -90,6 +90,7 @@ async fn lead(
     let epoch = if own {
         opened
     } else {
+        warn_of_others(&*membership, &identity.with_prefix("c")).await;
         readiness.waiting("standing for leader");
         let candidate = Candidate {
             id: identity.with_prefix("c"),
@@ -255,6 +256,24 @@ fn follow(
         }
         Ok::<(), Infallible>(())
     });
+}
+
+/// Says who else is there: each has jobs of its own.
+async fn warn_of_others(membership: &dyn Membership, own: &str) {
+    match leader::others(membership, own).await {
+        Ok(others) => {
+            for other in others {
+                tracing::warn!(
+                    id = other.id,
+                    address = other.address,
+                    "another coordinator uses this etcd, with a job store of its own: whichever leads knows nothing of the \
+                     other's jobs; run one per etcd (docs/operations/install.md)"
+                );
+            }
+        }
+        // The election meets the same trouble, and deals with it.
+        Err(error) => tracing::debug!(%error, "whether other coordinators are there is not known"),
+    }
 }
 
 /// Tells etcd where we are.

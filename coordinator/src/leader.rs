@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ingle_daemon::{OnFailure, Tasks};
 use ingle_membership::election::Candidate;
-use ingle_membership::{Election, LeaderEvent, Membership};
+use ingle_membership::records::{COORDINATORS, Record as _};
+use ingle_membership::{CoordinatorRecord, Election, LeaderEvent, Membership, MembershipError};
 use ingle_proto::Epoch;
 use tokio::sync::mpsc;
 
@@ -58,6 +59,20 @@ pub async fn stand(
     Ok(epoch)
 }
 
+/// Coordinators beside `own` that are registered now. Until there is a shared job store each has one of its own, and whoever
+/// leads next knows nothing of the jobs of the one before: whoever runs two should know.
+///
+/// # Errors
+/// [`MembershipError`] if the members can't be asked.
+pub async fn others(members: &dyn Membership, own: &str) -> Result<Vec<CoordinatorRecord>, MembershipError> {
+    let listing = members.list(bytes::Bytes::from_static(COORDINATORS.as_bytes())).await?;
+    let records = listing.entries.iter().filter_map(|entry| {
+        // One of a newer version that we can't read is a coordinator all the same, but we can't name it.
+        CoordinatorRecord::decode(&entry.key, &entry.value).ok()
+    });
+    Ok(records.filter(|record| record.id != own).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -93,6 +108,17 @@ mod tests {
         tasks.shutdown().wait().await;
         assert!(tasks.shutdown_all(Duration::from_secs(5)).await.is_empty());
         assert!(tasks.failure().unwrap().contains("leadership"), "{:?}", tasks.failure());
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_beside_us_is_seen() {
+        let members = Memory::new();
+        for id in ["c-1", "c-2"] {
+            let record = CoordinatorRecord { id: id.into(), address: format!("{id}:7700"), ..Default::default() };
+            members.put(record.key(), record.encode(), None, Condition::Always).await.unwrap();
+        }
+        let seen = others(&members, "c-1").await.unwrap();
+        assert_eq!(seen.iter().map(|record| record.address.as_str()).collect::<Vec<_>>(), ["c-2:7700"]);
     }
 
     #[tokio::test]

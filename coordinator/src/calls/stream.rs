@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(stream.take(frame(1, Frame::Finished(done))), Taken::Finished);
         assert_eq!(source.last.lock().unwrap().as_ref().map(|p| p.code), Some(ErrorCode::Overloaded));
         let (_, mut again) = stream.reader(WAITING_MAX as u64 - 1).unwrap();
-        assert_eq!(texts(&mut again), ["x", "|2+1024"]);
+        assert_eq!(texts(&mut again), ["x", "|0+0"]);
     }
 
     #[test]

@@ -108,6 +108,36 @@ async fn a_fenced_driver_ends() {
     assert!(memory.load().await.unwrap().records.is_empty());
 }
 
+/// A store whose thread has ended.
+struct Ended;
+
+#[async_trait::async_trait]
+impl JobStore for Ended {
+    async fn load(&self) -> Result<crate::store::Snapshot, StoreError> {
+        Ok(crate::store::Snapshot::default())
+    }
+
+    async fn commit(&self, _: Epoch, _: Vec<crate::core::Change>) -> Result<u64, StoreError> {
+        Err(StoreError::Gone("its thread ended".into()))
+    }
+
+    async fn changes_since(&self, _: u64) -> Result<crate::store::Snapshot, StoreError> {
+        Err(StoreError::Gone("its thread ended".into()))
+    }
+
+    async fn archived(&self, _: &str) -> Result<Records, StoreError> {
+        Err(StoreError::Gone("its thread ended".into()))
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_gone_ends_the_driver() {
+    let running = start(Arc::new(Ended), Epoch { generation: 1, revision: 1 }).await;
+    assert_eq!(running.submit("k").await.unwrap_err().code, ErrorCode::ShuttingDown, "nothing was promised");
+    let ended = tokio::time::timeout(Duration::from_secs(10), running.task).await.expect("it doesn't try for ever");
+    assert!(matches!(ended.unwrap(), Err(StoreError::Gone(_))));
+}
+
 #[tokio::test]
 async fn whoever_asks_a_driver_that_ended_is_told() {
     let (store, epoch) = MemoryStore::new().open();

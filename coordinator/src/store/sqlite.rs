@@ -442,3 +442,22 @@ fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
         _ => corrupt(path, error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_whose_thread_ended_says_so_and_is_not_asked_again() {
+        let (requests, inbox) = mpsc::channel(1);
+        drop(inbox);
+        let store = SqliteStore { requests: Some(requests), writer: None };
+        for error in [
+            store.load().await.unwrap_err(),
+            store.commit(Epoch::default(), Vec::new()).await.unwrap_err(),
+            store.changes_since(0).await.unwrap_err(),
+        ] {
+            assert!(matches!(error, StoreError::Gone(_)) && !error.retryable(), "{error}");
+        }
+    }
+}

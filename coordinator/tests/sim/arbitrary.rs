@@ -235,7 +235,11 @@ impl Rig {
             Op::Node { node: id, what, start } => match what {
                 0 => Event::NodeDetached { node: node(id) },
                 1 => Event::NodeLeft { node: node(id) },
-                2 => Event::Drain { reply: ReplyId(3), node: node(id), deadline_ms: 0 },
+                2 => Event::Drain {
+                    reply: ReplyId(3),
+                    node: node(id),
+                    deadline_ms: [0, -1, self.now.unix_ms + 5_000][usize::from(start)],
+                },
                 3 => Event::Uncordon { reply: ReplyId(3), node: node(id) },
                 4 => {
                     Event::Models { node: node(id), models: models(start + 1), loaded: Vec::new(), reserved: u64::MAX }
@@ -293,7 +297,8 @@ impl Rig {
                 let (job, batch, attempt) = pick(&self.publishing, at)?;
                 let result = match how {
                     0 => Err(problem(false)),
-                    1 | 2 => Err(problem(true)),
+                    1 => Err(problem(true)),
+                    2 => Err(Problem::new(ErrorCode::ObjectNotFound, "swept")),
                     _ => Ok(PublishedBatch { outcomes: blob(3), conflict }),
                 };
                 Event::Published { job, batch, attempt, result }

@@ -37,7 +37,8 @@ pub(crate) enum Command {
     Cancel(usize),
     Pause(usize),
     Resume(usize),
-    Drain(usize),
+    /// With so many milliseconds to finish; none for ever.
+    Drain(usize, Option<i64>),
     Uncordon(usize),
     Call(u64),
 }
@@ -210,7 +211,10 @@ impl World {
             Command::Cancel(plan) => job(plan).map(|job| Event::Cancel { reply, job }),
             Command::Pause(plan) => job(plan).map(|job| Event::Pause { reply, job }),
             Command::Resume(plan) => job(plan).map(|job| Event::Resume { reply, job }),
-            Command::Drain(node) => Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms: 0 }),
+            Command::Drain(node, finish) => {
+                let deadline_ms = finish.map_or(0, |ms| 1_700_000_000_000 + self.now as i64 + ms);
+                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms })
+            }
             Command::Uncordon(node) => Some(Event::Uncordon { reply, node: self.machines[node].id.clone() }),
             Command::Call(call) => Some(Event::Call {
                 call: CallId(call),
@@ -239,7 +243,8 @@ impl World {
                 self.later(back, Happening::Command(Command::Resume(plan)));
             }
             4..8 => {
-                self.command(Command::Drain(node));
+                let finish = self.rng.bool().then(|| self.rng.i64(-3_000..6_000));
+                self.command(Command::Drain(node, finish));
                 self.later(back, Happening::Command(Command::Uncordon(node)));
             }
             _ => {

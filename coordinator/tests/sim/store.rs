@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_coordinator::core::{BatchRecord, BatchState, Change, JobRecord, SegmentRecord};
 use ingle_coordinator::limits;
+use ingle_proto::NodeId;
 use prost::Message as _;
 
 /// A blob's digest from its number.
@@ -151,6 +152,12 @@ impl Store {
     /// Every record that a new leader loads.
     pub(crate) fn records(&self) -> Vec<(String, Vec<u8>)> {
         self.live.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// Nodes that are drained.
+    pub(crate) fn cordoned(&self) -> BTreeSet<NodeId> {
+        let keys = self.live.keys().filter_map(|key| key.strip_prefix("cordons/"));
+        keys.map(|id| NodeId::parse(id).expect("a node's identity")).collect()
     }
 
     pub(crate) fn job(&self, number: u64) -> Option<JobRecord> {

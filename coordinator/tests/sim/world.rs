@@ -127,7 +127,6 @@ pub(crate) struct Heard {
     pub(crate) incarnation: String,
     pub(crate) connected: bool,
     pub(crate) left: bool,
-    pub(crate) draining: bool,
 }
 
 pub(crate) struct World {
@@ -155,6 +154,8 @@ pub(crate) struct World {
     pub(crate) asks: BTreeMap<u64, Ask>,
     pub(crate) next_reply: u64,
     pub(crate) heard: BTreeMap<NodeId, Heard>,
+    /// Nodes that shall get nothing, as far as this leader was told or found in the store.
+    cordoned: BTreeSet<NodeId>,
     /// Attempts that left the coordinator, ever.
     pub(crate) sent: BTreeSet<u64>,
     /// Random misfortunes by (job, document): what an innocent document may be set aside for.
@@ -193,6 +194,7 @@ impl World {
             asks: BTreeMap::new(),
             next_reply: 0,
             heard: BTreeMap::new(),
+            cordoned: BTreeSet::new(),
             sent: BTreeSet::new(),
             hits: BTreeMap::new(),
             page_hits: BTreeMap::new(),
@@ -281,6 +283,7 @@ impl World {
         self.life += 1;
         self.skew = (self.rng.u64(0..1_000_000), self.rng.i64(-2_000..2_000));
         self.heard.clear();
+        self.cordoned = self.store.cordoned();
         let epoch = Epoch { generation: 1, revision: self.life };
         let core = Core::load(epoch, self.clock(), self.store.records()).expect("what was committed can be loaded");
         let wrong = core.check();
@@ -323,6 +326,7 @@ impl World {
     fn compare(&self, dead: &Core) {
         let fresh =
             Core::load(dead.epoch(), self.clock(), self.store.records()).expect("what was committed can be loaded");
+        assert_eq!(fresh.cordoned(), dead.cordoned(), "drains after a restart");
         for job in dead.list_jobs(u64::MAX, usize::MAX, &|_| true) {
             let number = super::clients::number_of(&job.job_id);
             let mut again = fresh.job(number).unwrap_or_else(|| panic!("{} is gone after a restart", job.job_id));
@@ -380,7 +384,7 @@ impl World {
                 let heard = self.heard.get(node).unwrap_or_else(|| panic!("dispatch to {node}, which nobody knows"));
                 let silent = self.now - heard.at;
                 assert!(
-                    heard.connected && !heard.left && !heard.draining && silent < limits::SUSPECT_MS,
+                    heard.connected && !heard.left && !self.cordoned.contains(node) && silent < limits::SUSPECT_MS,
                     "attempt {attempt} is dispatched to {node}, silent for {silent} ms, {heard:?}"
                 );
             }
@@ -395,14 +399,8 @@ impl World {
     fn hear(&mut self, event: &Event) {
         match event {
             Event::NodeAttached(attached) => {
-                let draining = self.heard.get(&attached.node).is_some_and(|heard| heard.draining);
-                let heard = Heard {
-                    at: self.now,
-                    incarnation: attached.incarnation.clone(),
-                    connected: true,
-                    left: false,
-                    draining,
-                };
+                let heard =
+                    Heard { at: self.now, incarnation: attached.incarnation.clone(), connected: true, left: false };
                 self.heard.insert(attached.node.clone(), heard);
             }
             Event::NodeDetached { node } => {
@@ -421,10 +419,12 @@ impl World {
                 }
             }
             Event::Drain { node, .. } | Event::Uncordon { node, .. } => {
-                // A node that left long ago is unknown, and the person is told so.
+                // A node that left long ago is unknown, and the person is told so; unless it was drained before.
                 let known = self.core.as_ref().is_some_and(|core| core.node(node).is_some());
-                if known && let Some(heard) = self.heard.get_mut(node) {
-                    heard.draining = matches!(event, Event::Drain { .. });
+                if known && matches!(event, Event::Drain { .. }) {
+                    self.cordoned.insert(node.clone());
+                } else {
+                    self.cordoned.remove(node);
                 }
             }
             _ => {}

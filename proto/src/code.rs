@@ -82,6 +82,8 @@ codes! {
     NameTaken = "NAME_TAKEN", AlreadyExists, false;
     /// The bytes are not those of the digest.
     DigestMismatch = "DIGEST_MISMATCH", DataLoss, true;
+    /// The result was made from a visible file that another job has replaced since: it is made again.
+    ResultOutdated = "RESULT_OUTDATED", Aborted, true;
     /// The sender's epoch is older than the highest seen.
     EpochStale = "EPOCH_STALE", FailedPrecondition, false;
     /// The attempt is no longer the batch's current one.

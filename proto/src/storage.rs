@@ -135,13 +135,16 @@ impl std::fmt::Debug for ObjectPath {
     }
 }
 
-/// Bytes for people: UTF-8 as it is, other bytes and control characters as `%XX`.
+/// Bytes for people: UTF-8 as it is, other bytes and control characters as `%XX`. A `%` before two hexadecimal digits is
+/// `%25`, so that different bytes are never shown alike, and decoding as in a `nas://` URL gives them back.
 #[must_use]
 pub fn display_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() {
+        for (at, c) in chunk.valid().char_indices() {
+            let next = chunk.valid().as_bytes().get(at + 1..at + 3);
+            let like_an_escape = c == '%' && next.is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+            if c.is_control() || like_an_escape {
                 let mut buffer = [0; 4];
                 for b in c.encode_utf8(&mut buffer).bytes() {
                     let _ = write!(out, "%{b:02X}");
@@ -303,6 +306,26 @@ mod tests {
         assert_eq!(Object::parse(&latin1.to_string()).unwrap(), latin1);
         for bad in ["docs/a", "nas://", "nas:///a", "nas://a b/c", "nas://-x/c", "file:///etc"] {
             assert!(Object::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_unmistakable() {
+        assert_eq!(display_bytes(b"100%.md"), "100%.md");
+        assert_eq!(display_bytes(b"a\xFF"), "a%FF");
+        assert_eq!(display_bytes(b"a%FF"), "a%25FF");
+        assert_eq!(display_bytes(b"a%25FF"), "a%2525FF");
+        // All names of up to four of these pieces: shown, each has its own form, and reads back as itself.
+        let pieces: [&[u8]; 6] = [b"%", b"2", b"f", b"\xFF", b"\n", "é".as_bytes()];
+        let mut shown = std::collections::BTreeSet::new();
+        let mut names = vec![Vec::new()];
+        for _ in 0..4 {
+            names = names.iter().flat_map(|name| pieces.map(|piece| [name.as_slice(), piece].concat())).collect();
+            for name in &names {
+                let form = display_bytes(name);
+                assert_eq!(percent_decode_str(&form).collect::<Vec<u8>>(), *name, "{form:?}");
+                assert!(shown.insert(form));
+            }
         }
     }
 

@@ -46,14 +46,14 @@ impl World {
             self.totals.cancelled += 1;
             return;
         }
-        if wanted.no_input {
-            assert_eq!(record.state(), JobState::Failed);
-            assert_eq!(record.code, "OBJECT_NOT_FOUND");
-            return;
-        }
         if record.code == "MODEL_NOT_FOUND" && record.model_digest.is_empty() {
             // Accepted while no node could tell; those that came first don't have its model.
             assert_eq!(record.state(), JobState::Failed);
+            return;
+        }
+        if wanted.no_input {
+            assert_eq!(record.state(), JobState::Failed);
+            assert_eq!(record.code, "OBJECT_NOT_FOUND");
             return;
         }
         assert!(record.listed, "job {job} ended unlisted: {} {}", record.code, record.reason);

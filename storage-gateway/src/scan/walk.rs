@@ -1,6 +1,7 @@
 //! The walk below a base, breadth first: which files there are, and which are passed over and why.
 //!
-//! Names beginning with a dot are not listed at all (that covers `.inglenook`); nor is what the job itself makes.
+//! Names beginning with a dot are not listed at all (that covers `.inglenook`), nor what a NAS or a PC keeps on a share for itself
+//! ([`HOUSEKEEPING`]), nor what the job itself makes.
 //! Anything that can't be listed for a reason other than permission ends the walk: an I/O error is never an empty
 //! directory, or documents would count as deleted.
 
@@ -15,6 +16,18 @@ use crate::export::{Entry, Export, ExportError, Kind};
 use crate::file::kind_name;
 use crate::kinds;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, DOCUMENT_NAME_BYTES_MAX, LISTS_IN_FLIGHT, SCAN_DEPTH_MAX};
+
+/// Previews, bins and snapshots that NAS systems and PCs leave on shares: nobody's documents, or somebody's deleted ones.
+pub const HOUSEKEEPING: [&[u8]; 8] = [
+    b"@eaDir",
+    b"#recycle",
+    b"#snapshot",
+    b"@Recycle",
+    b"lost+found",
+    b"$RECYCLE.BIN",
+    b"System Volume Information",
+    b"Thumbs.db",
+];
 
 /// A name that was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -178,7 +191,7 @@ impl Walk<'_> {
         walked: &mut Walked,
         next: &mut Vec<ObjectPath>,
     ) -> Result<(), Problem> {
-        if entry.name.starts_with(b".") {
+        if entry.name.starts_with(b".") || HOUSEKEEPING.contains(&entry.name.as_slice()) {
             return Ok(());
         }
         let Ok(path) = directory.join(&entry.name) else {

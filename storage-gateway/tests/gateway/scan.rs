@@ -316,6 +316,17 @@ async fn a_file_as_young_as_the_scan_is_looked_into_again() {
 }
 
 #[tokio::test]
+async fn what_a_nas_keeps_for_itself_is_no_document() {
+    let bench = usual();
+    for name in ["in/@eaDir/a.md", "in/sub/#recycle/old.txt", "in/lost+found/x.txt", "in/.hidden/x.txt"] {
+        bench.rig.nas.replace(name, b"somebody's deleted words");
+    }
+    let listing = bench.scan(tree("in")).await;
+    assert_eq!(listing.names(EntryAction::Do), DOCUMENTS);
+    assert!(listing.names(EntryAction::Skip).iter().all(|name| !name.contains("eaDir") && !name.contains("recycle")));
+}
+
+#[tokio::test]
 async fn a_deleted_result_of_a_young_file_is_made_again() {
     let bench = usual();
     let now_ns = ingle_daemon::clock::unix_ms() * 1_000_000;

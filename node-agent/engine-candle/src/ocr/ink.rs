@@ -77,7 +77,7 @@ pub(crate) fn find(strip: &Strip) -> Ink {
     let inner = &grey[MARGIN_ROWS * strip.width..(STRIP_HEIGHT - MARGIN_ROWS) * strip.width];
     let Some((paper, ink)) = paper_and_ink(inner) else { return Ink::default() };
     let mut columns = vec![0.0f32; strip.width];
-    for row in inner.chunks_exact(strip.width) {
+    for row in smooth_down(inner, strip.width).chunks_exact(strip.width) {
         for (column, value) in columns.iter_mut().zip(row) {
             let dark = ((value - paper) / (ink - paper)).min(1.0);
             if dark > DARK {
@@ -97,6 +97,20 @@ pub(crate) fn find(strip: &Strip) -> Ink {
     }
     found.end = last.map_or(0, |last| last + 1);
     found
+}
+
+/// Weighted means of five rows: noise goes, while gaps between columns keep their width.
+fn smooth_down(grey: &[f32], width: usize) -> Vec<f32> {
+    const WEIGHTS: [(isize, f32); 5] = [(-2, 1.0 / 9.0), (-1, 2.0 / 9.0), (0, 3.0 / 9.0), (1, 2.0 / 9.0), (2, 1.0 / 9.0)];
+    let last = (grey.len() / width).saturating_sub(1);
+    let mut out = vec![0.0; grey.len()];
+    for (y, out) in out.chunks_exact_mut(width).enumerate() {
+        for (offset, weight) in WEIGHTS {
+            let from = y.saturating_add_signed(offset).min(last) * width;
+            out.iter_mut().zip(&grey[from..from + width]).for_each(|(out, value)| *out += value * weight);
+        }
+    }
+    out
 }
 
 /// Levels of paper and ink: Otsu's threshold (1979) parts the values, the larger part is paper, each level its part's mean.

@@ -44,10 +44,9 @@ pub(crate) fn cut(page: &PageImage, corners: &Corners) -> Strip {
     let samples = |step: [f32; 2]| ((step[0].hypot(step[1]) - 0.25).ceil() as usize).clamp(1, 8);
     let (columns, rows) = (samples(across), samples(down));
     let mut values = Vec::with_capacity(STRIP_HEIGHT * width * channels);
-    let mut sums = [0.0f32; 3];
     for y in 0..STRIP_HEIGHT {
         for x in 0..width {
-            sums = [0.0; 3];
+            let mut sums = [0.0f32; 3];
             for row in 0..rows {
                 let v = y as f32 + (row as f32 + 0.5) / rows as f32;
                 for column in 0..columns {
@@ -60,7 +59,6 @@ pub(crate) fn cut(page: &PageImage, corners: &Corners) -> Strip {
             values.extend(sums[..channels].iter().map(|sum| (sum / count).round() as u8));
         }
     }
-    let _ = sums;
     Strip { width, channels, values }
 }
 
@@ -74,11 +72,11 @@ fn add_sample(page: &PageImage, at: [f32; 2], sums: &mut [f32; 3]) {
     };
     let (left, right, across) = place(at[0], page.width);
     let (above, below, down) = place(at[1], page.height);
-    for channel in 0..channels {
+    for (channel, sum) in sums.iter_mut().enumerate().take(channels) {
         let pixel = |x: usize, y: usize| f32::from(page.pixels[(y * width + x) * channels + channel]);
         let upper = pixel(left, above) * (1.0 - across) + pixel(right, above) * across;
         let lower = pixel(left, below) * (1.0 - across) + pixel(right, below) * across;
-        sums[channel] += upper * (1.0 - down) + lower * down;
+        *sum += upper * (1.0 - down) + lower * down;
     }
 }
 

@@ -4,6 +4,7 @@ use pulp::Simd;
 
 use super::activation::Activation;
 use super::map::Floats;
+use super::product::Registers;
 
 /// Output pixels that share the loads of a filter.
 const BLOCK: usize = 4;
@@ -41,7 +42,18 @@ impl Depthwise {
         bias: &[f32],
         activation: Activation,
     ) -> Self {
-        let (channels, taps, lanes) = (bias.len(), size * size, super::product::lanes());
+        Self::for_lanes(Registers::widest().lanes, size, stride, weights, bias, activation)
+    }
+
+    fn for_lanes(
+        lanes: usize,
+        size: usize,
+        stride: (usize, usize),
+        weights: &[f32],
+        bias: &[f32],
+        activation: Activation,
+    ) -> Self {
+        let (channels, taps) = (bias.len(), size * size);
         let mut by_tap = Floats::default();
         by_tap.resize(weights.len());
         for (channel, filter) in weights.chunks_exact(taps).enumerate() {
@@ -232,13 +244,13 @@ mod tests {
         }
     }
 
-    fn check(size: usize, stride: (usize, usize), height: usize, width: usize, channels: usize) {
+    fn check<S: Simd>(simd: S, size: usize, stride: (usize, usize), height: usize, width: usize, channels: usize) {
         let what = format!("{size}×{size} by {stride:?} over {height} × {width} × {channels}");
         let wave = |i: usize| ((i * 7919) % 101) as f32 / 50.0 - 1.0;
         let values: Vec<f32> = (0..height * width * channels).map(wave).collect();
         let weights: Vec<f32> = (0..channels * size * size).map(|i| wave(i + 7)).collect();
         let bias: Vec<f32> = (0..channels).map(|i| wave(i + 5)).collect();
-        let depthwise = Depthwise::new(size, stride, &weights, &bias, Activation::Relu);
+        let depthwise = Depthwise::for_lanes(S::F32_LANES, size, stride, &weights, &bias, Activation::Relu);
         let (rows, columns) = depthwise.extent(height, width);
         let pad = size / 2;
         for y in 0..rows {
@@ -247,8 +259,8 @@ mod tests {
             let cut = columns / 3;
             let (head, tail) = out.split_at_mut(cut * channels);
             let picture = Picture { values: &values, height, width };
-            pulp::Arch::new().dispatch(Task(&depthwise, picture, y, 0, head));
-            pulp::Arch::new().dispatch(Task(&depthwise, picture, y, cut, tail));
+            simd.vectorize(Task(&depthwise, picture, y, 0, head));
+            simd.vectorize(Task(&depthwise, picture, y, cut, tail));
             for x in 0..columns {
                 for channel in 0..channels {
                     let mut sum = bias[channel];
@@ -268,16 +280,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn all_sizes_strides_and_edges_are_right() {
+    fn check_all<S: Simd>(simd: S) {
         for size in [3, 5] {
             for stride in [(1, 1), (2, 2), (2, 1), (1, 2)] {
                 for (height, width) in [(1, 1), (2, 3), (3, 12), (6, 17), (7, 8)] {
                     for channels in [8, 16, 48] {
-                        check(size, stride, height, width, channels);
+                        check(simd, size, stride, height, width, channels);
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn all_sizes_strides_and_edges_are_right() {
+        check_all(pulp::Scalar::new());
+        #[cfg(target_arch = "x86_64")]
+        {
+            pulp::x86::V3::try_new().into_iter().for_each(check_all);
+            pulp::x86::V4::try_new().into_iter().for_each(check_all);
+        }
+        #[cfg(target_arch = "aarch64")]
+        pulp::aarch64::Neon::try_new().into_iter().for_each(check_all);
     }
 }

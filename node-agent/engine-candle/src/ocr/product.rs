@@ -9,8 +9,10 @@ use pulp::Simd;
 use super::activation::Activation;
 use super::map::Floats;
 
-/// Vectors of a panel at most: with 8 rows they take 24 of 32 registers, with 4 rows 12 of 16.
+/// Vectors of a panel at most where there are 32 registers: with 8 rows they take 24.
 const PANEL: usize = 3;
+/// The same for 16 registers: with 6 rows they take 12.
+const NARROW_PANEL: usize = 2;
 
 /// A constant right side.
 #[derive(Debug, Clone)]
@@ -23,43 +25,63 @@ pub(crate) struct Packed {
     parts: Vec<(usize, usize)>,
     depth: usize,
     columns: usize,
-    lanes: usize,
+    registers: Registers,
 }
 
-/// Lanes of this machine's widest registers.
-pub(crate) fn lanes() -> usize {
-    struct Lanes;
-    impl pulp::WithSimd for Lanes {
-        type Output = usize;
+/// The registers that products are made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Registers {
+    /// Floats in one.
+    pub(crate) lanes: usize,
+    /// Vectors of a panel at most.
+    panel: usize,
+}
 
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
+impl Registers {
+    #[inline(always)]
+    fn of<S: Simd>() -> Self {
+        Self { lanes: S::F32_LANES, panel: if S::REGISTER_COUNT >= 32 { PANEL } else { NARROW_PANEL } }
     }
-    pulp::Arch::new().dispatch(Lanes)
-}
 
-/// Vectors of the panel that comes where `left` vectors are left: threes, but never a lone one after them.
-#[inline(always)]
-fn panel_vectors(left: usize) -> usize {
-    if left == 4 { 2 } else { left.min(PANEL) }
+    /// This machine's widest.
+    pub(crate) fn widest() -> Self {
+        struct Widest;
+        impl pulp::WithSimd for Widest {
+            type Output = Registers;
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> Registers {
+                Registers::of::<S>()
+            }
+        }
+        pulp::Arch::new().dispatch(Widest)
+    }
+
+    /// Vectors of the panel that comes where `left` vectors are left: as many as there may be, but never a lone one after
+    /// three.
+    fn panel(self, left: usize) -> usize {
+        if left == PANEL + 1 { 2 } else { left.min(self.panel) }
+    }
 }
 
 impl Packed {
     /// `value(row, column)` gives the right side; `bias` has a value per column.
     pub(crate) fn new(depth: usize, bias: &[f32], value: impl Fn(usize, usize) -> f32) -> Self {
-        let (columns, lanes) = (bias.len(), lanes());
+        Self::for_registers(Registers::widest(), depth, bias, value)
+    }
+
+    fn for_registers(registers: Registers, depth: usize, bias: &[f32], value: impl Fn(usize, usize) -> f32) -> Self {
+        let (columns, lanes) = (bias.len(), registers.lanes);
         let vectors = columns.div_ceil(lanes);
         let mut packed =
-            Self { panels: Floats::default(), bias: Floats::default(), parts: Vec::new(), depth, columns, lanes };
+            Self { panels: Floats::default(), bias: Floats::default(), parts: Vec::new(), depth, columns, registers };
         packed.panels.resize(vectors * lanes * depth);
         packed.bias.resize(vectors * lanes);
         packed.bias.fill(0.0);
         packed.bias[..columns].copy_from_slice(bias);
         let (mut first, mut at) = (0, 0);
         while first < vectors {
-            let wide = panel_vectors(vectors - first);
+            let wide = registers.panel(vectors - first);
             for row in 0..depth {
                 for column in first * lanes..(first + wide) * lanes {
                     packed.panels[at] = if column < columns { value(row, column) } else { 0.0 };
@@ -106,7 +128,7 @@ impl<'a> Left<'a> {
 /// width. Rows may be computed twice, so `out` must not be read before.
 #[inline(always)]
 pub(crate) fn product<S: Simd>(simd: S, left: Left<'_>, right: &Packed, activation: Activation, out: &mut [f32]) {
-    debug_assert_eq!(right.lanes, S::F32_LANES);
+    debug_assert_eq!(right.registers, Registers::of::<S>());
     debug_assert_eq!(right.depth, left.length * left.segments.len());
     let (panels, _) = S::as_simd_f32s(&right.panels);
     let (bias, _) = S::as_simd_f32s(&right.bias);
@@ -142,7 +164,11 @@ struct Part<'a, S: Simd> {
 impl<S: Simd> Part<'_, S> {
     #[inline(always)]
     fn all<const V: usize>(&self, simd: S, out: &mut [f32]) {
-        if S::REGISTER_COUNT >= 32 { self.blocks::<8, V>(simd, out) } else { self.blocks::<4, V>(simd, out) }
+        if S::REGISTER_COUNT >= 32 {
+            self.blocks::<8, V>(simd, out);
+        } else if V <= NARROW_PANEL {
+            self.blocks::<6, V>(simd, out);
+        }
     }
 
     /// Blocks of M rows; the last is moved up to end with the rows, and does some again.
@@ -257,7 +283,7 @@ mod tests {
         }
     }
 
-    fn check(rows: usize, length: usize, stride: usize, segments: &[usize], columns: usize) {
+    fn check<S: Simd>(simd: S, rows: usize, length: usize, stride: usize, segments: &[usize], columns: usize) {
         let sizes = format!("{rows} rows, {segments:?} of {length} by {stride}, {columns} columns");
         let wave = |i: usize| ((i * 7919) % 101) as f32 / 50.0 - 1.0;
         let end = segments.iter().max().unwrap() + (rows - 1) * stride + length;
@@ -265,16 +291,11 @@ mod tests {
         let bias: Vec<f32> = (0..columns).map(|column| wave(column + 3)).collect();
         let depth = length * segments.len();
         let right = |row: usize, column: usize| wave(row * 31 + column * 17);
-        let packed = Packed::new(depth, &bias, right);
+        let packed = Packed::for_registers(Registers::of::<S>(), depth, &bias, right);
         assert_eq!((packed.depth(), packed.columns()), (depth, columns));
         let mut out = vec![f32::NAN; rows * columns];
         let activation = Activation::HardSwish { scale: 0.5, shift: 0.25 };
-        pulp::Arch::new().dispatch(Task(
-            Left { values: &values, stride, segments, length },
-            &packed,
-            activation,
-            &mut out,
-        ));
+        simd.vectorize(Task(Left { values: &values, stride, segments, length }, &packed, activation, &mut out));
         for row in 0..rows {
             for column in 0..columns {
                 let mut sum = f64::from(bias[column]);
@@ -289,16 +310,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn products_are_right_at_all_widths_and_edges() {
+    fn check_all<S: Simd>(simd: S) {
         for columns in [1, 2, 4, 15, 16, 17, 24, 32, 47, 48, 60, 64, 96, 120, 130] {
             for rows in [1, 3, 7, 8, 9, 16, 21] {
-                check(rows, 5, 5, &[0], columns);
+                check(simd, rows, 5, 5, &[0], columns);
             }
         }
         // Overlapping rows of three segments, as in a 3×3 convolution of 4 channels, strides 1 and 2.
-        check(9, 12, 4, &[0, 100, 200], 24);
-        check(10, 9, 6, &[0, 70, 140], 16);
-        check(1, 1, 1, &[0], 1);
+        check(simd, 9, 12, 4, &[0, 100, 200], 24);
+        check(simd, 10, 9, 6, &[0, 70, 140], 16);
+        check(simd, 1, 1, 1, &[0], 1);
+    }
+
+    #[test]
+    fn products_are_right_at_all_widths_and_edges() {
+        check_all(pulp::Scalar::new());
+        #[cfg(target_arch = "x86_64")]
+        {
+            pulp::x86::V3::try_new().into_iter().for_each(check_all);
+            pulp::x86::V4::try_new().into_iter().for_each(check_all);
+        }
+        #[cfg(target_arch = "aarch64")]
+        pulp::aarch64::Neon::try_new().into_iter().for_each(check_all);
     }
 }

@@ -259,3 +259,41 @@ async fn hostile_clients_are_cut_off_and_others_served() {
     let export = connect(&server.url()).await;
     assert_eq!(export.read_at(&path("doc"), 0, 10).await.expect("served again"), "text".as_bytes());
 }
+
+/// A person saves over a name the moment the server has given it: theirs stays, whatever the server was about to look at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_saved_over_a_fresh_link_stays() {
+    let (_base, root) = root();
+    let server = serve(&root, NfsServerOptions::default()).await;
+    let export = connect(&server.url()).await;
+    std::fs::write(root.join("ours"), "ours").expect("behind");
+    let rounds = 300;
+    let person = {
+        let root = root.clone();
+        std::thread::spawn(move || {
+            for round in 0..rounds {
+                let (new, saved) = (root.join(format!("name-{round}")), root.join("being saved"));
+                std::fs::write(&saved, "theirs").expect("a file");
+                while new.symlink_metadata().is_err() {
+                    std::hint::spin_loop();
+                }
+                std::fs::rename(&saved, &new).expect("a save");
+            }
+        })
+    };
+    for round in 0..rounds {
+        // Whatever it answers: the person may have been faster.
+        let _ = export.link(&path("ours"), &path(&format!("name-{round}"))).await;
+    }
+    person.join().expect("the person is done");
+    for round in 0..rounds {
+        let there = std::fs::read(root.join(format!("name-{round}")));
+        assert_eq!(there.ok().as_deref(), Some(b"theirs".as_slice()), "round {round}");
+    }
+    assert_eq!(std::fs::read(root.join("ours")).expect("behind"), b"ours");
+    // What isn't a file is linked as itself, not as what it points to.
+    std::os::unix::fs::symlink("ours", root.join("pointer")).expect("behind");
+    export.link(&path("pointer"), &path("pointer too")).await.expect("link");
+    assert_eq!(std::fs::read_link(root.join("pointer too")).expect("a symbolic link"), Path::new("ours"));
+    server.shutdown().await;
+}

@@ -3,7 +3,9 @@
 use nfs3_types::nfs3::{
     LINK3resok, MKDIR3resok, Nfs3Option, REMOVE3resok, RENAME3resok, RMDIR3resok, nfsstat3, sattr3, wcc_data,
 };
-use rustix::fs::{AtFlags, Mode};
+use rustix::fd::AsRawFd as _;
+use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::io::Errno;
 
 use super::access::{Caller, EXECUTE, WRITE};
 use super::attributes::{changed, handle as handle_of, post};
@@ -120,21 +122,18 @@ impl Programs {
         if !caller.owns(&file.stat) {
             caller.need(&file.stat, super::access::READ | WRITE).map_err(|_| nfsstat3::NFS3ERR_PERM)?;
         }
-        let Some(above) = file.path.parent() else {
-            return Err(nfsstat3::NFS3ERR_ISDIR.into());
-        };
-        let above = self.tree.walk(&above)?.directory()?;
-        let old = file.path.file_name();
-        rustix::fs::linkat(&above.fd, old, &directory.fd, name.as_ref(), AtFlags::empty())?;
-        // The name may have gone to another file between the two steps: then this isn't the link that was asked for.
-        let made = self.tree.child(&directory, &name)?;
-        if made.key != file.key {
-            let _ = rustix::fs::unlinkat(&directory.fd, name.as_ref(), AtFlags::empty());
-            self.tree.gone(made.key, &directory, &name);
-            return Err(nfsstat3::NFS3ERR_STALE.into());
+        // The very object that the handle stands for, whatever has its old name by now: so there is nothing to look at
+        // afterwards, and nothing of a person's that took the new name meanwhile to take away.
+        let held = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+        match rustix::fs::linkat(CWD, held, &directory.fd, name.as_ref(), AtFlags::SYMLINK_FOLLOW) {
+            // Its last name went, or the directory did (or /proc isn't there): the client looks again.
+            Err(Errno::NOENT) => return Err(nfsstat3::NFS3ERR_STALE.into()),
+            other => other?,
         }
+        self.tree.saw(file.key, &directory, &name);
         self.tree.sync(&directory)?;
-        succeed(out, &LINK3resok { file_attributes: post(&made.stat), linkdir_wcc: after(&directory) });
+        let stat = rustix::fs::fstat(&file.fd)?;
+        succeed(out, &LINK3resok { file_attributes: post(&stat), linkdir_wcc: after(&directory) });
         Ok(())
     }
 }

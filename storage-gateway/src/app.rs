@@ -27,6 +27,7 @@ pub struct Gateway {
     service: Service,
     exports: Arc<Exports>,
     publisher: Arc<Publisher>,
+    blobs: Blobs,
     /// Holds the lock on the state directory: two gateways there would both think they are alone.
     identity: Identity,
     tasks: Tasks,
@@ -70,7 +71,7 @@ impl Gateway {
         );
         let service = Service {
             exports: Arc::clone(&exports),
-            blobs,
+            blobs: blobs.clone(),
             publisher: Arc::clone(&publisher),
             scanner: Arc::new(scanner),
             admission: Arc::new(Admission::new(&config.limits)),
@@ -78,7 +79,7 @@ impl Gateway {
             meters,
             tasks: tasks.clone(),
         };
-        Ok(Self { config, service, exports, publisher, identity, tasks })
+        Ok(Self { config, service, exports, publisher, blobs, identity, tasks })
     }
 
     /// Serves until shutdown.
@@ -89,7 +90,7 @@ impl Gateway {
         self.tasks.spawn(
             "sweeper",
             OnFailure::Log,
-            sweep::run(Arc::clone(&self.exports), Arc::clone(&self.publisher), shutdown.clone()),
+            sweep::run(Arc::clone(&self.exports), Arc::clone(&self.publisher), self.blobs, shutdown.clone()),
         );
         let address = listener.local_addr()?;
         register::start(&self.config, self.identity, self.exports.names(), address, &self.tasks);

@@ -1,10 +1,10 @@
 //! Blobs: immutable files in the state export, named by their digest.
 //!
 //! What is stored: `blobs/ab/<64 hex>`, and files in the making in `blobs/tmp/`. A blob is durable before anyone is
-//! told its digest. What isn't: who needs it; the coordinator says that when old ones are swept.
+//! told its digest. What isn't: who needs it. So none is ever removed, only what was abandoned in the making
+//! (docs/decisions/2026-11-21-blobs-stay.md).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use ingle_proto::{Digest, ErrorCode, ObjectPath, Problem, v1};
@@ -13,7 +13,7 @@ use crate::config::STATE_EXPORT;
 use crate::export::{Export, ExportError, Kind};
 use crate::exports::Exports;
 use crate::file::{self, Named, Sealed, Writer};
-use crate::limits::{DIRECTORY_ENTRIES_MAX, STAGED_KEPT, WHOLE_BLOB_BYTES_MAX};
+use crate::limits::WHOLE_BLOB_BYTES_MAX;
 
 /// The blobs of one state export.
 #[derive(Clone)]
@@ -36,6 +36,12 @@ impl Blobs {
         self.state.get(STATE_EXPORT).await
     }
 
+    /// Where blobs are in the making.
+    #[must_use]
+    pub fn temporary() -> ObjectPath {
+        plain("blobs/tmp")
+    }
+
     /// Where a blob lies.
     #[must_use]
     pub fn path(digest: Digest) -> ObjectPath {
@@ -51,7 +57,7 @@ impl Blobs {
         let digest = Digest::of(data);
         let size = data.len() as u64;
         if !self.has(digest, size).await? {
-            let sealed = file::write_whole(&self.export().await?, &temporary(), data).await?;
+            let sealed = file::write_whole(&self.export().await?, &Self::temporary(), data).await?;
             self.keep(sealed).await?;
         }
         Ok(v1::BlobRef { digest: digest.to_wire(), size })
@@ -62,7 +68,7 @@ impl Blobs {
     /// # Errors
     /// Those of the export.
     pub async fn begin(&self) -> Result<Writer, Problem> {
-        Ok(Writer::begin(&self.export().await?, &temporary()).await?)
+        Ok(Writer::begin(&self.export().await?, &Self::temporary()).await?)
     }
 
     /// Gives a durable file its name as a blob.
@@ -108,51 +114,6 @@ impl Blobs {
         let data = self.get(Digest::from_wire(field, &blob.digest)?).await?;
         M::decode(data).map_err(|error| Problem::invalid(field, format!("is not such a message: {error}")))
     }
-
-    /// Removes blobs that `keep` doesn't want and that are older than `older_than` (by `now_ns`, nanoseconds since the
-    /// epoch), and abandoned files in the making. Answers how many blobs went.
-    ///
-    /// # Errors
-    /// Those of the export.
-    pub async fn sweep(
-        &self,
-        keep: &(dyn Fn(&Digest) -> bool + Sync),
-        older_than: Duration,
-        now_ns: i64,
-    ) -> Result<u64, Problem> {
-        let mut removed = 0;
-        for directory in self.entries(&plain("blobs")).await? {
-            let below = plain("blobs").join(&directory.name)?;
-            let in_the_making = below == temporary();
-            for entry in self.entries(&below).await? {
-                let age = age(now_ns, entry.attr.ctime_ns.max(entry.attr.mtime_ns));
-                let gone = if in_the_making {
-                    age > STAGED_KEPT
-                } else {
-                    parse_hex(&entry.name).is_some_and(|digest| age > older_than && !keep(&digest))
-                };
-                if gone {
-                    self.export().await?.remove(&below.join(&entry.name)?).await?;
-                    removed += u64::from(!in_the_making);
-                }
-            }
-        }
-        Ok(removed)
-    }
-
-    async fn entries(&self, path: &ObjectPath) -> Result<Vec<crate::export::Entry>, Problem> {
-        match self.export().await?.list(path, DIRECTORY_ENTRIES_MAX).await {
-            Ok(entries) => Ok(entries),
-            Err(ExportError::NotFound(_)) => Ok(Vec::new()),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-/// How long ago, by two clocks that may disagree.
-#[must_use]
-pub fn age(now_ns: i64, then_ns: i64) -> Duration {
-    Duration::from_nanos(u64::try_from(now_ns.saturating_sub(then_ns)).unwrap_or(0))
 }
 
 /// The answer to bytes that are not those of the digest.
@@ -164,14 +125,6 @@ pub fn mismatch(path: &ObjectPath) -> Problem {
     )
 }
 
-fn temporary() -> ObjectPath {
-    plain("blobs/tmp")
-}
-
 fn plain(path: &str) -> ObjectPath {
     ObjectPath::new(path).expect("made of letters, digits and slashes")
-}
-
-fn parse_hex(name: &[u8]) -> Option<Digest> {
-    blake3::Hash::from_hex(name).ok().map(Digest::from)
 }

@@ -140,6 +140,12 @@ impl Writer {
         })
     }
 
+    /// Where it lies until it has its name.
+    #[must_use]
+    pub fn path(&self) -> &ObjectPath {
+        &self.temporary
+    }
+
     /// Bytes taken so far.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! The sweeper: slowly removes what a crash or a cancelled job left in places' own directories.
+//! The sweeper: slowly removes what a crash or a cancelled job left in places' own directories and among blobs in the making.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,9 +6,10 @@ use std::time::Duration;
 use ingle_daemon::{BoxError, Shutdown};
 use ingle_proto::{ObjectPath, Problem};
 
-use crate::blob::age;
-use crate::export::{ExportError, Kind};
+use crate::blob::Blobs;
+use crate::export::{Export, ExportError, Kind};
 use crate::exports::Exports;
+use crate::file::Writer;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, STAGED_KEPT, SWEEP_EVERY, SWEEP_PACE, TRASH_KEPT};
 use crate::place::Place;
 use crate::publish::Publisher;
@@ -17,7 +18,12 @@ use crate::publish::Publisher;
 ///
 /// # Errors
 /// What the system said about the state directory.
-pub async fn run(exports: Arc<Exports>, publisher: Arc<Publisher>, shutdown: Shutdown) -> Result<(), BoxError> {
+pub async fn run(
+    exports: Arc<Exports>,
+    publisher: Arc<Publisher>,
+    blobs: Blobs,
+    shutdown: Shutdown,
+) -> Result<(), BoxError> {
     let mut backoff = ingle_daemon::backoff::Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
     loop {
         let mut all = true;
@@ -29,7 +35,7 @@ pub async fn run(exports: Arc<Exports>, publisher: Arc<Publisher>, shutdown: Shu
                 let place = Place::new(object.clone(), exports.writable(&object.export).await?)?;
                 // Reading the ledger rolls forward; only then is nothing in the directories still needed.
                 publisher.ledger(&place).await?;
-                sweep(&place, &publisher, now_ns(), SWEEP_PACE).await
+                sweep(&place, &publisher, SWEEP_PACE).await
             };
             match done.await {
                 Ok(removed) => tracing::debug!(place = %object, removed, "swept"),
@@ -37,6 +43,13 @@ pub async fn run(exports: Arc<Exports>, publisher: Arc<Publisher>, shutdown: Shu
                     all &= !problem.retryable();
                     tracing::warn!(place = %object, %problem, "could not be swept; trying again later");
                 }
+            }
+        }
+        match sweep_blobs(&blobs, SWEEP_PACE).await {
+            Ok(removed) => tracing::debug!(removed, "swept blobs in the making"),
+            Err(problem) => {
+                all &= !problem.retryable();
+                tracing::warn!(%problem, "the state export could not be swept; trying again later");
             }
         }
         let pause = if all { SWEEP_EVERY } else { backoff.next_random() };
@@ -50,17 +63,14 @@ pub async fn run(exports: Arc<Exports>, publisher: Arc<Publisher>, shutdown: Shu
     }
 }
 
-fn now_ns() -> i64 {
-    ingle_daemon::clock::unix_ms().saturating_mul(1_000_000)
-}
-
-/// Removes staged leftovers older than a day, abandoned files in the making, and trash older than thirty days.
-/// Answers how many files went.
+/// Removes staged leftovers older than a day, abandoned files in the making, and trash older than thirty days, all by the
+/// server's clock. Answers how many files went.
 ///
 /// # Errors
 /// Those of the export.
-pub async fn sweep(place: &Place, publisher: &Publisher, now_ns: i64, pace: Duration) -> Result<u64, Problem> {
+pub async fn sweep(place: &Place, publisher: &Publisher, pace: Duration) -> Result<u64, Problem> {
     let mut removed = 0;
+    let now_ns = now_at(&place.export, &place.temporary()).await?;
     let ledger_temporary = place.ledger().join(b"tmp")?;
     for (directory, kept) in [
         (place.staged_directory(), STAGED_KEPT),
@@ -69,7 +79,7 @@ pub async fn sweep(place: &Place, publisher: &Publisher, now_ns: i64, pace: Dura
         (place.trash_directory(), TRASH_KEPT),
         (place.jobs_directory(), TRASH_KEPT),
     ] {
-        for path in old(place, &directory, kept, now_ns).await? {
+        for path in old(&*place.export, &directory, kept, now_ns).await? {
             // A publish that began since may need it: it would have looked for it first, and finishes before us.
             publisher.undisturbed(&place.object, place.export.remove(&path)).await?;
             removed += 1;
@@ -79,8 +89,43 @@ pub async fn sweep(place: &Place, publisher: &Publisher, now_ns: i64, pace: Dura
     Ok(removed)
 }
 
-async fn old(place: &Place, directory: &ObjectPath, kept: Duration, now_ns: i64) -> Result<Vec<ObjectPath>, Problem> {
-    let entries = match place.export.list(directory, DIRECTORY_ENTRIES_MAX).await {
+/// Removes abandoned blobs in the making, older than a day. Answers how many went.
+///
+/// # Errors
+/// Those of the state export.
+pub async fn sweep_blobs(blobs: &Blobs, pace: Duration) -> Result<u64, Problem> {
+    let (export, directory) = (blobs.export().await?, Blobs::temporary());
+    let now_ns = now_at(&export, &directory).await?;
+    let mut removed = 0;
+    for path in old(&*export, &directory, STAGED_KEPT, now_ns).await? {
+        export.remove(&path).await?;
+        removed += 1;
+        tokio::time::sleep(pace).await;
+    }
+    Ok(removed)
+}
+
+/// What time it is where the files' times come from, nanoseconds since the epoch: that of a file just made in `directory`.
+/// The gateway's own clock may be days from a NAS's that lost its battery.
+async fn now_at(export: &Arc<dyn Export>, directory: &ObjectPath) -> Result<i64, ExportError> {
+    let probe = Writer::begin(export, directory).await?;
+    let attr = export.stat(probe.path()).await;
+    probe.discard().await;
+    Ok(attr?.ctime_ns)
+}
+
+/// How long ago; nothing is older than it is young.
+fn age(now_ns: i64, then_ns: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(now_ns.saturating_sub(then_ns)).unwrap_or(0))
+}
+
+async fn old(
+    export: &dyn Export,
+    directory: &ObjectPath,
+    kept: Duration,
+    now_ns: i64,
+) -> Result<Vec<ObjectPath>, Problem> {
+    let entries = match export.list(directory, DIRECTORY_ENTRIES_MAX).await {
         Ok(entries) => entries,
         Err(ExportError::NotFound(_)) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::config::{Config, ExportConfig, STATE_EXPORT};
-use crate::export::local::LocalExport;
+use crate::export::local::{LocalExport, Standing};
 use crate::export::nfs::NfsExport;
 use crate::export::{Export, ExportError};
 use crate::limits::PROBE_DEADLINE;
@@ -33,6 +33,8 @@ struct Slot {
 #[derive(Default)]
 struct Opened {
     export: Option<Arc<dyn Export>>,
+    /// The same, if it is a directory of this machine: a disk may be mounted over it.
+    local: Option<LocalExport>,
     failed: Option<(Instant, ExportError)>,
 }
 
@@ -72,7 +74,7 @@ impl Exports {
     #[must_use]
     pub fn with(mut self, name: &str, export: Arc<dyn Export>) -> Self {
         let config = ExportConfig { url: export.url(), ..ExportConfig::default() };
-        let opened = Mutex::new(Opened { export: Some(export), failed: None });
+        let opened = Mutex::new(Opened { export: Some(export), ..Opened::default() });
         self.slots.insert(name.to_owned(), Slot { name: name.to_owned(), config, ours: false, opened });
         self
     }
@@ -125,7 +127,26 @@ impl Exports {
     async fn open(&self, slot: &Slot) -> Result<Arc<dyn Export>, Problem> {
         let mut opened = slot.opened.lock().await;
         if let Some(export) = &opened.export {
-            return Ok(Arc::clone(export));
+            let standing = match &opened.local {
+                Some(local) => local.standing().await?,
+                None => Standing::Same,
+            };
+            match standing {
+                Standing::Same => return Ok(Arc::clone(export)),
+                // Whoever works on the old one ends there; nobody begins.
+                Standing::Another => tracing::info!(export = slot.name, "leads to another directory now: opened again"),
+                Standing::Uncovered => {
+                    return Err(Problem::new(
+                        ErrorCode::StorageUnavailable,
+                        format!(
+                            "export {:?}: the disk that was mounted at {} is gone; mount it again, or restart the \
+                             gateway if the directory is meant to be without it",
+                            slot.name,
+                            without_credentials(&slot.config.url)
+                        ),
+                    ));
+                }
+            }
         }
         if let Some((at, error)) = &opened.failed
             && at.elapsed() < REOPEN_AFTER
@@ -133,15 +154,14 @@ impl Exports {
             return Err(Problem::from(error.clone()));
         }
         match connect(slot).await {
-            Ok(export) => {
+            Ok((export, local)) => {
                 let export: Arc<dyn Export> =
                     Arc::new(Metered::new(&slot.name, export, slot.config.read_only, self.meters.clone()));
-                opened.export = Some(Arc::clone(&export));
-                opened.failed = None;
+                *opened = Opened { export: Some(Arc::clone(&export)), local, failed: None };
                 Ok(export)
             }
             Err(error) => {
-                opened.failed = Some((Instant::now(), error.clone()));
+                *opened = Opened { failed: Some((Instant::now(), error.clone())), ..Opened::default() };
                 Err(error.into())
             }
         }
@@ -184,7 +204,7 @@ impl Exports {
     }
 }
 
-async fn connect(slot: &Slot) -> Result<Arc<dyn Export>, ExportError> {
+async fn connect(slot: &Slot) -> Result<(Arc<dyn Export>, Option<LocalExport>), ExportError> {
     let config = &slot.config;
     if let Some(path) = config.url.strip_prefix("file://") {
         let (root, read_only) = (PathBuf::from(path), config.read_only);
@@ -198,10 +218,10 @@ async fn connect(slot: &Slot) -> Result<Arc<dyn Export>, ExportError> {
             LocalExport::open(&root, read_only)
         });
         let export = opened.await.map_err(|ended| ExportError::Unavailable(format!("{}: {ended}", config.url)))??;
-        return Ok(Arc::new(export));
+        return Ok((Arc::new(export.clone()), Some(export)));
     }
     // Mounts with the first call, and again whenever it must.
-    Ok(Arc::new(NfsExport::new(&config.url, &config.nfs.options())?))
+    Ok((Arc::new(NfsExport::new(&config.url, &config.nfs.options())?), None))
 }
 
 fn without_credentials(url: &str) -> String {

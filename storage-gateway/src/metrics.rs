@@ -104,6 +104,7 @@ impl Meters {
             Verdict::Kept => "kept",
             Verdict::Conflict => "conflict",
             Verdict::Deleted => "deleted",
+            Verdict::Refused => "refused",
             Verdict::Unspecified => "unspecified",
         };
         self.publishes.get_or_create(&OutcomeLabels { outcome }).inc();

@@ -71,6 +71,18 @@ impl Place {
         self.below(&format!("trash/{name}"))
     }
 
+    /// Where a person's file goes that could not be put back: never swept.
+    #[must_use]
+    pub fn kept_directory(&self) -> ObjectPath {
+        self.below("kept")
+    }
+
+    /// A person's file there, by its name in the trash.
+    #[must_use]
+    pub fn kept(&self, name: &str) -> ObjectPath {
+        self.below(&format!("kept/{name}"))
+    }
+
     /// Where files are written before they get their name.
     #[must_use]
     pub fn temporary(&self) -> ObjectPath {

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ingle_daemon::metrics::Metrics;
+use ingle_gateway::config::{Config, ExportConfig};
 use ingle_gateway::export::conformance;
 use ingle_gateway::export::faulty::{Faults, Faulty};
 use ingle_gateway::export::local::LocalExport;
 use ingle_gateway::export::{Export, ExportError, Kind, Replace};
+use ingle_gateway::exports::Exports;
+use ingle_gateway::metrics::Meters;
 use ingle_proto::ObjectPath;
 
 fn path(text: &str) -> ObjectPath {
@@ -147,4 +151,31 @@ async fn truncated_reads_are_shorter_than_the_file() {
     let export = Faulty::new(inner, Faults { truncated: 1.0, ..Faults::default() });
     let read = export.read_at(&path("doc"), 0, 1000).await.expect("read");
     assert!(read.len() < 1000 && read.iter().all(|byte| *byte == 7));
+}
+
+/// Exports of a configuration with one directory, `docs`.
+fn exports_of(root: &std::path::Path) -> Exports {
+    let docs = ExportConfig { url: format!("file://{}", root.display()), ..ExportConfig::default() };
+    let config = Config { exports: [("docs".to_owned(), docs)].into(), ..Config::default() };
+    Exports::new(&config, Meters::new(&Metrics::new("test")))
+}
+
+/// A disk mounted at the directory after the start, as far as a test without privileges can show it.
+#[tokio::test]
+async fn another_directory_at_the_roots_path_is_seen() {
+    let (base, root) = root();
+    std::fs::write(root.join("under the mount point"), "x").expect("behind");
+    let exports = exports_of(&root);
+    let before = exports.get("docs").await.expect("opened");
+    assert!(Arc::ptr_eq(&before, &exports.get("docs").await.expect("the same")), "opened once");
+    std::fs::rename(&root, base.path().join("covered")).expect("moved");
+    let gone = exports.get("docs").await.err().expect("the path leads nowhere");
+    assert!(gone.retryable() && gone.message.contains("is not there any more"), "{gone}");
+    std::fs::create_dir(&root).expect("a directory");
+    std::fs::write(root.join("on the disk"), "x").expect("behind");
+    let after = exports.get("docs").await.expect("opened again");
+    let names = |entries: Vec<ingle_gateway::export::Entry>| entries.into_iter().map(|e| e.name).collect::<Vec<_>>();
+    assert_eq!(names(after.list(&ObjectPath::root(), 9).await.expect("a list")), [b"on the disk"]);
+    // What was under way ends where it began.
+    assert_eq!(names(before.list(&ObjectPath::root(), 9).await.expect("a list")), [b"under the mount point"]);
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ingle_proto::ObjectPath;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Attr, Kind};
@@ -29,6 +29,17 @@ impl From<Errno> for Miss {
     }
 }
 
+/// What the path of a root leads to now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// To the directory that is held.
+    Same,
+    /// To another: a disk was mounted there, or the directory was replaced.
+    Another,
+    /// To what lay under a disk that is gone. Nothing that was on it counts as deleted.
+    Uncovered,
+}
+
 /// A directory and what lies below it.
 #[derive(Debug)]
 pub(crate) struct Beneath {
@@ -43,6 +54,20 @@ impl Beneath {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
         Ok(Self { root, openat2: AtomicBool::new(true) })
+    }
+
+    /// What `root` leads to now.
+    pub(crate) fn standing(&self, root: &Path) -> Result<Standing, Errno> {
+        let (held, now) = (rustix::fs::fstat(&self.root)?, rustix::fs::stat(root)?);
+        if same(&held, &now) {
+            return Ok(Standing::Same);
+        }
+        let above = rustix::fs::statat(
+            rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?,
+            "..",
+            AtFlags::empty(),
+        )?;
+        Ok(moved(held.st_dev, now.st_dev, above.st_dev))
     }
 
     /// Opens what has the path, following nothing. With `PATH | NOFOLLOW` a symlink at the end is opened as itself.
@@ -123,9 +148,15 @@ impl Beneath {
     }
 }
 
+/// What another directory at the root's path means, by the devices of the one held, of the one there now, and of the one
+/// above it: what isn't on another device than the directory above is no mount point.
+fn moved<D: PartialEq>(held: D, now: D, above: D) -> Standing {
+    if held != now && now == above { Standing::Uncovered } else { Standing::Another }
+}
+
 /// Attributes of a name in an open directory, of the object itself.
 pub(crate) fn stat_in(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
-    rustix::fs::statat(directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Whether two are the same object.
@@ -206,6 +237,23 @@ mod tests {
                 assert_eq!(refused, Miss::Is(Kind::Symlink), "{link}");
             }
         }
+    }
+
+    #[test]
+    fn a_root_that_was_replaced_or_uncovered_is_told() {
+        let base = tempfile::tempdir().unwrap();
+        let root = base.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let beneath = Beneath::open(&root).unwrap();
+        assert_eq!(beneath.standing(&root), Ok(Standing::Same));
+        std::fs::rename(&root, base.path().join("moved")).unwrap();
+        assert_eq!(beneath.standing(&root), Err(Errno::NOENT));
+        std::fs::create_dir(&root).unwrap();
+        assert_eq!(beneath.standing(&root), Ok(Standing::Another));
+        // A disk (2) over a directory of the system's (1), then away again; another disk (3) in its place.
+        assert_eq!(moved(1, 2, 1), Standing::Another);
+        assert_eq!(moved(2, 1, 1), Standing::Uncovered);
+        assert_eq!(moved(2, 3, 1), Standing::Another);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
+pub use super::beneath::Standing;
 use super::beneath::{self, Beneath, Miss};
 use super::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace};
 
@@ -54,6 +55,19 @@ impl LocalExport {
         })?;
         let calls = Arc::new(Semaphore::new(CALLS_MAX));
         Ok(Self { beneath: Arc::new(beneath), root: root.to_owned(), read_only, calls })
+    }
+
+    /// Whether the path of the root still leads to the directory that is held: a disk may have been mounted over it since.
+    ///
+    /// # Errors
+    /// [`ExportError::Unavailable`] if the path leads nowhere now, or isn't answered in time.
+    pub async fn standing(&self) -> Result<Standing, ExportError> {
+        let root = self.root.clone();
+        let answer = self.run(&ObjectPath::root(), move |beneath| Ok(beneath.standing(&root))).await?;
+        answer.map_err(|errno| {
+            let why = if errno == Errno::NOENT { "is not there any more".to_owned() } else { errno.to_string() };
+            ExportError::Unavailable(format!("{}: {why}; mount it or make it again", self.root.display()))
+        })
     }
 
     /// Runs system calls on a thread that may block, within the deadline.

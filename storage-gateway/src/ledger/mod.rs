@@ -134,6 +134,8 @@ impl Ledger {
                 record::Result::Published => self.publish(&publish, intent)?,
                 record::Result::Kept => self.merge_inputs(&publish, intent),
                 record::Result::Conflict | record::Result::Deleted => self.forget(&intent.name),
+                // Digests decide whose it is when it is tried again; forgetting it would make it a person's for good.
+                record::Result::Refused => {}
                 record::Result::Unspecified => {
                     return Err(Problem::new(
                         ErrorCode::DigestMismatch,
@@ -144,7 +146,8 @@ impl Ledger {
         }
         // After all of them: whatever else a document gave, a conflict makes it to be done again.
         for intent in &publish.intents {
-            if results.get(intent.name.as_slice()) == Some(&record::Result::Conflict) {
+            let result = results.get(intent.name.as_slice());
+            if matches!(result, Some(record::Result::Conflict | record::Result::Refused)) {
                 self.spoil(publish.kind, intent, &fresh);
             }
         }

@@ -63,7 +63,7 @@ pub struct Intent {
 /// All intents of one attempt, written before the first of them is acted on.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Publish {
-    /// Names the publish: job, attempt and digest of the manifest.
+    /// Names the publish: generation of the coordinator's store, job, attempt and digest of the manifest.
     #[prost(string, tag = "1")]
     pub key: String,
     /// The job.
@@ -109,6 +109,8 @@ pub enum Result {
     Conflict = 3,
     /// Nothing of ours has the name any more.
     Deleted = 4,
+    /// The storage would not have it: what was known of the name stays known.
+    Refused = 5,
 }
 
 /// One outcome.

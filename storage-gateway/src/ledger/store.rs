@@ -32,6 +32,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// Whether it is kept on this very export.
+    #[must_use]
+    pub fn lies_on(&self, export: &Arc<dyn Export>) -> bool {
+        Arc::ptr_eq(&self.export, export)
+    }
+
     /// Reads the ledger below `directory`; an absent one is empty.
     ///
     /// # Errors

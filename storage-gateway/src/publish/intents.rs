@@ -7,6 +7,7 @@ use ingle_proto::storage::display_bytes;
 use ingle_proto::{Digest, ErrorCode, ObjectPath, Problem, v1};
 
 use crate::export::{ExportError, Kind};
+use crate::file;
 use crate::ledger::Ledger;
 use crate::ledger::record::{Input, Intent, Publish};
 use crate::limits::{MANIFEST_OUTPUTS_MAX, PUBLISH_IN_FLIGHT};
@@ -74,6 +75,38 @@ fn input(wire: &v1::Provenance) -> Result<Input, Problem> {
         content_digest: wire.content_digest.to_vec(),
         gone: wire.gone,
     })
+}
+
+/// Makes sure that no other publish came between an output and the visible file that it was made from.
+///
+/// What counts is what we published; where a person changed or removed that file since, the output is as good as one made
+/// again, and its steps decide what becomes of it.
+///
+/// # Errors
+/// `RESULT_OUTDATED` names the output; those of the export.
+pub async fn check_base(place: &Place, ledger: &Ledger, manifest: &v1::ResultManifest) -> Result<(), Problem> {
+    for output in &manifest.outputs {
+        let Some(based_on) = &output.based_on else { continue };
+        let ours = ledger.output(&output.name).map(|before| before.digest.to_wire()).unwrap_or_default();
+        if ours == *based_on {
+            continue;
+        }
+        let there = match file::digest(&*place.export, &place.visible(&output.name)?).await {
+            Ok((digest, _)) => digest.to_wire(),
+            Err(error) if error.retryable() => return Err(error.into()),
+            Err(_) => bytes::Bytes::new(),
+        };
+        if there != *based_on {
+            return Err(Problem::new(
+                ErrorCode::ResultOutdated,
+                format!(
+                    "{}: another job replaced the visible file while this result was made from it; make it again",
+                    display_bytes(&output.name)
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that everything that is to be shown is staged, before anything is promised.

@@ -23,12 +23,12 @@ pub(super) async fn put(
     to: &ObjectPath,
     recovering: bool,
 ) -> Result<Put, ExportError> {
-    match export.create(to).await {
-        Ok(()) => {}
-        Err(ExportError::Exists(_)) if recovering => {}
+    let made = match export.create(to).await {
+        Ok(()) => true,
+        Err(ExportError::Exists(_)) if recovering => false,
         Err(ExportError::Exists(_)) => return Ok(Put::Taken),
         Err(error) => return Err(error),
-    }
+    };
     match export.stat(to).await {
         Ok(attr) if attr.kind == Kind::File && attr.size == 0 => {}
         Ok(_) | Err(ExportError::Kind { .. }) => return Ok(Put::Taken),
@@ -37,6 +37,16 @@ pub(super) async fn put(
     }
     match export.rename(from, to, Replace::Anything).await {
         Ok(()) => Ok(Put::Done),
-        Err(error) => Err(error),
+        Err(error) => {
+            // It can't be filled (another file system is mounted there), so it must not stay: an empty file of ours
+            // would be taken for a person's.
+            if made
+                && !error.retryable()
+                && export.stat(to).await.is_ok_and(|attr| attr.kind == Kind::File && attr.size == 0)
+            {
+                export.remove(to).await?;
+            }
+            Err(error)
+        }
     }
 }

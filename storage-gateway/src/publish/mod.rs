@@ -4,6 +4,7 @@
 //! outcomes are made durable in one file, and only then staged names go. What began and didn't end is rolled forward
 //! the next time the place is used. One publish at a time per place; fenced by epoch.
 
+mod beside;
 pub mod intents;
 mod linkless;
 pub mod names;
@@ -78,7 +79,8 @@ impl Publisher {
     ///
     /// # Errors
     /// `EPOCH_STALE`; `INVALID_ARGUMENT` for a manifest that can't be; `OBJECT_NOT_FOUND` for results that aren't staged;
-    /// those of the export, and then what began is finished by the next call.
+    /// `RESULT_OUTDATED` for one that was made from a file that another publish replaced; those of the export, and then
+    /// what began is finished by the next call.
     pub async fn publish(&self, place: &Place, request: Request) -> Result<v1::PublishResponse, Problem> {
         let held = self.places.get(&place.object);
         let mut slot = held.lock().await;
@@ -107,6 +109,8 @@ impl Publisher {
     }
 
     async fn open(&self, place: &Place, store: Option<Store>) -> Result<Store, Problem> {
+        // The export was opened again since (another disk is mounted there): its ledger is another too.
+        let store = store.filter(|store| store.lies_on(&place.export));
         let mut store = match store {
             Some(store) => store,
             None => {
@@ -129,7 +133,10 @@ impl Publisher {
         request: Request,
     ) -> Result<v1::PublishResponse, Problem> {
         let manifest_digest = Digest::from_wire("manifest.digest", &request.manifest.digest)?;
-        let key = format!("{}/{}/{}", request.job, request.attempt, manifest_digest.hex());
+        // The generation is the store's: a store begun anew counts jobs and attempts from one again, and would meet the
+        // outcome of a publish of the old one. Not the revision, which a new leader of the same store has its own of.
+        let generation = request.epoch.generation;
+        let key = format!("{generation}/{}/{}/{}", request.job, request.attempt, manifest_digest.hex());
         if let Some(done) = store.ledger().done(&key) {
             let response = response(done);
             self.tidy_again(place, &request, &key).await;
@@ -149,6 +156,7 @@ impl Publisher {
             manifest: manifest_digest.0.to_vec(),
             intents: intents::from_manifest(place, &store.ledger(), &manifest)?,
         };
+        intents::check_base(place, &store.ledger(), &manifest).await?;
         intents::check_staged(place, &publish).await?;
         if !publish.intents.is_empty() {
             place.export.make_directory(&place.trash_directory()).await?;
@@ -183,7 +191,7 @@ impl Publisher {
             blob: blob.digest.to_vec(),
             blob_size: blob.size,
             published: count(&[Verdict::Published, Verdict::Kept]),
-            conflict: count(&[Verdict::Conflict]),
+            conflict: count(&[Verdict::Conflict, Verdict::Refused]),
             removed: count(&[Verdict::Deleted]),
             at_ms: ingle_daemon::clock::unix_ms(),
             outcomes: outcomes.clone(),
@@ -278,7 +286,9 @@ fn wire_outcome(outcome: &Outcome) -> v1::OutputOutcome {
         Verdict::Published => (v1::ItemOutcome::Published, outcome.reason.clone()),
         Verdict::Kept => (v1::ItemOutcome::Published, "unchanged".to_owned()),
         Verdict::Deleted => (v1::ItemOutcome::Deleted, outcome.reason.clone()),
-        Verdict::Conflict | Verdict::Unspecified => (v1::ItemOutcome::Conflict, outcome.reason.clone()),
+        Verdict::Conflict | Verdict::Refused | Verdict::Unspecified => {
+            (v1::ItemOutcome::Conflict, outcome.reason.clone())
+        }
     };
     v1::OutputOutcome {
         name: outcome.name.clone().into(),

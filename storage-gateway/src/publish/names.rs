@@ -2,8 +2,8 @@
 
 use ingle_proto::storage::COMPONENT_BYTES_MAX;
 
-/// A trash name: one per job, output and attempt. The hash takes in the publish's key, which holds the digest of its
-/// manifest: a store that was begun anew may use job and attempt numbers again, and still never meets an old name.
+/// A trash name: one per job, output and attempt. The hash takes in the publish's key, which holds the generation of the
+/// coordinator's store: one that was begun anew uses job and attempt numbers again, and still never meets an old name.
 #[must_use]
 pub fn trash_name(job: &str, attempt: u64, key: &str, output: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new();

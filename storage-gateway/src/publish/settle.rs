@@ -6,36 +6,45 @@
 //!
 //! Nothing here removes or replaces bytes that aren't known to be ours: a file moves to the trash *before* its digest is
 //! compared, since a comparison at its own name could be overtaken by a person's edit; one that turns out to be a
-//! person's is linked back.
+//! person's, or can't be read, goes back ([`super::beside`]).
+//!
+//! One output never holds up the others. What the storage refuses for good (a directory that may not be written, a mount
+//! point below the place, a name it can't have) ends that output alone: a person's file goes back, our result is kept
+//! beside, at the place's own level if need be, and is dropped if that is refused too; the reason says so, what the
+//! ledger knew of the name stays, and the next job does the document again. Only what may pass by itself (no answer, no
+//! space, an I/O error) leaves the publish open.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ingle_proto::{Digest, ObjectPath};
 
+use super::beside::Back;
 use super::linkless::{self, Put};
-use super::names::{conflict_name, flattened, trash_name};
+use super::names::trash_name;
 use crate::export::{Export, ExportError, Kind, Replace};
 use crate::file;
 use crate::ledger::record::{Intent, Outcome, Publish, Result as Verdict};
 use crate::place::Place;
 
-/// Names tried beside a person's file before giving up.
-const BESIDE_MAX: u32 = 100;
 /// How often a step is taken again because a person changed something in between.
-const TRIES: u32 = 16;
+pub(super) const TRIES: u32 = 16;
 
-type Settled<T> = Result<T, ExportError>;
+pub(super) type Settled<T> = Result<T, ExportError>;
+
+/// Names and sizes of conflict files in a directory.
+pub(super) type Listed = Arc<Vec<(Vec<u8>, u64)>>;
 
 /// Works on the outputs of one publish.
 pub struct Desk<'a> {
-    place: &'a Place,
-    publish: &'a Publish,
+    pub(super) place: &'a Place,
+    pub(super) publish: &'a Publish,
     /// Hard links are to be had.
-    link: bool,
+    pub(super) link: bool,
     /// An earlier run may have taken any number of steps.
-    recovering: bool,
+    pub(super) recovering: bool,
     made: Mutex<HashSet<ObjectPath>>,
+    pub(super) listed: tokio::sync::Mutex<HashMap<ObjectPath, Listed>>,
 }
 
 /// What was found under the name we published under before.
@@ -44,7 +53,7 @@ enum Aside {
     Ours,
     /// Nothing: somebody removed it.
     Nothing,
-    /// A person's: its bytes are in the trash and must go back.
+    /// A person's: it is in the trash and must go back.
     Theirs,
     /// A directory or something else that is never touched.
     NotAFile,
@@ -56,26 +65,33 @@ impl<'a> Desk<'a> {
     /// For the outputs of `publish`.
     #[must_use]
     pub fn new(place: &'a Place, publish: &'a Publish, link: bool, recovering: bool) -> Self {
-        Self { place, publish, link, recovering, made: Mutex::default() }
+        Self { place, publish, link, recovering, made: Mutex::default(), listed: tokio::sync::Mutex::default() }
     }
 
-    fn export(&self) -> &dyn Export {
+    pub(super) fn export(&self) -> &dyn Export {
         &*self.place.export
     }
 
-    fn trash_name(&self, intent: &Intent) -> String {
+    pub(super) fn trash_name(&self, intent: &Intent) -> String {
         trash_name(&self.publish.job, self.publish.attempt, &self.publish.key, &intent.name)
     }
 
-    fn trash(&self, intent: &Intent) -> ObjectPath {
+    pub(super) fn trash(&self, intent: &Intent) -> ObjectPath {
         self.place.trash(&self.trash_name(intent))
     }
 
     /// Takes every step that is left for one output.
     ///
     /// # Errors
-    /// Those of the export: take the steps again later.
+    /// Those of the export that may pass by themselves: take the steps again later.
     pub async fn settle(&self, intent: &Intent) -> Settled<Outcome> {
+        match self.steps(intent).await {
+            Err(error) if !error.retryable() => self.refused(intent, &error).await,
+            settled => settled,
+        }
+    }
+
+    async fn steps(&self, intent: &Intent) -> Settled<Outcome> {
         if intent.keep {
             return Ok(outcome(intent, Verdict::Kept, ""));
         }
@@ -96,17 +112,45 @@ impl<'a> Desk<'a> {
             Aside::Ours | Aside::Nothing => self.show(intent, &visible).await,
             Aside::Theirs => {
                 let back = self.give_back(intent, &visible).await?;
-                let reason = match back {
-                    None => "the file was changed since we published it and was kept".to_owned(),
-                    Some(name) => format!(
-                        "the file was changed since we published it; the changed one is kept as {}, for another has its name",
-                        ingle_proto::storage::display_bytes(&name)
-                    ),
-                };
-                self.beside(intent, &reason).await
+                let reason = format!("the file was changed since we published it{}", back.words());
+                self.conflict(intent, &reason).await
             }
-            Aside::NotAFile => self.beside(intent, "something that is no file has the name").await,
+            Aside::NotAFile => self.conflict(intent, "something that is no file has the name").await,
         }
+    }
+
+    async fn conflict(&self, intent: &Intent, reason: &str) -> Settled<Outcome> {
+        self.beside(intent, Verdict::Conflict, reason).await
+    }
+
+    /// The storage won't have it: see the module.
+    async fn refused(&self, intent: &Intent, error: &ExportError) -> Settled<Outcome> {
+        let mut reason = format!("could not be shown: {error}");
+        if intent.remove {
+            reason = format!("could not be removed: {error}");
+        }
+        if let Ok(visible) = self.visible(&intent.name)
+            && self.holds_theirs(intent).await?
+        {
+            let back = self.give_back(intent, &visible).await?;
+            if !matches!(back, Back::Itself) {
+                reason.push_str("; the file was changed since we published it");
+                reason.push_str(&back.words());
+            }
+        }
+        self.beside(intent, Verdict::Refused, &reason).await
+    }
+
+    /// Whether a person's file was moved away by this publish and is not back yet.
+    async fn holds_theirs(&self, intent: &Intent) -> Settled<bool> {
+        if intent.previous.is_empty() {
+            return Ok(false);
+        }
+        let trash = self.trash(intent);
+        if !self.is_missing(&trash).await? {
+            return Ok(matches!(self.judge(intent, &trash).await?, Aside::Theirs));
+        }
+        Ok(!self.is_missing(&self.kept(intent)).await?)
     }
 
     /// [`tidy`] for one of our outputs.
@@ -118,9 +162,13 @@ impl<'a> Desk<'a> {
     /// The first step of a replacement or removal: whatever has the name goes to the trash, and is looked at there.
     async fn set_aside(&self, intent: &Intent, visible: &ObjectPath) -> Settled<Aside> {
         let trash = self.trash(intent);
+        if self.recovering && !self.is_missing(&self.kept(intent)).await? {
+            return Ok(Aside::Theirs);
+        }
         for _ in 0..TRIES {
             match self.export().stat(&trash).await {
-                Ok(_) => return self.judge(intent, &trash).await,
+                // A symbolic link too: it was set in the way after our look at the name, and moved as it is.
+                Ok(_) | Err(ExportError::Kind { .. }) => return self.judge(intent, &trash).await,
                 Err(ExportError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -163,38 +211,15 @@ impl<'a> Desk<'a> {
         self.holds(visible, &intent.digest).await
     }
 
+    /// Whose the file in the trash is. What can't be read isn't known to be ours.
     async fn judge(&self, intent: &Intent, trash: &ObjectPath) -> Settled<Aside> {
         match file::digest(self.export(), trash).await {
             Ok((digest, _)) if digest.0[..] == intent.previous[..] => Ok(Aside::Ours),
             // Without links an empty file can be a placeholder of ours that a crash left. No bytes are in it to lose.
             Ok((_, 0)) if !self.link && self.recovering => Ok(Aside::Ours),
-            Ok(_) | Err(ExportError::Kind { .. }) => Ok(Aside::Theirs),
-            Err(error) => Err(error),
+            Err(error) if error.retryable() => Err(error),
+            Ok(_) | Err(_) => Ok(Aside::Theirs),
         }
-    }
-
-    /// Puts a person's file back under its name, or beside it if another has that by now. Answers that other name.
-    async fn give_back(&self, intent: &Intent, visible: &ObjectPath) -> Settled<Option<Vec<u8>>> {
-        let trash = self.trash(intent);
-        for _ in 0..TRIES {
-            match self.put(&trash, visible).await {
-                Ok(Put::Done) => return Ok(None),
-                Ok(Put::Taken) => break,
-                // Its directory went away in between; the file comes back all the same.
-                Err(ExportError::NotFound(_)) => {
-                    if let Some(parent) = visible.parent() {
-                        match self.make_again(&parent).await {
-                            Err(ExportError::Kind { .. } | ExportError::Exists(_)) => break,
-                            other => other?,
-                        }
-                    }
-                }
-                Err(ExportError::Kind { .. }) => break,
-                Err(error) => return Err(error),
-            }
-        }
-        let (theirs, _) = file::digest(self.export(), &trash).await?;
-        self.put_beside(&trash, &intent.name, theirs).await.map(Some)
     }
 
     /// Gives our result its visible name, if nobody has it.
@@ -203,9 +228,8 @@ impl<'a> Desk<'a> {
         if let Some(parent) = visible.parent() {
             match self.make(&parent).await {
                 Err(ExportError::Kind { .. } | ExportError::Exists(_)) => {
-                    return self
-                        .beside(intent, "something that is no directory has the name of a directory above")
-                        .await;
+                    let reason = "something that is no directory has the name of a directory above";
+                    return self.conflict(intent, reason).await;
                 }
                 other => other?,
             }
@@ -217,7 +241,7 @@ impl<'a> Desk<'a> {
                     return if self.holds(visible, &intent.digest).await? {
                         Ok(outcome(intent, Verdict::Published, "the very same file was there already"))
                     } else {
-                        self.beside(intent, "a file that is not ours has the name and was kept").await
+                        self.conflict(intent, "a file that is not ours has the name and was kept").await
                     };
                 }
                 Err(ExportError::NotFound(_)) => {
@@ -227,67 +251,19 @@ impl<'a> Desk<'a> {
                     if let Some(parent) = visible.parent() {
                         match self.make_again(&parent).await {
                             Err(ExportError::Kind { .. } | ExportError::Exists(_)) => {
-                                return self.beside(intent, "the directory it belongs in was replaced").await;
+                                return self.conflict(intent, "the directory it belongs in was replaced").await;
                             }
                             other => other?,
                         }
                     }
                 }
                 Err(ExportError::Kind { .. }) => {
-                    return self.beside(intent, "something that is no file has the name").await;
+                    return self.conflict(intent, "something that is no file has the name").await;
                 }
                 Err(error) => return Err(error),
             }
         }
         Err(busy(visible))
-    }
-
-    /// A conflict: our result goes beside (for a removal there is none).
-    async fn beside(&self, intent: &Intent, reason: &str) -> Settled<Outcome> {
-        let mut told = outcome(intent, Verdict::Conflict, reason);
-        if intent.remove {
-            return Ok(told);
-        }
-        let staged = self.staged(intent)?;
-        let digest = digest_of(intent)?;
-        if self.is_missing(&staged).await? {
-            match self.found_beside(&intent.name, digest).await? {
-                Some(name) => told.conflict_name = name,
-                None => told.reason.push_str("; our result disappeared before it was published, run the job again"),
-            }
-            return Ok(told);
-        }
-        told.conflict_name = self.put_beside(&staged, &intent.name, digest).await?;
-        Ok(told)
-    }
-
-    /// Puts a file under the first free conflict name, or finds it there.
-    async fn put_beside(&self, from: &ObjectPath, name: &[u8], digest: Digest) -> Settled<Vec<u8>> {
-        let flat = flattened(name);
-        // A name whose directory can't be had goes to the place's own level.
-        for base in [name, &flat] {
-            for n in 1..=BESIDE_MAX {
-                let candidate = conflict_name(base, self.publish.attempt, n);
-                let path = self.visible(&candidate)?;
-                if let Some(parent) = path.parent() {
-                    match self.make_again(&parent).await {
-                        Err(ExportError::Kind { .. } | ExportError::Exists(_)) => break,
-                        other => other?,
-                    }
-                }
-                match self.put(from, &path).await {
-                    Ok(Put::Done) => return Ok(candidate),
-                    Ok(Put::Taken) if self.holds(&path, &digest.0).await? => return Ok(candidate),
-                    Ok(Put::Taken) | Err(ExportError::Kind { .. } | ExportError::NotFound(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Err(ExportError::Exists(format!(
-            "{}: and {BESIDE_MAX} names like it with .conflict-{}; move some away",
-            ingle_proto::storage::display_bytes(name),
-            self.publish.attempt
-        )))
     }
 
     /// The staged file is gone, though its publish isn't over. Without links that is how a step ends: it was renamed.
@@ -296,7 +272,12 @@ impl<'a> Desk<'a> {
             return Ok(outcome(intent, Verdict::Published, ""));
         }
         if let Some(name) = self.found_beside(&intent.name, digest_of(intent)?).await? {
-            let mut told = outcome(intent, Verdict::Conflict, "a person's file has the name and was kept");
+            // Our earlier file would have been moved away for a person's to be met: it was never moved.
+            let mut told = if !intent.previous.is_empty() && self.holds(visible, &intent.previous).await? {
+                outcome(intent, Verdict::Refused, "could not be shown: the storage refused it")
+            } else {
+                outcome(intent, Verdict::Conflict, "a person's file has the name and was kept")
+            };
             told.conflict_name = name;
             return Ok(told);
         }
@@ -307,25 +288,8 @@ impl<'a> Desk<'a> {
         Ok(outcome(intent, Verdict::Published, "and changed or removed by somebody since"))
     }
 
-    async fn found_beside(&self, name: &[u8], digest: Digest) -> Settled<Option<Vec<u8>>> {
-        let flat = flattened(name);
-        for base in [name, &flat] {
-            for n in 1..=BESIDE_MAX {
-                let candidate = conflict_name(base, self.publish.attempt, n);
-                let path = self.visible(&candidate)?;
-                if self.is_missing(&path).await? {
-                    break;
-                }
-                if self.holds(&path, &digest.0).await? {
-                    return Ok(Some(candidate));
-                }
-            }
-        }
-        Ok(None)
-    }
-
     /// Gives a file another name without replacing anything.
-    async fn put(&self, from: &ObjectPath, to: &ObjectPath) -> Settled<Put> {
+    pub(super) async fn put(&self, from: &ObjectPath, to: &ObjectPath) -> Settled<Put> {
         if !self.link {
             return linkless::put(self.export(), from, to, self.recovering).await;
         }
@@ -336,29 +300,30 @@ impl<'a> Desk<'a> {
         }
     }
 
-    async fn holds(&self, path: &ObjectPath, digest: &[u8]) -> Settled<bool> {
+    /// Whether a file has these bytes. One that can't be read isn't known to.
+    pub(super) async fn holds(&self, path: &ObjectPath, digest: &[u8]) -> Settled<bool> {
         match file::digest(self.export(), path).await {
             Ok((found, _)) => Ok(found.0[..] == *digest),
-            Err(ExportError::NotFound(_) | ExportError::Kind { .. }) => Ok(false),
-            Err(error) => Err(error),
+            Err(error) if error.retryable() => Err(error),
+            Err(_) => Ok(false),
         }
     }
 
-    async fn is_missing(&self, path: &ObjectPath) -> Settled<bool> {
+    /// Whether nothing has the name. What may not be looked at is there.
+    pub(super) async fn is_missing(&self, path: &ObjectPath) -> Settled<bool> {
         match self.export().stat(path).await {
-            Ok(_) => Ok(false),
             Err(ExportError::NotFound(_)) => Ok(true),
-            Err(ExportError::Kind { .. }) => Ok(false),
-            Err(error) => Err(error),
+            Err(error) if error.retryable() => Err(error),
+            Ok(_) | Err(_) => Ok(false),
         }
     }
 
-    async fn make(&self, directory: &ObjectPath) -> Settled<()> {
+    pub(super) async fn make(&self, directory: &ObjectPath) -> Settled<()> {
         let known = self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(directory);
         if known || directory.is_root() { Ok(()) } else { self.make_again(directory).await }
     }
 
-    async fn make_again(&self, directory: &ObjectPath) -> Settled<()> {
+    pub(super) async fn make_again(&self, directory: &ObjectPath) -> Settled<()> {
         if directory.is_root() {
             return Ok(());
         }
@@ -367,11 +332,11 @@ impl<'a> Desk<'a> {
         Ok(())
     }
 
-    fn visible(&self, name: &[u8]) -> Settled<ObjectPath> {
+    pub(super) fn visible(&self, name: &[u8]) -> Settled<ObjectPath> {
         self.place.visible(name).map_err(|problem| ExportError::Path(problem.message))
     }
 
-    fn staged(&self, intent: &Intent) -> Settled<ObjectPath> {
+    pub(super) fn staged(&self, intent: &Intent) -> Settled<ObjectPath> {
         self.place.staged(&intent.staged).map_err(|problem| ExportError::Path(problem.message))
     }
 }
@@ -393,11 +358,11 @@ pub(super) async fn tidy(place: &Place, staged: &str, trash: Option<&str>) {
     }
 }
 
-fn outcome(intent: &Intent, verdict: Verdict, reason: &str) -> Outcome {
+pub(super) fn outcome(intent: &Intent, verdict: Verdict, reason: &str) -> Outcome {
     Outcome { name: intent.name.clone(), result: verdict.into(), conflict_name: Vec::new(), reason: reason.to_owned() }
 }
 
-fn digest_of(intent: &Intent) -> Settled<Digest> {
+pub(super) fn digest_of(intent: &Intent) -> Settled<Digest> {
     Digest::from_wire("digest", &intent.digest).map_err(|problem| ExportError::Path(problem.message))
 }
 

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod base;
 mod ledger;
 mod memory;
 mod person;
 mod plan;
 mod publish;
+mod refused;
 mod rig;
 mod scan;
+mod share;
 mod sweep;
 mod wire;

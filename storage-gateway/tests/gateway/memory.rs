@@ -1,6 +1,8 @@
 //! An export in memory with inodes, hard links, and writes that a crash loses unless they were committed.
 
-use std::collections::BTreeMap;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -8,29 +10,8 @@ use bytes::Bytes;
 use ingle_gateway::export::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace};
 use ingle_proto::ObjectPath;
 
-#[derive(Clone)]
-struct Inode {
-    data: Vec<u8>,
-    durable: Vec<u8>,
-    mtime_ns: i64,
-    ctime_ns: i64,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Node {
-    File(u64),
-    Directory,
-    Symlink,
-}
-
-struct State {
-    inodes: BTreeMap<u64, Inode>,
-    names: BTreeMap<Vec<u8>, Node>,
-    next: u64,
-    clock_ns: i64,
-    denied: Option<Vec<u8>>,
-    broken: Option<Vec<u8>>,
-}
+use crate::share::{Odd, Share};
+use state::{Inode, Node, State, kind_error};
 
 /// See the module.
 pub(crate) struct Memory {
@@ -38,87 +19,7 @@ pub(crate) struct Memory {
     link: bool,
 }
 
-fn not_found(path: &[u8]) -> ExportError {
-    ExportError::NotFound(String::from_utf8_lossy(path).into_owned())
-}
-
-fn kind_error(path: &[u8], found: &'static str) -> ExportError {
-    ExportError::Kind { path: String::from_utf8_lossy(path).into_owned(), found, expected: "something else" }
-}
-
-impl State {
-    fn tick(&mut self) -> i64 {
-        self.clock_ns += 1_000_000;
-        self.clock_ns
-    }
-
-    fn parent_of(&self, path: &[u8]) -> Result<(), ExportError> {
-        let mut end = 0;
-        while let Some(slash) = path[end..].iter().position(|b| *b == b'/') {
-            end += slash;
-            match self.names.get(&path[..end]) {
-                Some(Node::Directory) => {}
-                None => return Err(not_found(path)),
-                Some(_) => return Err(kind_error(path, "below something that is no directory")),
-            }
-            end += 1;
-        }
-        Ok(())
-    }
-
-    fn node(&self, path: &[u8]) -> Result<Node, ExportError> {
-        if path.is_empty() {
-            return Ok(Node::Directory);
-        }
-        self.parent_of(path)?;
-        self.names.get(path).copied().ok_or_else(|| not_found(path))
-    }
-
-    fn file(&self, path: &[u8]) -> Result<u64, ExportError> {
-        match self.node(path)? {
-            Node::File(id) => Ok(id),
-            Node::Directory => Err(kind_error(path, "a directory")),
-            Node::Symlink => Err(kind_error(path, "a symbolic link")),
-        }
-    }
-
-    fn attr(&self, node: Node) -> Attr {
-        match node {
-            Node::File(id) => {
-                let inode = &self.inodes[&id];
-                let links = self.names.values().filter(|n| **n == node).count();
-                Attr {
-                    kind: Kind::File,
-                    size: inode.data.len() as u64,
-                    mtime_ns: inode.mtime_ns,
-                    ctime_ns: inode.ctime_ns,
-                    file_id: id,
-                    mode: 0o644,
-                    links: links as u32,
-                }
-            }
-            Node::Directory | Node::Symlink => Attr {
-                kind: if node == Node::Directory { Kind::Directory } else { Kind::Symlink },
-                size: 0,
-                mtime_ns: 0,
-                ctime_ns: 0,
-                file_id: 0,
-                mode: 0o755,
-                links: 1,
-            },
-        }
-    }
-
-    fn put(&mut self, path: &[u8], data: &[u8]) {
-        let now = self.tick();
-        self.next += 1;
-        let inode = Inode { data: data.to_vec(), durable: data.to_vec(), mtime_ns: now, ctime_ns: now };
-        self.inodes.insert(self.next, inode);
-        self.names.insert(path.to_vec(), Node::File(self.next));
-    }
-}
-
-/// What people do, past all wrappers.
+/// What tests arrange, past all wrappers.
 impl Memory {
     pub(crate) fn new(link: bool) -> Self {
         let state = State {
@@ -128,35 +29,67 @@ impl Memory {
             clock_ns: 1_700_000_000_000_000_000,
             denied: None,
             broken: None,
+            forbidden: BTreeSet::new(),
+            mounted: BTreeSet::new(),
+            theirs: BTreeSet::new(),
+            theirs_not_linked: false,
         };
         Self { state: Mutex::new(state), link }
     }
 
-    /// Writes a file, in place if there is one: every name of it shows the new bytes.
-    pub(crate) fn edit(&self, path: &str, data: &[u8]) -> bool {
-        let mut state = self.state.lock().unwrap();
-        let Ok(id) = state.file(path.as_bytes()) else { return false };
-        let now = state.tick();
-        let inode = state.inodes.get_mut(&id).unwrap();
-        *inode = Inode { data: data.to_vec(), durable: data.to_vec(), mtime_ns: now, ctime_ns: now };
-        true
+    pub(crate) fn replace(&self, path: &str, data: &[u8]) {
+        Share::replace(self, path, data);
     }
 
-    /// Puts another file under the name, with the directories above.
-    pub(crate) fn replace(&self, path: &str, data: &[u8]) {
-        let mut state = self.state.lock().unwrap();
-        for (at, _) in path.match_indices('/') {
-            state.names.entry(path.as_bytes()[..at].to_vec()).or_insert(Node::Directory);
-        }
-        state.put(path.as_bytes(), data);
+    pub(crate) fn edit(&self, path: &str, data: &[u8]) -> bool {
+        Share::edit(self, path, data)
     }
 
     pub(crate) fn delete(&self, path: &str) -> bool {
-        self.state.lock().unwrap().names.remove(path.as_bytes()).is_some()
+        Share::delete(self, path)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<Vec<u8>> {
+        Share::get(self, path)
+    }
+
+    pub(crate) fn files(&self, own: bool) -> BTreeMap<String, Vec<u8>> {
+        Share::files(self, own)
+    }
+
+    /// The server refuses to link files of people's, as `protected_hardlinks` makes it.
+    pub(crate) fn theirs_are_not_linked(&self) {
+        self.state.lock().unwrap().theirs_not_linked = true;
     }
 
     pub(crate) fn symlink(&self, path: &str) {
-        self.state.lock().unwrap().names.insert(path.as_bytes().to_vec(), Node::Symlink);
+        self.make(path, Odd::Symlink);
+    }
+
+    /// Lets nobody but people change names in this directory, or lets them again.
+    pub(crate) fn forbid(&self, path: &str, forbidden: bool) {
+        let mut state = self.state.lock().unwrap();
+        if forbidden {
+            state.forbidden.insert(path.as_bytes().to_vec());
+        } else {
+            state.forbidden.remove(path.as_bytes());
+        }
+    }
+
+    pub(crate) fn make_directory_of_theirs(&self, path: &str) {
+        self.make(path, Odd::Directory);
+    }
+
+    /// Mounts another file system here: nothing is linked or renamed into it or out of it.
+    pub(crate) fn mount(&self, path: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.names.insert(path.as_bytes().to_vec(), Node::Directory);
+        state.mounted.insert(path.as_bytes().to_vec());
+    }
+
+    /// Time goes by on the server.
+    pub(crate) fn pass(&self, ns: i64) {
+        self.state.lock().unwrap().clock_ns += ns;
     }
 
     pub(crate) fn set_mtime(&self, path: &str, mtime_ns: i64) {
@@ -175,13 +108,71 @@ impl Memory {
         self.state.lock().unwrap().broken = path.map(|p| p.as_bytes().to_vec());
     }
 
-    pub(crate) fn get(&self, path: &str) -> Option<Vec<u8>> {
+    /// The server crashed: what was written and not committed is gone; names stay.
+    pub(crate) fn lose_uncommitted(&self) {
+        for inode in self.state.lock().unwrap().inodes.values_mut() {
+            inode.data = inode.durable.clone();
+        }
+    }
+}
+
+/// What people do.
+impl Share for Memory {
+    fn get(&self, path: &str) -> Option<Vec<u8>> {
         let state = self.state.lock().unwrap();
         state.file(path.as_bytes()).ok().map(|id| state.inodes[&id].data.clone())
     }
 
-    /// Files outside `.inglenook` (or all), by path.
-    pub(crate) fn files(&self, own: bool) -> BTreeMap<String, Vec<u8>> {
+    fn odd(&self, path: &str) -> Option<u64> {
+        match self.state.lock().unwrap().node(path.as_bytes()) {
+            Ok(Node::Odd(id, _)) => Some(id),
+            _ => None,
+        }
+    }
+
+    fn is_directory(&self, path: &str) -> bool {
+        matches!(self.state.lock().unwrap().node(path.as_bytes()), Ok(Node::Directory))
+    }
+
+    fn edit(&self, path: &str, data: &[u8]) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let Ok(id) = state.file(path.as_bytes()) else { return false };
+        let now = state.tick();
+        let inode = state.inodes.get_mut(&id).unwrap();
+        *inode = Inode { data: data.to_vec(), durable: data.to_vec(), mtime_ns: now, ctime_ns: now };
+        true
+    }
+
+    fn replace(&self, path: &str, data: &[u8]) {
+        let mut state = self.state.lock().unwrap();
+        for (at, _) in path.match_indices('/') {
+            state.names.entry(path.as_bytes()[..at].to_vec()).or_insert(Node::Directory);
+        }
+        state.put(path.as_bytes(), data);
+        let id = state.next;
+        state.theirs.insert(id);
+    }
+
+    fn delete(&self, path: &str) -> bool {
+        self.state.lock().unwrap().names.remove(path.as_bytes()).is_some()
+    }
+
+    fn make(&self, path: &str, what: Odd) {
+        let mut state = self.state.lock().unwrap();
+        state.next += 1;
+        let node = match what {
+            Odd::Directory => Node::Directory,
+            Odd::Symlink => Node::Odd(state.next, Kind::Symlink),
+            Odd::Fifo => Node::Odd(state.next, Kind::Other),
+        };
+        state.names.insert(path.as_bytes().to_vec(), node);
+    }
+
+    fn forbid(&self, directory: &str) {
+        Self::forbid(self, directory, true);
+    }
+
+    fn files(&self, own: bool) -> BTreeMap<String, Vec<u8>> {
         let state = self.state.lock().unwrap();
         let mut out = BTreeMap::new();
         for (name, node) in &state.names {
@@ -195,11 +186,13 @@ impl Memory {
         out
     }
 
-    /// The server crashed: what was written and not committed is gone; names stay.
-    pub(crate) fn lose_uncommitted(&self) {
-        for inode in self.state.lock().unwrap().inodes.values_mut() {
-            inode.data = inode.durable.clone();
-        }
+    fn oddities(&self) -> BTreeMap<String, u64> {
+        let state = self.state.lock().unwrap();
+        let odd = |(name, node): (&Vec<u8>, &Node)| match node {
+            Node::Odd(id, _) => Some((String::from_utf8_lossy(name).into_owned(), *id)),
+            _ => None,
+        };
+        state.names.iter().filter_map(odd).collect()
     }
 }
 
@@ -216,7 +209,7 @@ impl Export for Memory {
     async fn stat(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
         let state = self.state.lock().unwrap();
         match state.node(path.as_bytes())? {
-            Node::Symlink => Err(kind_error(path.as_bytes(), "a symbolic link")),
+            Node::Odd(_, Kind::Symlink) => Err(kind_error(path.as_bytes(), "a symbolic link")),
             node => Ok(state.attr(node)),
         }
     }
@@ -262,6 +255,7 @@ impl Export for Memory {
     async fn create(&self, path: &ObjectPath) -> Result<(), ExportError> {
         let mut state = self.state.lock().unwrap();
         state.parent_of(path.as_bytes())?;
+        state.may_change(path.as_bytes())?;
         if state.names.contains_key(path.as_bytes()) {
             return Err(ExportError::Exists(path.display()));
         }
@@ -296,37 +290,53 @@ impl Export for Memory {
             return Err(ExportError::Unsupported("no links here".into()));
         }
         let mut state = self.state.lock().unwrap();
-        let id = state.file(from.as_bytes())?;
+        let source = state.movable(from.as_bytes())?;
         state.parent_of(to.as_bytes())?;
         match state.names.get(to.as_bytes()) {
-            Some(node) if *node == Node::File(id) => Ok(()),
-            Some(_) => Err(ExportError::Exists(to.display())),
-            None => {
-                state.names.insert(to.as_bytes().to_vec(), Node::File(id));
-                let now = state.tick();
-                state.inodes.get_mut(&id).unwrap().ctime_ns = now;
-                Ok(())
-            }
+            Some(node) if *node == source => return Ok(()),
+            Some(_) => return Err(ExportError::Exists(to.display())),
+            None => {}
         }
+        state.one_file_system(from.as_bytes(), to.as_bytes())?;
+        state.may_change(to.as_bytes())?;
+        // As protected_hardlinks: a person's file may be moved, and not be linked.
+        if state.theirs_not_linked && matches!(source, Node::File(id) if state.theirs.contains(&id)) {
+            return Err(ExportError::Denied { path: to.display(), by: "memory".into() });
+        }
+        state.names.insert(to.as_bytes().to_vec(), source);
+        state.touch(source);
+        Ok(())
     }
 
     async fn rename(&self, from: &ObjectPath, to: &ObjectPath, replace: Replace) -> Result<(), ExportError> {
         let mut state = self.state.lock().unwrap();
-        let id = state.file(from.as_bytes())?;
+        let source = state.movable(from.as_bytes())?;
         state.parent_of(to.as_bytes())?;
-        if replace == Replace::Nothing && state.names.contains_key(to.as_bytes()) {
-            return Err(ExportError::Exists(to.display()));
+        match state.names.get(to.as_bytes()) {
+            Some(Node::Directory) => return Err(kind_error(to.as_bytes(), "a directory")),
+            Some(_) if replace == Replace::Nothing => return Err(ExportError::Exists(to.display())),
+            _ => {}
         }
+        state.one_file_system(from.as_bytes(), to.as_bytes())?;
+        state.may_change(from.as_bytes())?;
+        state.may_change(to.as_bytes())?;
         state.names.remove(from.as_bytes());
-        state.names.insert(to.as_bytes().to_vec(), Node::File(id));
-        let now = state.tick();
-        state.inodes.get_mut(&id).unwrap().ctime_ns = now;
+        state.names.insert(to.as_bytes().to_vec(), source);
+        state.touch(source);
         Ok(())
     }
 
     async fn remove(&self, path: &ObjectPath) -> Result<(), ExportError> {
-        self.state.lock().unwrap().names.remove(path.as_bytes());
-        Ok(())
+        let mut state = self.state.lock().unwrap();
+        match state.movable(path.as_bytes()) {
+            Ok(_) => {
+                state.may_change(path.as_bytes())?;
+                state.names.remove(path.as_bytes());
+                Ok(())
+            }
+            Err(ExportError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn make_directory(&self, path: &ObjectPath) -> Result<(), ExportError> {
@@ -336,6 +346,7 @@ impl Export for Memory {
             at = at.join(part).unwrap();
             match state.names.get(at.as_bytes()) {
                 None => {
+                    state.may_change(at.as_bytes())?;
                     state.names.insert(at.as_bytes().to_vec(), Node::Directory);
                 }
                 Some(Node::Directory) => {}

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use crate::memory::Memory;
 use crate::plan::Ending;
-use crate::publish::{Scenario, prepared, scenarios};
+use crate::publish::{Scenario, prepared, prepared_on, scenarios};
 use crate::rig::{Output, Rig};
+use crate::share::{Odd, Share};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deed {
@@ -19,33 +19,82 @@ enum Deed {
     Recreate,
     /// Deletes it.
     Delete,
+    /// Puts a symbolic link there.
+    Symlink,
+    /// Puts a FIFO there.
+    Fifo,
+    /// Puts a directory there.
+    Directory,
+    /// Lets nobody change the directory any more.
+    Forbid,
 }
 
-const DEEDS: [Deed; 5] = [Deed::Edit, Deed::Replace, Deed::Create, Deed::Recreate, Deed::Delete];
+const DEEDS: [Deed; 9] = [
+    Deed::Edit,
+    Deed::Replace,
+    Deed::Create,
+    Deed::Recreate,
+    Deed::Delete,
+    Deed::Symlink,
+    Deed::Fifo,
+    Deed::Directory,
+    Deed::Forbid,
+];
 
 /// What people wrote and did not overwrite or delete themselves, and whether they did away with our result.
 #[derive(Debug, Default)]
 struct Record {
     theirs: Vec<Vec<u8>>,
+    /// Their symbolic links and FIFOs.
+    odd: Vec<u64>,
     undone: Vec<Vec<u8>>,
+    /// Directories that nobody may change any more.
+    forbidden: Vec<String>,
 }
 
-fn perform(deed: Deed, nas: &Memory, path: &str, bytes: &[u8], record: &mut Record) {
-    let present = nas.get(path);
-    let writes = match deed {
-        Deed::Edit => present.is_some(),
-        Deed::Create => present.is_none(),
-        Deed::Replace | Deed::Recreate => true,
-        Deed::Delete => false,
-    };
-    if !writes && deed != Deed::Delete {
+impl Record {
+    fn of(scenario: &Scenario) -> Self {
+        Self {
+            theirs: scenario.person.iter().map(|(_, theirs)| theirs.to_vec()).collect(),
+            forbidden: scenario.forbidden.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+fn perform(deed: Deed, nas: &dyn Share, path: &str, bytes: &[u8], record: &mut Record) {
+    if deed == Deed::Forbid {
+        let directory = path.rsplit_once('/').unwrap().0;
+        nas.forbid(directory);
+        record.forbidden.push(directory.to_owned());
         return;
     }
+    if nas.is_directory(path) {
+        if deed == Deed::Delete {
+            nas.delete(path);
+        }
+        return;
+    }
+    let (present, odd) = (nas.get(path), nas.odd(path));
+    let acts = match deed {
+        Deed::Edit => present.is_some(),
+        Deed::Create => present.is_none() && odd.is_none(),
+        _ => true,
+    };
+    if !acts {
+        return;
+    }
+    // By their own hand.
+    record.odd.retain(|kept| Some(*kept) != odd);
     if let Some(gone) = present {
-        // By their own hand.
         record.theirs.retain(|kept| *kept != gone);
         record.undone.push(gone);
     }
+    let mut put = |what| {
+        nas.delete(path);
+        nas.make(path, what);
+        record.odd.extend(nas.odd(path));
+    };
     match deed {
         Deed::Edit => {
             nas.edit(path, bytes);
@@ -58,21 +107,40 @@ fn perform(deed: Deed, nas: &Memory, path: &str, bytes: &[u8], record: &mut Reco
         Deed::Delete => {
             nas.delete(path);
         }
+        Deed::Symlink => put(Odd::Symlink),
+        Deed::Fifo => put(Odd::Fifo),
+        Deed::Directory => put(Odd::Directory),
+        Deed::Forbid => unreachable!("done above"),
     }
-    if writes {
+    if matches!(deed, Deed::Edit | Deed::Replace | Deed::Create | Deed::Recreate) {
         record.theirs.push(bytes.to_vec());
     }
 }
 
-fn check(rig: &Rig, scenario: &Scenario, record: &Record, what: &str) {
-    let visible = rig.visible();
+/// What people made and can't find, neither in the place nor, if the place itself takes nothing, where such things are
+/// kept for them.
+fn lost(rig: &Rig, record: &Record) -> Option<String> {
+    let closed = record.forbidden.iter().any(|directory| directory == "out");
+    let found = |path: &str| !path.contains(".inglenook") || (closed && path.contains(".inglenook/kept/"));
+    let files = rig.share().files(true);
     for theirs in &record.theirs {
-        assert!(
-            visible.values().any(|data| data == theirs),
-            "{what}: lost {:?}; there are {visible:?}",
-            String::from_utf8_lossy(theirs)
-        );
+        if !files.iter().any(|(path, data)| found(path) && data == theirs) {
+            return Some(format!("lost {:?}; there are {files:?}", String::from_utf8_lossy(theirs)));
+        }
     }
+    let odd = rig.share().oddities();
+    let missing = record.odd.iter().find(|id| !odd.iter().any(|(path, there)| found(path) && there == *id));
+    missing.map(|id| format!("lost the link or FIFO {id}; there are {odd:?}"))
+}
+
+fn check(rig: &Rig, scenario: &Scenario, record: &Record, what: &str) {
+    if let Some(lost) = lost(rig, record) {
+        panic!("{what}: {lost}");
+    }
+    if record.forbidden.iter().any(|directory| directory == "out") {
+        return;
+    }
+    let visible = rig.visible();
     for output in &scenario.outputs {
         // Our result is there too, under its name or beside, unless somebody did away with it.
         if let Output::Show(name, data) = output
@@ -104,10 +172,7 @@ async fn whatever_a_person_does_between_two_calls_nothing_is_lost() {
                         let rig = prepared(&scenario, link).await;
                         let running = rig.start();
                         let request = running.stage(7, &scenario.outputs).await;
-                        let record = std::sync::Arc::new(std::sync::Mutex::new(Record::default()));
-                        for (_, theirs) in &scenario.person {
-                            record.lock().unwrap().theirs.push(theirs.to_vec());
-                        }
+                        let record = std::sync::Arc::new(std::sync::Mutex::new(Record::of(&scenario)));
                         let (seen, path) = (record.clone(), format!("out/{target}"));
                         running.plan.act_at(at, move |nas| {
                             perform(deed, nas, &path, b"a person's", &mut seen.lock().unwrap());
@@ -141,10 +206,7 @@ async fn a_person_and_a_crash_at_every_pair_of_points() {
                     for at in (0..).step_by(2) {
                         let what = format!("{}, links {link}, {deed:?} at {at}, crash at {crash}", scenario.name);
                         let rig = prepared(&scenario, link).await;
-                        let record = std::sync::Arc::new(std::sync::Mutex::new(Record::default()));
-                        for (_, theirs) in &scenario.person {
-                            record.lock().unwrap().theirs.push(theirs.to_vec());
-                        }
+                        let record = std::sync::Arc::new(std::sync::Mutex::new(Record::of(&scenario)));
                         let running = rig.start();
                         let request = running.stage(7, &scenario.outputs).await;
                         running.plan.crash_at(crash, Ending::ReplyLost);
@@ -173,6 +235,46 @@ async fn a_person_and_a_crash_at_every_pair_of_points() {
     }
 }
 
+/// The same over our own server and client, where names and handles are real: a reduced set, each crash with each deed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_and_a_crash_over_nfs() {
+    let deeds = [Deed::Edit, Deed::Replace, Deed::Recreate, Deed::Delete, Deed::Symlink, Deed::Fifo, Deed::Directory];
+    for scenario in scenarios().into_iter().filter(|s| ["first", "replace", "edited since"].contains(&s.name)) {
+        for deed in deeds {
+            for crash in (0..).step_by(5) {
+                let rig = prepared_on(Rig::over_nfs().await, &scenario).await;
+                let record = std::sync::Arc::new(std::sync::Mutex::new(Record::of(&scenario)));
+                let running = rig.start();
+                let request = running.stage(7, &scenario.outputs).await;
+                running.plan.crash_at(crash, Ending::ReplyLost);
+                // Before a call that differs with each crash, so that all are met.
+                let at = crash * 3 % 23;
+                let what = format!("{} over NFS, {deed:?} at {at}, crash at {crash}", scenario.name);
+                let seen = record.clone();
+                running.plan.act_at(at, move |nas| {
+                    perform(deed, nas, "out/a.json", b"a person's", &mut seen.lock().unwrap());
+                });
+                let _ = running.publish(&request).await;
+                if !running.plan.crashed() {
+                    break;
+                }
+                let again = rig.start();
+                let seen = record.clone();
+                again.plan.act_at(at, move |nas| {
+                    perform(deed, nas, "out/a.json", b"a person's too", &mut seen.lock().unwrap());
+                });
+                if let Err(problem) = again.publish(&request).await {
+                    assert!(problem.retryable(), "{what}: {problem}");
+                    again.publish(&request).await.unwrap_or_else(|p| panic!("{what}: {p}"));
+                }
+                check(&rig, &scenario, &record.lock().unwrap(), &what);
+                let summary = rig.summary().await;
+                assert!(summary.staged.is_empty() && summary.open == 0, "{what}: {summary:?}");
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Run {
     crash: Option<(u64, bool)>,
@@ -191,15 +293,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(20), ..ProptestConfig::default() })]
 
     #[test]
-    fn any_interleaving_of_people_and_crashes_loses_nothing(which in 0_usize..12, link in any::<bool>(), runs in runs()) {
+    fn any_interleaving_of_people_and_crashes_loses_nothing(which in 0..scenarios().len(), link in any::<bool>(), runs in runs()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let scenario = &scenarios()[which];
             let rig = prepared(scenario, link).await;
-            let record = std::sync::Arc::new(std::sync::Mutex::new(Record::default()));
-            for (_, theirs) in &scenario.person {
-                record.lock().unwrap().theirs.push(theirs.to_vec());
-            }
+            let record = std::sync::Arc::new(std::sync::Mutex::new(Record::of(scenario)));
             let request = rig.start().stage(7, &scenario.outputs).await;
             let mut written = 0;
             for run in &runs {
@@ -224,13 +323,7 @@ proptest! {
             }
             let last = rig.start();
             let answer = last.publish(&request).await.unwrap();
-            let visible = rig.visible();
-            for theirs in &record.lock().unwrap().theirs {
-                prop_assert!(
-                    visible.values().any(|data| data == theirs),
-                    "lost {:?}; there are {visible:?}", String::from_utf8_lossy(theirs)
-                );
-            }
+            prop_assert_eq!(lost(&rig, &record.lock().unwrap()), None);
             let summary = rig.summary().await;
             prop_assert!(summary.open == 0 && summary.staged.is_empty());
             prop_assert_eq!(rig.start().publish(&request).await.unwrap(), answer);

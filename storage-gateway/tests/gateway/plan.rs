@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ingle_gateway::export::{Abilities, Attr, Entry, Export, ExportError, Replace};
 use ingle_proto::ObjectPath;
 
-use crate::memory::Memory;
+use crate::share::Share;
 
 /// How the last call before the crash ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(crate) enum Ending {
     ReplyLost,
 }
 
-type Act = Box<dyn FnOnce(&Memory) + Send>;
+type Act = Box<dyn FnOnce(&dyn Share) + Send>;
 
 #[derive(Default)]
 struct Counters {
@@ -41,7 +41,7 @@ impl Plan {
     }
 
     /// Acts before the `nth` call from now.
-    pub(crate) fn act_at(&self, nth: u64, act: impl FnOnce(&Memory) + Send + 'static) {
+    pub(crate) fn act_at(&self, nth: u64, act: impl FnOnce(&dyn Share) + Send + 'static) {
         let mut counters = self.0.lock().unwrap();
         let at = counters.calls + nth;
         counters.acts.push((at, Box::new(act)));
@@ -59,9 +59,9 @@ impl Plan {
 
 /// See the module.
 pub(crate) struct Planned {
-    pub(crate) inner: Arc<Memory>,
+    pub(crate) inner: Arc<dyn Export>,
     /// Whom people act on: the export with the place.
-    pub(crate) people_at: Arc<Memory>,
+    pub(crate) people_at: Arc<dyn Share>,
     pub(crate) plan: Plan,
 }
 
@@ -90,7 +90,7 @@ impl Planned {
             due
         };
         for (_, act) in acts as Vec<(u64, Act)> {
-            act(&self.people_at);
+            act(&*self.people_at);
         }
         Ok(())
     }

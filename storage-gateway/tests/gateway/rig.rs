@@ -7,10 +7,12 @@ use ingle_daemon::metrics::Metrics;
 use ingle_gateway::blob::Blobs;
 use ingle_gateway::config::STATE_EXPORT;
 use ingle_gateway::export::Export;
+use ingle_gateway::export::nfs::{NfsExport, NfsOptions};
 use ingle_gateway::exports::Exports;
 use ingle_gateway::fence::Fence;
 use ingle_gateway::file;
 use ingle_gateway::metrics::Meters;
+use ingle_gateway::nfs_server::{NfsServer, NfsServerOptions};
 use ingle_gateway::place::Place;
 use ingle_gateway::publish::{Publisher, Request};
 use ingle_proto::storage::Object;
@@ -18,12 +20,22 @@ use ingle_proto::{Digest, Epoch, JobId, Problem, v1};
 
 use crate::memory::Memory;
 use crate::plan::{Plan, Planned};
+use crate::share::{Behind, Share};
 
 /// The NAS, the state export and the state directory: what outlives a gateway.
 pub(crate) struct Rig {
     pub(crate) nas: Arc<Memory>,
     pub(crate) state: Arc<Memory>,
     pub(crate) dir: tempfile::TempDir,
+    /// The place lies on a real server instead of `nas`.
+    served: Option<Served>,
+}
+
+struct Served {
+    export: Arc<dyn Export>,
+    behind: Arc<Behind>,
+    _server: NfsServer,
+    _root: tempfile::TempDir,
 }
 
 /// One run of a gateway's publisher.
@@ -65,34 +77,56 @@ fn scratch() -> tempfile::TempDir {
 
 impl Rig {
     pub(crate) fn new(link: bool) -> Self {
-        Self { nas: Arc::new(Memory::new(link)), state: Arc::new(Memory::new(link)), dir: scratch() }
+        let (nas, state) = (Arc::new(Memory::new(link)), Arc::new(Memory::new(link)));
+        Self { nas, state, dir: scratch(), served: None }
+    }
+
+    /// With the place on our own NFS server, spoken to by our own client.
+    pub(crate) async fn over_nfs() -> Self {
+        let root = scratch();
+        let server = NfsServer::bind(root.path(), NfsServerOptions::default()).await.unwrap();
+        let export: Arc<dyn Export> = Arc::new(NfsExport::new(&server.url(), &NfsOptions::default()).unwrap());
+        let behind = Arc::new(Behind(root.path().to_owned()));
+        Self { served: Some(Served { export, behind, _server: server, _root: root }), ..Self::new(true) }
+    }
+
+    /// Where people do their deeds.
+    pub(crate) fn share(&self) -> Arc<dyn Share> {
+        match &self.served {
+            Some(served) => served.behind.clone(),
+            None => self.nas.clone(),
+        }
     }
 
     pub(crate) fn start(&self) -> Running {
         let plan = Plan::default();
-        let wrap = |inner: &Arc<Memory>| -> Arc<dyn Export> {
-            Arc::new(Planned { inner: inner.clone(), people_at: self.nas.clone(), plan: plan.clone() })
+        let wrap = |inner: Arc<dyn Export>| -> Arc<dyn Export> {
+            Arc::new(Planned { inner, people_at: self.share(), plan: plan.clone() })
+        };
+        let nas: Arc<dyn Export> = match &self.served {
+            Some(served) => served.export.clone(),
+            None => self.nas.clone(),
         };
         let meters = Meters::new(&Metrics::new("test"));
-        let state = Exports::empty(meters.clone()).with(STATE_EXPORT, wrap(&self.state));
+        let state = Exports::empty(meters.clone()).with(STATE_EXPORT, wrap(self.state.clone()));
         let blobs = Blobs::new(Arc::new(state));
         let fence = Arc::new(Fence::open(self.dir.path()).unwrap());
         let publisher = Publisher::new(blobs.clone(), fence.clone(), self.dir.path(), meters.clone());
-        let place = Place::new(Object::parse("nas://docs/out").unwrap(), wrap(&self.nas)).unwrap();
+        let place = Place::new(Object::parse("nas://docs/out").unwrap(), wrap(nas)).unwrap();
         Running { publisher: Arc::new(publisher), place, blobs, plan, fence, meters }
     }
 
     /// Files below the place that people see, by name.
     pub(crate) fn visible(&self) -> BTreeMap<String, Vec<u8>> {
         let strip = |(path, data): (String, Vec<u8>)| path.strip_prefix("out/").map(|name| (name.to_owned(), data));
-        self.nas.files(false).into_iter().filter_map(strip).collect()
+        self.share().files(false).into_iter().filter_map(strip).collect()
     }
 
     /// Everything a test compares: visible files, what waits in our own directories, and the ledger.
     pub(crate) async fn summary(&self) -> Summary {
         let running = self.start();
         let ledger = running.publisher.ledger(&running.place).await.unwrap();
-        let own = self.nas.files(true);
+        let own = self.share().files(true);
         let outputs = ledger.outputs().map(|(name, output)| {
             let inputs: Vec<_> = output.inputs.keys().map(|n| String::from_utf8(n.clone()).unwrap()).collect();
             (String::from_utf8(name.to_vec()).unwrap(), (output.digest, output.attempt, inputs))
@@ -168,6 +202,14 @@ impl Running {
 
     pub(crate) async fn publish(&self, request: &Request) -> Result<v1::PublishResponse, Problem> {
         self.publisher.publish(&self.place, request.clone()).await
+    }
+
+    /// What is said of each output, by name.
+    pub(crate) async fn reasons(&self, response: &v1::PublishResponse) -> BTreeMap<String, String> {
+        let manifest: v1::OutcomeManifest =
+            self.blobs.message("outcomes", response.outcomes.as_ref().unwrap()).await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        manifest.outputs.iter().map(|o| (text(&o.name), o.reason.clone())).collect()
     }
 
     /// Outcomes by name: how it ended and where our result lies instead.

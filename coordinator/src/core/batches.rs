@@ -252,6 +252,9 @@ impl Core {
             return;
         }
         match result {
+            Err(problem) if problem.code == ErrorCode::ResultOutdated && record.join => {
+                self.join_anew(step, job, batch, &problem);
+            }
             Err(problem) if mends(&problem) => {
                 record.tries += 1;
                 record.not_before_ms = now.unix_ms + backoff(job ^ batch, record.tries);

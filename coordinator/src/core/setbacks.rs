@@ -162,6 +162,26 @@ impl Core {
         }
     }
 
+    /// Another job replaced the visible part that a join was made from: it is made again from the one that is there now, free
+    /// of charge, for nothing is wrong with it.
+    pub(super) fn join_anew(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem) {
+        let now = self.now.unix_ms;
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        entry.publishing.remove(&batch);
+        let Some(record) = entry.batches.get_mut(&batch) else { return };
+        (record.manifest, record.outputs) = (None, 0);
+        record.set_state(BatchState::Queued);
+        record.node.clear();
+        record.reason = problem.message.clone();
+        record.code = problem.code.as_str().to_owned();
+        record.tries += 1;
+        record.not_before_ms = now + backoff(job ^ batch, record.tries);
+        entry.queued.insert(batch);
+        step.put_batch(job, record);
+        step.effects.push(Effect::JobChanged { job });
+        self.progress_job(step, job);
+    }
+
     /// Counts a failure against a batch that is in no queue, and sets it aside if it was one too many.
     fn count_against(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, died: bool) {
         let now = self.now.unix_ms;

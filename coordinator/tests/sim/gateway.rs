@@ -208,6 +208,11 @@ impl World {
         let plan = self.plan_of_place(request.place.as_ref().unwrap());
         let place = self.gateway.places.entry(self.plans[plan].place).or_default();
         let known = self.gateway.answers.get(&(job, attempt)).copied();
+        if known.is_none() && manifest.embed && manifest.bucket.is_some() && (14..20).contains(&luck) {
+            let problem = Problem::new(ErrorCode::ResultOutdated, "another job replaced the part");
+            self.later(at, answer(Err(problem)));
+            return;
+        }
         let conflict = known.unwrap_or_else(|| place.show(&manifest));
         self.gateway.answers.insert((job, attempt), conflict);
         self.trace

@@ -80,23 +80,30 @@ pub async fn bucket(attempt: &Attempt, work: v1::JoinWork) -> Result<Outcome, Fa
         model: attempt.model.name.clone(),
         model_digest: Digest::from_wire("model.digest", &attempt.model.digest).ok().map(|digest| digest.hex()),
     };
-    let merge = tokio::task::spawn_blocking(move || job.run())
+    let (based_on, merge) = tokio::task::spawn_blocking(move || Ok::<_, PartError>((job.based_on()?, job.run()?)))
         .await
         .map_err(|error| Failure::item(ErrorCode::Internal, format!("joining panicked: {error}")))?
         .map_err(|error| Failure::item(ErrorCode::Internal, error.to_string()))?;
     attempt.progress(0, 0, "writing");
-    publishable(attempt, &gateway, &work, merge, merged).await
+    publishable(attempt, &gateway, &work, based_on, merge, merged).await
 }
 
 async fn publishable(
     attempt: &Attempt,
     gateway: &Gateway,
     work: &v1::JoinWork,
+    based_on: Bytes,
     merge: Merged,
     path: PathBuf,
 ) -> Result<Outcome, Failure> {
     let mut manifest = Manifest::new(attempt, None);
-    let mut output = v1::OutputResult { name: work.output_name.clone(), inputs: merge.inputs, ..Default::default() };
+    // Keeping and removing too: what another job has put there since was not looked at.
+    let mut output = v1::OutputResult {
+        name: work.output_name.clone(),
+        inputs: merge.inputs,
+        based_on: Some(based_on),
+        ..Default::default()
+    };
     match merge.what {
         What::Nothing => {}
         What::Keep => {
@@ -216,6 +223,12 @@ struct Head {
 }
 
 impl Merge {
+    /// Digest of the present part as it was read, whoever wrote it; empty if there is none.
+    fn based_on(&self) -> Result<Bytes, PartError> {
+        let Some(present) = &self.present else { return Ok(Bytes::new()) };
+        Ok(Digest::from(digest_of(present)?.0).to_wire())
+    }
+
     fn run(self) -> Result<Merged, PartError> {
         let mut heads = Vec::new();
         for path in &self.partials {
@@ -304,9 +317,8 @@ impl Merge {
         } else if readable && !redone && dropped == 0 {
             What::Keep
         } else if part {
-            let mut hasher = blake3::Hasher::new();
-            let size = std::io::copy(&mut std::fs::File::open(&self.merged)?, &mut hasher)?;
-            What::Write { digest: hasher.finalize().into(), size }
+            let (digest, size) = digest_of(&self.merged)?;
+            What::Write { digest: digest.into(), size }
         } else {
             self.empty_part()?
         };
@@ -341,6 +353,12 @@ impl Merge {
             *dropped += u64::from(head.present);
         }
     }
+}
+
+fn digest_of(path: &Path) -> std::io::Result<(blake3::Hash, u64)> {
+    let mut hasher = blake3::Hasher::new();
+    let size = std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
+    Ok((hasher.finalize(), size))
 }
 
 fn least(heads: &[Head]) -> Option<usize> {

@@ -68,6 +68,7 @@ async fn documents_become_vectors_in_a_part_and_only_changes_are_done_again() {
     };
     let output = join(&mut leader, 2, work, &complete.model_digest).await;
     assert_eq!(output.staged_name, "j-1-3-2.parquet");
+    assert_eq!(output.based_on.as_deref(), Some(b"".as_slice()), "nothing was there");
     let part = leader.gateway.staged(&output.staged_name);
     let first = rows(&part);
     let paths: Vec<&str> = first.iter().map(|row| row.path.as_str()).collect();
@@ -107,6 +108,7 @@ async fn documents_become_vectors_in_a_part_and_only_changes_are_done_again() {
         document: None,
     };
     let output = join(&mut leader, 4, work, &complete.model_digest).await;
+    assert_eq!(output.based_on, Some(ingle_proto::Digest::of(&part).to_wire()), "as the join read it");
     let second = rows(&leader.gateway.staged(&output.staged_name));
     let paths: Vec<&str> = second.iter().map(|row| row.path.as_str()).collect();
     assert_eq!(paths, ["b.md", "latin.txt"]);

@@ -165,3 +165,13 @@ fn manifests_of_foreign_segments_are_refused() {
         v1::ResultManifest { items: vec![item(9, Committed)], segment: Some(blob.clone()), ..Default::default() };
     assert!(fates(&[(blob, segment)], &[beyond]).is_err());
 }
+
+#[test]
+fn names_that_look_like_others_stay_apart() {
+    let names: [&[u8]; 4] = [b"a%FF", b"a\xFF", b"a%0A", b"a\n"];
+    let named = |name: &[u8]| v1::SegmentEntry { name: name.to_vec().into(), ..entry("", Do) };
+    let segment = v1::Segment { bucket: 0, entries: names.iter().map(|name| named(name)).collect() };
+    let fates = fates(&[(v1::BlobRef::default(), segment)], &[]).unwrap();
+    let kept: BTreeSet<&[u8]> = fates.values().map(|fate| fate.name.as_ref()).collect();
+    assert_eq!(kept, BTreeSet::from(names));
+}

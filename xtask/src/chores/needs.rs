@@ -85,11 +85,8 @@ pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
 
 /// Installs the missing packages in one go. A failure is no end: what stays missing is named afterwards.
 fn packages(round: &Round, may: bool) {
-    let mut missing: Vec<&str> = NEEDS
-        .iter()
-        .filter(|need| !need.met(round))
-        .flat_map(|need| need.package.split(' '))
-        .collect();
+    let mut missing: Vec<&str> =
+        NEEDS.iter().filter(|need| !need.met(round)).flat_map(|need| need.package.split(' ')).collect();
     if round.find("python3").is_none() || !round.succeeds("python3", &["-m", "pip", "--version"]) {
         missing.push("python3-pip");
     }

@@ -24,10 +24,7 @@ const EDGES: &[Row] = &[
     row("ingle-parse", &["ingle-engine"]),
     row("ingle-coordinator", &["ingle-proto", "ingle-daemon", "ingle-membership"]),
     row("ingle-gateway", &["ingle-proto", "ingle-daemon", "ingle-membership"]),
-    row(
-        "ingle-node-agent",
-        &["ingle-proto", "ingle-daemon", "ingle-membership", "ingle-engine", "ingle-parse"],
-    ),
+    row("ingle-node-agent", &["ingle-proto", "ingle-daemon", "ingle-membership", "ingle-engine", "ingle-parse"]),
     row("ingle-node", &["ingle-node-agent", "ingle-engine-candle"]),
     row("ingle", &["ingle-proto", "ingle-daemon"]),
     Row {

@@ -61,20 +61,19 @@ fn check_with(tree: &Tree, longer: &[(&str, usize)]) -> Vec<Finding> {
     found
 }
 
-/// Modules of this crate, and modules or crates of ours, that `use` lines at the left margin name. Types taken straight
+/// Modules of this crate, and modules or crates of ours, that `use` items at the left margin name, over however many lines. Types taken straight
 /// from a crate count as that crate, once.
 fn own_imports(text: &str) -> BTreeSet<&str> {
     let is_module = |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase()) && *name != "self";
     let mut modules = BTreeSet::new();
-    for line in text.lines() {
-        let Some(path) = line.strip_prefix("use ").or_else(|| line.strip_prefix("pub use ")) else { continue };
-        let Some((first, rest)) = path.trim_end_matches(';').split_once("::") else { continue };
+    for path in use_paths(text) {
+        let Some((first, rest)) = path.split_once("::") else { continue };
         if first != "crate" && first != "super" && !first.starts_with("ingle_") {
             continue;
         }
         let names: Vec<&str> = match rest.strip_prefix('{') {
             // `use crate::{a, b}` names several at once.
-            Some(list) => list.split([',', '}']).map(|name| name.trim().split("::").next().unwrap_or(name)).collect(),
+            Some(list) => top_level(list).map(|name| name.trim().split("::").next().unwrap_or(name)).collect(),
             None => rest.split("::").take(1).collect(),
         };
         let mut named = names.into_iter().filter(is_module).peekable();
@@ -84,6 +83,25 @@ fn own_imports(text: &str) -> BTreeSet<&str> {
         modules.extend(named);
     }
     modules
+}
+
+/// What stands between `use` and its semicolon.
+fn use_paths(text: &str) -> impl Iterator<Item = &str> {
+    let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
+    starts.filter_map(move |at| {
+        let line = &text[at..];
+        let path = line.strip_prefix("use ").or_else(|| line.strip_prefix("pub use "))?;
+        path.split_once(';').map(|(path, _)| path)
+    })
+}
+
+/// The parts of a list in braces whose opening one is gone; lists within stay whole.
+fn top_level(list: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0;
+    list.split(move |c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        (c == ',' && depth == 0) || (c == '}' && depth < 0)
+    })
 }
 
 /// Items at the left margin that other modules can see.
@@ -129,6 +147,14 @@ mod tests {
         let items: String = (0..=ITEMS_MAX).map(|n| format!("pub fn f{n}() {{}}\n")).collect();
         assert_eq!(problems("a.rs", &items, &[]), 1);
         assert_eq!(problems("a.rs", &items.replace("pub fn", "    pub fn"), &[]), 0, "methods belong to their type");
+    }
+
+    #[test]
+    fn imports_over_several_lines_count() {
+        let text = "use crate::{\n    a::{B, not_a_module},\n    c, D,\n};\nuse super::e::{\n    F,\n    G,\n};\n    use crate::inner;\n";
+        assert_eq!(own_imports(text).into_iter().collect::<Vec<_>>(), ["a", "c", "e"]);
+        let names: Vec<String> = (0..=IMPORTS_MAX).map(|n| format!("    m{n},\n")).collect();
+        assert_eq!(problems("a.rs", &format!("use crate::{{\n{}}};\n", names.concat()), &[]), 1);
     }
 
     #[test]

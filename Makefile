@@ -1,6 +1,6 @@
 # Each target is a line or two that calls cargo, xtask or a script.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check soak bench-main clean-demo
+.PHONY: help build demo test check soak bench-main bench-ocr clean-demo
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ soak: ## The long part: wider seeds, longer rounds
 
 bench-main: ## Speed, beside peers where there are any (KEEP=1 keeps the results)
 	cargo run --release --locked --package ingle-benches -- main
+
+bench-ocr: ## Pages per second, beside rapidocr and Tesseract
+	cargo run --release --locked --package ingle-benches -- ocr
 
 clean-demo: ## Remove what the demonstration left, models and all
 	rm -rf .demo

@@ -36,14 +36,27 @@ impl Cluster {
     ///
     /// # Errors
     /// If the binaries are missing or the cluster doesn't come up.
-    pub(crate) fn start(binaries: &Path, models: &Path, texts: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn over_texts(binaries: &Path, models: &Path, texts: &[String]) -> anyhow::Result<Self> {
+        let named = |(index, text): (usize, &String)| (format!("{index:05}.txt"), text.as_bytes().to_vec());
+        Self::start(binaries, models, texts.iter().enumerate().map(named))
+    }
+
+    /// Likewise with any documents, given by name and bytes.
+    ///
+    /// # Errors
+    /// As [`Self::over_texts`].
+    pub(crate) fn start(
+        binaries: &Path,
+        models: &Path,
+        documents: impl Iterator<Item = (String, Vec<u8>)>,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("ingle-bench-").tempdir()?;
         let share = folder.path().join("share");
-        for (index, text) in texts.iter().enumerate() {
+        for (index, (name, bytes)) in documents.enumerate() {
             // Some folders, as a share has them.
             let place = share.join(INPUT).join(format!("{:02}", index % 20));
             std::fs::create_dir_all(&place)?;
-            std::fs::write(place.join(format!("{index:05}.txt")), text)?;
+            std::fs::write(place.join(name), bytes)?;
         }
         let ingle = binaries.join("ingle");
         let log = std::fs::File::create(folder.path().join("up.log"))?;
@@ -78,12 +91,12 @@ impl Cluster {
         Ok(Self { up, runtime, channel, jobs: 0, _folder: folder })
     }
 
-    /// Embeds every document of the share into a new place; the time from submitting to the job's end.
-    pub(crate) fn embed(&mut self, documents: usize) -> anyhow::Result<Duration> {
+    /// Works on every document of the share into a new place; the time from submitting to the job's end.
+    pub(crate) fn job(&mut self, kind: v1::JobKind, documents: usize) -> anyhow::Result<Duration> {
         self.jobs += 1;
         let object = |path: String| v1::ObjectRef { export: SHARE.into(), path: path.into_bytes().into() };
         let spec = v1::JobSpec {
-            kind: v1::JobKind::Embed.into(),
+            kind: kind.into(),
             input: Some(v1::InputSpec { input: Some(v1::input_spec::Input::Tree(object(INPUT.into()))) }),
             output: Some(object(format!("out-{}", self.jobs))),
             ..v1::JobSpec::default()
@@ -131,6 +144,22 @@ impl Cluster {
             first.map(|first| first.as_secs_f64() * 1000.0).context("no token came")
         };
         self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, run).await? })
+    }
+}
+
+impl Cluster {
+    /// Peak of resident memory of the node's process, in bytes.
+    pub(crate) fn node_bytes(&self) -> anyhow::Result<f64> {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.up.id()))?;
+        for child in children.split_whitespace() {
+            let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            if field("Name:") == Some("ingle-node") {
+                let kib = field("VmHWM:").and_then(|text| text.trim_end_matches(" kB").parse::<f64>().ok());
+                return kib.map(|kib| kib * 1024.0).context("/proc says nothing of the node's memory");
+            }
+        }
+        anyhow::bail!("`ingle up` has no child called ingle-node")
     }
 }
 

@@ -1,4 +1,4 @@
-//! `make bench-main`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
+//! `make bench-main`, `make bench-ocr`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
 
 mod cluster;
 mod corpus;
@@ -25,6 +25,14 @@ struct Arguments {
 enum Suite {
     /// Embeddings, LLM, and what the cluster costs beside its bare engine
     Main(Options),
+    /// Pages read by us, by rapidocr and by Tesseract, and through a cluster
+    Ocr {
+        #[command(flatten)]
+        options: Options,
+        /// Pages of each of the five kinds
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=50))]
+        pages: u32,
+    },
 }
 
 /// How much to measure, and where things lie.
@@ -83,6 +91,7 @@ fn main() -> anyhow::Result<()> {
             }
             suite::main(&options)
         }
+        Suite::Ocr { options, pages } => suite::ocr(&options, pages),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::machine::Machine;
 pub(crate) enum Better {
     /// Rates.
     Higher,
+    /// Bytes.
+    Lower,
     /// Times of which the value told is what ours takes beyond the peer's.
     Added,
 }
@@ -59,10 +61,10 @@ impl Measure {
         };
         let ratio = peer_value.map(|peer| match self.better {
             Better::Higher => ours / peer,
-            Better::Added => peer / ours,
+            Better::Lower | Better::Added => peer / ours,
         });
         let value = match self.better {
-            Better::Higher => ours,
+            Better::Higher | Better::Lower => ours,
             Better::Added => ours - peer_value.unwrap_or(0.0),
         };
         // JSON has no infinities: a ratio that isn't a number is none.

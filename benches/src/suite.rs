@@ -1,25 +1,31 @@
-//! The main suite: each measure takes a sample of ours, then one of the peer's, and again; so both see the same weather.
+//! The suites: each measure takes a sample of ours, then one of the peer's, and again; so both see the same weather.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use ingle_engine::Task;
 use ingle_engine_candle::CandleEngine;
+use ingle_proto::v1;
 
 use crate::cluster::Cluster;
 use crate::machine::{self, Machine};
 use crate::ours::embed::Encoder;
 use crate::ours::llm::Decoder;
+use crate::ours::ocr::Reader;
 use crate::peers::llama_cpp::LlamaCpp;
+use crate::peers::ocr::Readers;
 use crate::peers::onnx::Onnx;
 use crate::report::{Better, Measure, Peer, Report, median};
-use crate::{Options, corpus, ours, say};
+use crate::{Options, corpus, ours, peers, say};
 
 const TEXTS_PER_S: &str = "embed.texts_per_s";
 const PREFILL: &str = "llm.prefill.smollm2";
 const DECODE: &str = "llm.decode.smollm2";
 const FIRST_TOKEN: &str = "llm.first_token_added_ms";
 const CLUSTER: &str = "embed.cluster_vs_engine";
+const OCR_PAGES: &str = "ocr.pages_per_s";
+const OCR_CLUSTER: &str = "ocr.cluster_vs_engine";
+const OCR_MEMORY: &str = "ocr.peak_memory";
 
 const SEED: u64 = 20_261_121;
 const PREFILL_TOKENS: u32 = 512;
@@ -31,20 +37,42 @@ const COMPARED: usize = 16;
 const COSINE_MIN: f64 = 0.999;
 const QUESTION: &str = "In one sentence: why do people keep their documents at home?";
 
+/// What every suite begins with: the workspace, an empty report, and the folder of models.
+fn begin(options: &Options, name: &'static str) -> anyhow::Result<(PathBuf, Report, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("benches/ lies in the workspace")?.to_path_buf();
+    let machine = Machine::read();
+    let report =
+        Report { name, notes: machine.doubts(), commit: machine::commit(&root), machine, measures: Vec::new() };
+    say(&report.machine.notes());
+    let models = if options.models.is_absolute() { options.models.clone() } else { root.join(&options.models) };
+    Ok((root, report, models))
+}
+
+/// Prints the table and the notes, writes the files.
+fn end(options: &Options, root: &Path, report: &Report) -> anyhow::Result<()> {
+    say(&format!("\n{}", report.table()));
+    report.notes.iter().for_each(|note| say(&format!("- {note}")));
+    let folder = report.write(&root.join("benches/runs"), options.keep)?;
+    say(&format!("written to {}", folder.strip_prefix(root).unwrap_or(&folder).display()));
+    Ok(())
+}
+
+fn binaries(options: &Options) -> anyhow::Result<PathBuf> {
+    match &options.binaries {
+        Some(folder) => Ok(folder.clone()),
+        None => Ok(std::env::current_exe()?.parent().context("a program lies in a folder")?.to_path_buf()),
+    }
+}
+
 /// Runs every measure that is wanted, prints the table, writes the files.
 ///
 /// # Errors
 /// If one of our own parts fails; a missing peer is a note.
 pub(crate) fn main(options: &Options) -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("benches/ lies in the workspace")?;
-    let machine = Machine::read();
-    let mut report =
-        Report { name: "main", notes: machine.doubts(), commit: machine::commit(root), machine, measures: Vec::new() };
-    say(&report.machine.notes());
-    let models = if options.models.is_absolute() { options.models.clone() } else { root.join(&options.models) };
+    let (root, mut report, models) = begin(options, "main")?;
     let texts = corpus::texts(options.texts as usize, SEED);
     if options.wants(TEXTS_PER_S) {
-        embeddings(options, root, &models, &texts, &mut report)?;
+        embeddings(options, &root, &models, &texts, &mut report)?;
     }
     if options.wants(PREFILL) || options.wants(DECODE) {
         language_model(options, &models, &mut report)?;
@@ -52,11 +80,64 @@ pub(crate) fn main(options: &Options) -> anyhow::Result<()> {
     if options.wants(FIRST_TOKEN) || options.wants(CLUSTER) {
         cluster(options, &models, &texts, &mut report)?;
     }
-    say(&format!("\n{}", report.table()));
-    report.notes.iter().for_each(|note| say(&format!("- {note}")));
-    let folder = report.write(&root.join("benches/runs"), options.keep)?;
-    say(&format!("written to {}", folder.strip_prefix(root).unwrap_or(&folder).display()));
-    Ok(())
+    end(options, &root, &report)
+}
+
+/// The OCR suite: the same pages read by our engine, by the peers, and by a cluster over NFS.
+///
+/// # Errors
+/// If one of our own parts fails; a missing peer is a note.
+pub(crate) fn ocr(options: &Options, per_kind: u32) -> anyhow::Result<()> {
+    let (root, mut report, models) = begin(options, "ocr")?;
+    let threads = options.threads();
+    let pages = peers::ocr::pages(&root, per_kind)?;
+    report.notes.push(format!("{} pages at 200 dpi: clean, degraded, receipts, two columns, invoices", pages.len()));
+    let mut reader = Reader::load(&models, threads)?;
+    let mut peers = Readers::start(&root, &pages, threads)?;
+    let documents = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        std::fs::read(path).map(|bytes| (name, bytes))
+    };
+    let documents = pages.iter().map(documents).collect::<Result<Vec<_>, _>>()?;
+    let mut cluster = Cluster::start(&binaries(options)?, &models, documents.into_iter())?;
+    reader.read(&pages)?;
+    cluster.job(v1::JobKind::Ocr, pages.len())?;
+    let (mut alone, mut inside) = (Vec::new(), Vec::new());
+    let mut others: Vec<(&str, Result<(String, Vec<f64>, f64), String>)> = Vec::new();
+    for engine in ["rapidocr", "rapidocr-angle", "tesseract"] {
+        let known = peers.read(engine).map(|round| (round.name, Vec::new(), round.bytes));
+        others.push((engine, known.map_err(|error| format!("{error:#}"))));
+    }
+    for _ in 0..options.samples {
+        alone.push(rate(pages.len(), reader.read(&pages)?.as_secs_f64()));
+        for (engine, known) in &mut others {
+            if let Ok((_, samples, bytes)) = known {
+                let round = peers.read(engine)?;
+                samples.push(rate(pages.len(), round.seconds));
+                *bytes = bytes.max(round.bytes);
+            }
+        }
+        inside.push(rate(pages.len(), cluster.job(v1::JobKind::Ocr, pages.len())?.as_secs_f64()));
+    }
+    let node = cluster.node_bytes()?;
+    for (engine, known) in &others {
+        let peer = match known {
+            Ok((name, samples, _)) => Peer::Measured(name.clone(), samples.clone()),
+            Err(why) => Peer::Missing((*engine).into(), why.clone()),
+        };
+        let ours = alone.clone();
+        report.measures.push(Measure { name: OCR_PAGES, unit: "pages/s", better: Better::Higher, ours, peer });
+    }
+    let peer = Peer::Measured("our engine alone".into(), alone);
+    report.measures.push(Measure { name: OCR_CLUSTER, unit: "pages/s", better: Better::Higher, ours: inside, peer });
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let peer = match &others[0].1 {
+        Ok((name, _, bytes)) => Peer::Measured(name.clone(), vec![mib(*bytes)]),
+        Err(why) => Peer::Missing("rapidocr".into(), why.clone()),
+    };
+    let ours = vec![mib(node)];
+    report.measures.push(Measure { name: OCR_MEMORY, unit: "MiB", better: Better::Lower, ours, peer });
+    end(options, &root, &report)
 }
 
 fn rate(count: usize, seconds: f64) -> f64 {
@@ -179,11 +260,7 @@ fn gguf(folder: &Path) -> anyhow::Result<PathBuf> {
 
 fn cluster(options: &Options, models: &Path, texts: &[String], report: &mut Report) -> anyhow::Result<()> {
     say("cluster: `ingle up` with one node beside the bare engine");
-    let binaries = match &options.binaries {
-        Some(folder) => folder.clone(),
-        None => std::env::current_exe()?.parent().context("a program lies in a folder")?.to_path_buf(),
-    };
-    let mut cluster = Cluster::start(&binaries, models, texts)?;
+    let mut cluster = Cluster::over_texts(&binaries(options)?, models, texts)?;
     let threads = options.threads();
     if options.wants(FIRST_TOKEN) {
         let mut decoder = Decoder::load(models, threads)?;
@@ -212,11 +289,11 @@ fn cluster(options: &Options, models: &Path, texts: &[String], report: &mut Repo
     if options.wants(CLUSTER) {
         let mut encoder = Encoder::load(models, threads)?;
         encoder.embed(&texts[..texts.len().min(COMPARED)])?;
-        cluster.embed(texts.len())?;
+        cluster.job(v1::JobKind::Embed, texts.len())?;
         let (mut alone, mut inside) = (Vec::new(), Vec::new());
         for _ in 0..options.samples {
             alone.push(rate(texts.len(), encoder.embed(texts)?.0.as_secs_f64()));
-            inside.push(rate(texts.len(), cluster.embed(texts.len())?.as_secs_f64()));
+            inside.push(rate(texts.len(), cluster.job(v1::JobKind::Embed, texts.len())?.as_secs_f64()));
         }
         let peer = Peer::Measured("our engine alone".into(), alone);
         report.measures.push(Measure { name: CLUSTER, unit: "texts/s", better: Better::Higher, ours: inside, peer });

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demonstration: documents read over NFS become vectors and summaries, on two nodes, and a model answers.
+# The demonstration: scans and documents read over NFS become text, vectors and summaries, on two nodes, and a model answers.
 # KEEP=1 leaves the cluster running. PORT_BASE moves its ports. It needs no account, no GPU and nothing running before.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -105,16 +105,30 @@ show "ingle models list"
 ingle models list
 started=$SECONDS
 
-# A job that has trouble with a document exits with 1, and one here is torn on purpose.
+# A job that has trouble with a document exits with 1, and two here are broken on purpose.
 job() {
-    show "ingle $*"
+    local shown="" word
+    for word in "$@"; do
+        case "$word" in *[!A-Za-z0-9_./:=@%+,-]*) word="'$word'" ;; esac
+        shown="$shown $word"
+    done
+    show "ingle$shown"
     local code=0
     ingle "$@" || code=$?
     [ "$code" -le 1 ] || exit "$code"
 }
 
-say "Embedding every document of the share (one is torn on purpose, and one is a picture)"
-job submit embed nas://docs/ --output nas://results/vectors --label demo=embed --wait
+say "Reading the scans: pictures and PDF pages become text (one picture claims ten billion pixels)"
+job submit ocr nas://docs/ --output nas://results/text --label demo=ocr --wait
+recognised=$SECONDS
+for text in "$demo/results/text/scans/receipt hardware.jpg.txt" "$demo/results/text/scans/garden-club.tif.txt"; do
+    [ -f "$text" ] || continue
+    printf '\n%s\n' "${text#"$demo/results/"}"
+    sed 's/^/    /' < "$text"
+done
+
+say "Embedding every document, scans by the text read from them (one file is torn on purpose)"
+job submit embed nas://docs/ --text-from nas://results/text --output nas://results/vectors --label demo=embed --wait
 embedded=$SECONDS
 
 say "What became of each document"
@@ -141,15 +155,16 @@ asked=$SECONDS
 
 say "The same job again: only what changed is done"
 printf '\nAdded by the demonstration: the hedge was cut in October.\n' >> "$demo/share/notes/meeting-2026-03-04.md"
-job submit embed nas://docs/ --output nas://results/vectors --label demo=again --wait
+job submit embed nas://docs/ --text-from nas://results/text --output nas://results/vectors --label demo=again --wait
 again=$SECONDS
 
 say "What was done, and how fast"
 ingle jobs list --json | python3 "$PWD/deploy/demo/table.py" "$((built - began))" "$((started - built))" \
-    "$((embedded - started))" "$((summarised - embedded))" "$((asked - summarised))" "$((again - asked))"
+    "$((recognised - started))" "$((embedded - recognised))" "$((summarised - embedded))" "$((asked - summarised))" "$((again - asked))"
 cat <<EOF
 
 Results, as files that anything can read:
+  $demo/results/text         what the scans say, as text and as JSON with lines, boxes and confidences
   $demo/results/vectors      Parquet: path, passage, text, vector (DuckDB, pandas and LanceDB read it as it is)
   $demo/results/summaries    text and JSON beside each other, named after their documents
 Logs: $demo/data/logs

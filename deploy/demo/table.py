@@ -3,12 +3,12 @@
 import json
 import sys
 
-LABELS = {"embed": "embed, first run", "generate": "summarise", "again": "embed, second run"}
+LABELS = {"ocr": "read scans", "embed": "embed, first run", "generate": "summarise", "again": "embed, second run"}
 OUTCOMES = ["published", "unchanged", "skipped", "failed", "quarantined", "conflict"]
 
 
 def main() -> None:
-    parts = dict(zip(["build", "models and start", "embed", "summarise", "chat", "again"], sys.argv[1:]))
+    parts = dict(zip(["build", "models and start", "ocr", "embed", "summarise", "chat", "again"], sys.argv[1:]))
     newest: dict[str, dict] = {}
     for job in json.load(sys.stdin)["jobs"]:
         # Newest first: of each label the job of this run.

@@ -2,6 +2,7 @@
 
 pub(crate) mod embed;
 pub(crate) mod llm;
+pub(crate) mod ocr;
 
 use std::path::{Path, PathBuf};
 

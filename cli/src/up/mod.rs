@@ -33,6 +33,8 @@ use crate::out::{Colour, Out, note};
 const JOIN: Duration = Duration::from_secs(60);
 /// How long the nodes may take to read the models' headers; jobs that come earlier wait for them.
 const SEE_MODELS: Duration = Duration::from_secs(10);
+/// After this long without another one they are taken to be all.
+const NO_MORE_MODELS: Duration = Duration::from_millis(1500);
 /// How often that is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -133,18 +135,26 @@ async fn start(cluster: &Cluster, client: &Client, nodes: usize) -> Result<(), F
     }
 }
 
-/// Waits for the first model to be seen, so that who types the next command finds it. None is no error.
+/// Waits until models are seen and no more come, so that who types the next command finds them. None is no error.
 async fn see_models(client: &Client) {
     let began = Instant::now();
+    let (mut count, mut since) = (0, began);
     while began.elapsed() < SEE_MODELS {
         let seen = async {
             let mut models = client.models().await?;
             client.call(models.list_models(client.request(v1::ListModelsRequest::default()))).await
         };
-        if seen.await.is_ok_and(|list| !list.models.is_empty()) {
+        let now = seen.await.map_or(0, |list| list.models.len());
+        if now != count {
+            (count, since) = (now, Instant::now());
+        }
+        if count > 0 && since.elapsed() > NO_MORE_MODELS {
             return;
         }
         tokio::time::sleep(POLL).await;
+    }
+    if count > 0 {
+        return;
     }
     note(client.out, "no node sees a model yet: the nodes' logs say why if that lasts");
 }

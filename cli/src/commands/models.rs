@@ -188,10 +188,10 @@ fn table(out: Out, models: &[v1::ModelStatus]) -> Result<(), Failure> {
             info.quantisation.clone(),
             human::count(info.parameters),
             human::bytes(info.weight_bytes),
-            if info.dimensions > 0 && info.kind() == v1::JobKind::Embed {
-                format!("{} dimensions", info.dimensions)
-            } else {
-                format!("{} tokens", info.context)
+            match info.kind() {
+                v1::JobKind::Embed if info.dimensions > 0 => format!("{} dimensions", info.dimensions),
+                v1::JobKind::Ocr => "pages".to_owned(),
+                _ => format!("{} tokens", info.context),
             },
             state,
         ]

@@ -7,6 +7,7 @@ mod activation;
 mod blanks;
 mod blocks;
 mod classify;
+mod compose;
 mod conv;
 mod ctc;
 mod depthwise;
@@ -34,6 +35,7 @@ mod recognise;
 mod separable;
 mod squeeze;
 mod tokens;
+mod transformer;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -112,6 +112,18 @@ pub(crate) struct Block {
     pub(crate) squeeze: bool,
 }
 
+impl Block {
+    /// Without squeeze-and-excite.
+    pub(crate) const fn new(size: usize, inputs: usize, outputs: usize, stride: (usize, usize)) -> Self {
+        Self { size, inputs, outputs, stride, squeeze: false }
+    }
+
+    /// The same with it.
+    pub(crate) const fn squeezed(self) -> Self {
+        Self { squeeze: true, ..self }
+    }
+}
+
 /// Slots that a chain of blocks may use beside its source and target.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spare {

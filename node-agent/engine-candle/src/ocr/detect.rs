@@ -26,22 +26,21 @@ pub const SIDE_STEP: usize = 32;
 /// Most pixels of an input: 2048 × 2048.
 pub const PIXELS_MAX: usize = 1 << 22;
 
-/// Size, inputs, outputs, halving, squeeze-and-excite.
-const BLOCKS: [(usize, usize, usize, bool, bool); 14] = [
-    (3, 16, 32, false, false),
-    (3, 32, 48, true, false),
-    (3, 48, 48, false, false),
-    (3, 48, 96, true, false),
-    (3, 96, 96, false, false),
-    (3, 96, 192, true, false),
-    (5, 192, 192, false, false),
-    (5, 192, 192, false, false),
-    (5, 192, 192, false, false),
-    (5, 192, 192, false, false),
-    (5, 192, 384, true, true),
-    (5, 384, 384, false, true),
-    (5, 384, 384, false, false),
-    (5, 384, 384, false, false),
+const BLOCKS: [Block; 14] = [
+    Block::new(3, 16, 32, (1, 1)),
+    Block::new(3, 32, 48, (2, 2)),
+    Block::new(3, 48, 48, (1, 1)),
+    Block::new(3, 48, 96, (2, 2)),
+    Block::new(3, 96, 96, (1, 1)),
+    Block::new(3, 96, 192, (2, 2)),
+    Block::new(5, 192, 192, (1, 1)),
+    Block::new(5, 192, 192, (1, 1)),
+    Block::new(5, 192, 192, (1, 1)),
+    Block::new(5, 192, 192, (1, 1)),
+    Block::new(5, 192, 384, (2, 2)).squeezed(),
+    Block::new(5, 384, 384, (1, 1)).squeezed(),
+    Block::new(5, 384, 384, (1, 1)),
+    Block::new(5, 384, 384, (1, 1)),
 ];
 /// Index of the block whose result a level of the pyramid reads, its channels, and those between its two 1×1 convolutions.
 const LEVELS: [(usize, usize, usize); 4] = [(2, 48, 12), (4, 96, 18), (9, 192, 42), (13, 384, 360)];
@@ -131,15 +130,13 @@ fn backbone(trail: &mut Trail<'_>, layers: &mut Vec<Box<dyn Layer>>) -> Result<V
     layers.push(Box::new(Conv { size: (3, 3), stride: (2, 2), ..first }));
     let mut value = filter.value;
     let mut levels = Vec::new();
-    for (index, (size, inputs, outputs, halve, squeeze)) in BLOCKS.into_iter().enumerate() {
-        let stride = if halve { (2, 2) } else { (1, 1) };
+    for (index, spec) in BLOCKS.into_iter().enumerate() {
         let level = LEVELS.iter().position(|(block, _, _)| *block == index);
         let target = match level {
             Some(level) => level_slot(level, 0),
             None if here == Slot(1) => Slot(2),
             None => Slot(1),
         };
-        let spec = Block { size, inputs, outputs, stride, squeeze };
         value = block(trail, layers, &value, spec, (here, target), SPARE)?;
         if level.is_some() {
             levels.push(value.clone());

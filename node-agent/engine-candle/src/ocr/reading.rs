@@ -3,10 +3,11 @@
 //! detect → (sideways: detect again) → orient → (in doubt: recognise some lines both ways) → recognise → order.
 //! Whoever runs it has the networks; between two pieces of work it may do something else.
 
-use ingle_engine::{PageImage, PageText, TextLine};
+use ingle_engine::{PageImage, PageText};
 use rayon::prelude::*;
 
-use super::blanks::{self, Placed, Spacing};
+use super::blanks::{Placed, Spacing};
+use super::compose::{self, Read};
 use super::ctc::{self, Alphabet, Step};
 use super::geometry::{Corners, Rect, Turn};
 use super::ink::{self, Ink};
@@ -14,10 +15,7 @@ use super::lines::{self, Batch, Piece, Strip};
 use super::orientation::{self, Verdict};
 use super::postprocess::{self, Found};
 use super::prepare::{Frame, prepare};
-use super::reading_order::{self, Item, Row};
 
-/// Lines whose mean confidence is below this are noise.
-const CONFIDENCE_MIN: f32 = 0.5;
 /// Columns of the strips that are held at once.
 const GROUP_COLUMNS: usize = 24_000;
 
@@ -99,7 +97,7 @@ pub(crate) struct Reading {
     turn: Turn,
     lines: Vec<Line>,
     skew: f32,
-    read: Vec<(Line, Spacing)>,
+    read: Vec<Read>,
 }
 
 impl Reading {
@@ -146,9 +144,9 @@ impl Reading {
                     count: batch.pieces.len(),
                     width: batch.width,
                 },
-                None => Work::Done(self.finish()),
+                None => Work::Done(compose::compose(&self.read, self.skew, self.turn)),
             },
-            Stage::Done => Work::Done(self.finish()),
+            Stage::Done => Work::Done(compose::compose(&self.read, self.skew, self.turn)),
         }
     }
 
@@ -215,7 +213,8 @@ impl Reading {
                 }
                 for mut part in group.parts {
                     part.glyphs.sort_by(|a, b| a.at.total_cmp(&b.at));
-                    self.read.push((part.line, Spacing::new(&part.ink, part.glyphs)));
+                    let Line { rect, corners } = part.line;
+                    self.read.push(Read { rect, corners, spacing: Spacing::new(&part.ink, part.glyphs) });
                 }
                 self.next_group(group.next);
             }
@@ -289,44 +288,7 @@ impl Reading {
         let group = Group { next: first + count, strips, parts, batches: lines::pack(pieces) };
         self.stage = Stage::Lines(group);
     }
-
-    fn finish(&self) -> PageText {
-        let straight = |rect: &Rect| {
-            let (x, y) = (self.skew.cos(), self.skew.sin());
-            let [cx, cy] = rect.centre;
-            Rect { centre: [cx * x + cy * y, cy * x - cx * y], angle: rect.angle - self.skew, ..*rect }
-        };
-        let border = blanks::page_border(self.read.iter().map(|(_, spacing)| spacing));
-        let kept: Vec<(usize, String)> = self
-            .read
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, spacing))| spacing.confidence() >= CONFIDENCE_MIN)
-            .map(|(index, (_, spacing))| (index, ctc::narrow(&spacing.text(border)).trim().to_string()))
-            .filter(|(_, text)| !text.is_empty())
-            .collect();
-        let items: Vec<Item> = kept
-            .iter()
-            .map(|(index, text)| Item { rect: straight(&self.read[*index].0.rect), text: text.clone() })
-            .collect();
-        let rows = reading_order::order(&items);
-        let out = rows.iter().map(|row| self.line(row, &kept)).collect();
-        PageText { turn: self.turn.degrees(), lines: out }
-    }
-
-    /// Joins what stands in one row.
-    fn line(&self, row: &Row, kept: &[(usize, String)]) -> TextLine {
-        let members: Vec<&(usize, String)> = row.members.iter().map(|member| &kept[*member]).collect();
-        let corners = |member: Option<&&(usize, String)>| member.map_or([[0.0; 2]; 4], |(index, _)| self.read[*index].0.corners);
-        let (first, last) = (corners(members.first()), corners(members.last()));
-        let weights = members.iter().map(|(index, text)| (self.read[*index].1.confidence(), text.chars().count() as f32));
-        let (sum, count) = weights.fold((0.0, 0.0), |(sum, count), (each, weight)| (sum + each * weight, count + weight));
-        let texts: Vec<&str> = members.iter().map(|(_, text)| text.as_str()).collect();
-        TextLine {
-            text: texts.join(" "),
-            confidence: if count > 0.0 { sum / count } else { 0.0 },
-            corners: [first[0], last[1], last[2], first[3]],
-            block: row.block,
-        }
-    }
 }
+
+#[cfg(test)]
+mod tests;

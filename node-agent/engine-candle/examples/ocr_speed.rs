@@ -33,7 +33,10 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             run.step(WHOLE);
             Ok(())
         })?;
-        profile(rounds, |tell| Ok(detector.start(&page, 1056, 736)?.profile(tell)))?;
+        profile(rounds, |tell| {
+            detector.start(&page, 1056, 736)?.profile(tell);
+            Ok(())
+        })?;
         for lines in [1, 4] {
             let batch = input(lines * 48 * 768 * 3);
             measure(&format!("recognition of {lines} × 768"), rounds, || {
@@ -41,7 +44,10 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
                 run.step(WHOLE);
                 Ok(())
             })?;
-            profile(rounds, |tell| Ok(recogniser.start(&batch, lines, 768)?.profile(tell)))?;
+            profile(rounds, |tell| {
+                recogniser.start(&batch, lines, 768)?.profile(tell);
+                Ok(())
+            })?;
         }
         Ok(())
     })

@@ -5,6 +5,7 @@
 mod golden;
 mod language;
 mod ocr;
+mod pages;
 mod refusals;
 mod starter;
 mod tiny;

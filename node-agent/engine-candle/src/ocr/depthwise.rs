@@ -24,6 +24,13 @@ pub(crate) struct Depthwise {
     bias: Floats,
 }
 
+/// Pixel `w` of those seen, or the first if there are fewer.
+#[inline(always)]
+fn pixel<T>(seen: &[T], w: usize, vectors: usize) -> &[T] {
+    let w = if (w + 1) * vectors <= seen.len() { w } else { 0 };
+    &seen[w * vectors..][..vectors]
+}
+
 /// One picture to be read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture<'a> {
@@ -166,22 +173,23 @@ impl Depthwise {
         let vectors = filter.len();
         let (bias, _) = S::as_simd_f32s(&self.bias);
         let bias = &bias[..vectors];
-        // Slices of equal length, so that one check covers all of the loop's accesses.
-        let mut pixels: [&[S::f32s]; W] = [&[]; W];
-        for (w, pixel) in pixels.iter_mut().enumerate() {
-            *pixel = &seen[w * vectors..][..vectors];
-        }
+        // Slices of equal length and with names of their own: of those, but not of an array of them, the compiler sees that the
+        // loop's accesses are inside. Where fewer than their number are seen, the first stands in and is not used.
+        let (p0, p1, p2) = (pixel(seen, 0, vectors), pixel(seen, 1, vectors), pixel(seen, 2, vectors));
+        let (p3, p4, p5) = (pixel(seen, 3, vectors), pixel(seen, 4, vectors), pixel(seen, 5, vectors));
+        let (p6, p7, p8) = (pixel(seen, 6, vectors), pixel(seen, 7, vectors), pixel(seen, 8, vectors));
+        let (p9, p10) = (pixel(seen, 9, vectors), pixel(seen, 10, vectors));
         let (out0, rest) = out.split_at_mut(vectors);
         let (out1, rest) = rest.split_at_mut(vectors);
         let (out2, out3) = rest.split_at_mut(vectors);
         let out3 = &mut out3[..vectors];
         for v in 0..vectors {
             let mut sums = if FIRST { [bias[v]; BLOCK] } else { [out0[v], out1[v], out2[v], out3[v]] };
-            for w in 0..W {
-                let x = pixels[w][v];
+            let pixels = [p0[v], p1[v], p2[v], p3[v], p4[v], p5[v], p6[v], p7[v], p8[v], p9[v], p10[v]];
+            for (w, x) in pixels.iter().enumerate().take(W) {
                 for (p, sum) in sums.iter_mut().enumerate() {
                     if w >= p * X && w - p * X < K {
-                        *sum = simd.mul_add_f32s(x, filter[v][w - p * X], *sum);
+                        *sum = simd.mul_add_f32s(*x, filter[v][w - p * X], *sum);
                     }
                 }
             }

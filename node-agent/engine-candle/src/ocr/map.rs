@@ -175,6 +175,11 @@ impl Maps {
         Self { slots: vec![Map::default(); slots] }
     }
 
+    /// Bytes that all maps hold.
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots.iter().map(|map| map.values.store.len() * size_of::<f32>()).sum()
+    }
+
     pub(crate) fn get(&self, slot: Slot) -> &Map {
         &self.slots[slot.0]
     }

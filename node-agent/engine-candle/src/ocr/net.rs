@@ -16,6 +16,8 @@ pub(crate) trait Layer: Send + Sync {
 
 /// Sets of maps that wait for the next run; one set serves one run at a time.
 const SPARE_MAX: usize = 2;
+/// A larger set is given back to the system: it was for an unusual page, or for very many lines.
+const SPARE_BYTES_MAX: usize = 128 << 20;
 
 /// Layers with their weights.
 pub(crate) struct Network {
@@ -89,7 +91,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         let mut spare = self.network.spare();
-        if spare.len() < SPARE_MAX {
+        if spare.len() < SPARE_MAX && self.maps.bytes() <= SPARE_BYTES_MAX {
             spare.push(std::mem::take(&mut self.maps));
         }
     }

@@ -122,7 +122,9 @@ impl Recognition {
     /// For each line its columns from left to right, once a step has said that it is done.
     pub fn result(&self) -> Vec<Vec<Column>> {
         let map = self.0.map(RESULT);
-        let column = |pair: &[f32; 2]| Column { class: pair[0] as usize, probability: pair[1] };
+        // Weights that overflow make no number at all: that is no likelihood.
+        let likely = |probability: f32| if probability.is_finite() { probability } else { 0.0 };
+        let column = |pair: &[f32; 2]| Column { class: pair[0] as usize, probability: likely(pair[1]) };
         let line = |line: &[f32]| line.as_chunks::<2>().0.iter().map(column).collect();
         map.values.chunks_exact(map.shape.picture().max(1)).map(line).collect()
     }

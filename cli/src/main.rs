@@ -51,7 +51,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let client = Client::new(&cli.global);
     match cli.command {
         Command::Up(args) => up::run(&client, args).await,
-        Command::Submit(args) => commands::submit::run(&client, args).await,
+        Command::Submit(args) => Box::pin(commands::submit::run(&client, args)).await,
         Command::Jobs(command) => commands::jobs::run(&client, command).await,
         Command::Nodes(command) => commands::nodes::run(&client, command).await,
         Command::Models(command) => commands::models::run(&client, command).await,

@@ -115,7 +115,7 @@ pub(crate) async fn run(client: &Client, args: SubmitArgs) -> Result<(), Failure
     let spec = spec(&args, std::io::stdin())?;
     // A key of our own makes a submission whose answer got lost safe to send again.
     let key = args.idempotency_key.clone().unwrap_or_else(|| format!("cli-{:032x}", fastrand::u128(..)));
-    let answer = submit(client, v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key }).await?;
+    let answer = Box::pin(submit(client, v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key })).await?;
     let job = answer.job.unwrap_or_default();
     let out = client.out;
     if args.wait {

@@ -161,7 +161,8 @@ impl Ledger {
 
     fn publish(&mut self, publish: &Publish, intent: &Intent) -> Result<(), Problem> {
         let mut inputs = BTreeMap::new();
-        if let Some(before) = self.outputs.get(&intent.name).filter(|before| before.kind == publish.kind) {
+        let before = self.outputs.get(&intent.name).filter(|before| before.kind == publish.kind && !intent.anew);
+        if let Some(before) = before {
             inputs = before.inputs.clone();
         }
         self.forget(&intent.name);

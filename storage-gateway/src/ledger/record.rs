@@ -58,6 +58,9 @@ pub struct Intent {
     /// What it is made from.
     #[prost(message, repeated, tag = "8")]
     pub inputs: Vec<Input>,
+    /// It was made from nothing though we had shown a file: that one was gone, and with it what the inputs of other jobs gave.
+    #[prost(bool, tag = "9")]
+    pub anew: bool,
 }
 
 /// All intents of one attempt, written before the first of them is acted on.

@@ -38,6 +38,23 @@ impl Store {
         Arc::ptr_eq(&self.export, export)
     }
 
+    /// Whether the files that memory stands for are there: somebody may have removed the whole place.
+    ///
+    /// # Errors
+    /// Those of the export.
+    pub async fn is_there(&self) -> Result<bool, Problem> {
+        let newest = if self.next > self.oldest {
+            log_path(&self.directory, self.next - 1)
+        } else if let Some((bucket, seq)) = self.snapshots.iter().next() {
+            snapshot_path(&self.directory, *bucket, *seq)
+        } else {
+            return Ok(true);
+        };
+        // Listed rather than looked up: what a name led to a moment ago may still be remembered.
+        let directory = newest.parent().unwrap_or_else(ObjectPath::root);
+        Ok(names(&*self.export, &directory).await?.iter().any(|name| name.as_slice() == newest.file_name()))
+    }
+
     /// Reads the ledger below `directory`; an absent one is empty.
     ///
     /// # Errors
@@ -255,6 +272,10 @@ fn foreign(directory: &ObjectPath, name: &[u8]) -> Problem {
 fn missing(path: &ObjectPath, what: &str) -> Problem {
     Problem::new(
         ErrorCode::DigestMismatch,
-        format!("{}: {what}; restore the place's .inglenook/ledger from a backup of the share", path.display()),
+        format!(
+            "{}: {what}; restore the place's .inglenook/ledger from a backup of the share, or move the place's .inglenook away: \
+             everything is done again then",
+            path.display()
+        ),
     )
 }

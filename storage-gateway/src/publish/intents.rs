@@ -56,6 +56,7 @@ pub fn from_manifest(place: &Place, ledger: &Ledger, manifest: &v1::ResultManife
             previous: ledger.output(&output.name).map(|before| before.digest.0.to_vec()).unwrap_or_default(),
             remove: output.remove,
             keep: output.keep,
+            anew: output.based_on.as_ref().is_some_and(|based_on| based_on.is_empty()),
             inputs: output.inputs.iter().map(input).collect::<Result<_, _>>()?,
         });
     }

@@ -111,6 +111,14 @@ impl Publisher {
     async fn open(&self, place: &Place, store: Option<Store>) -> Result<Store, Problem> {
         // The export was opened again since (another disk is mounted there): its ledger is another too.
         let store = store.filter(|store| store.lies_on(&place.export));
+        let store = match store {
+            Some(store) if store.is_there().await? => Some(store),
+            Some(_) => {
+                tracing::warn!(place = %place.object, "the ledger was removed; the place begins anew");
+                None
+            }
+            None => None,
+        };
         let mut store = match store {
             Some(store) => store,
             None => {

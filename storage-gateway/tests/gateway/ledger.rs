@@ -50,6 +50,35 @@ fn end(number: u64) -> LogSegment {
     LogSegment { seq: 0, publish: None, done: Some(done) }
 }
 
+/// A part made by job after job: what it is made from, and whether it was made from nothing.
+fn part(number: u64, input: &str, anew: bool) -> [LogSegment; 2] {
+    let (mut begun, mut ended) = (begin(number), end(number));
+    let publish = begun.publish.as_mut().unwrap();
+    publish.intents[0].name = b"part".to_vec();
+    publish.intents[0].anew = anew;
+    publish.intents[0].inputs[0].name = input.as_bytes().to_vec();
+    ended.done.as_mut().unwrap().outcomes[0].name = b"part".to_vec();
+    [begun, ended]
+}
+
+#[tokio::test]
+async fn a_part_made_from_nothing_holds_nothing_of_earlier_ones() {
+    let nas = Memory::new(true);
+    let export: Arc<dyn Export> = nas.clone();
+    let mut store = load(&export).await.unwrap();
+    for segment in [part(1, "notes.md", true), part(2, "code.rs", false)].into_iter().flatten() {
+        store.append(segment).await.unwrap();
+    }
+    let ledger = store.ledger();
+    assert!(ledger.input(3, b"notes.md").is_some() && ledger.input(3, b"code.rs").is_some());
+    // The file was gone: what it held of notes.md is gone too, and must be made again.
+    for segment in part(3, "code.rs", true) {
+        store.append(segment).await.unwrap();
+    }
+    let ledger = load(&export).await.unwrap().ledger();
+    assert!(ledger.input(3, b"notes.md").is_none() && ledger.input(3, b"code.rs").is_some());
+}
+
 async fn load(export: &Arc<dyn Export>) -> Result<Store, ingle_proto::Problem> {
     let mut store = Store::load(export.clone(), directory()).await?;
     store.fold_after(6);

@@ -316,6 +316,23 @@ async fn a_file_as_young_as_the_scan_is_looked_into_again() {
 }
 
 #[tokio::test]
+async fn a_place_that_somebody_removed_begins_anew() {
+    let bench = usual();
+    let first = bench.scan(tree("in")).await;
+    bench.publish(1, &first, &DOCUMENTS).await;
+    for name in bench.rig.nas.files(true).into_keys().filter(|name| name.starts_with("out/")) {
+        assert!(bench.rig.nas.delete(&name));
+    }
+    let second = bench.scan(tree("in")).await;
+    assert_eq!(second.names(EntryAction::Do), DOCUMENTS, "memory must not outlive the files");
+    bench.publish(2, &second, &DOCUMENTS).await;
+    // What is on disk now is whole: the next start reads it.
+    let again = bench.rig.start();
+    let ledger = again.publisher.ledger(&again.place).await.unwrap();
+    assert!(ledger.output(b"a.md.json").is_some());
+}
+
+#[tokio::test]
 async fn what_a_nas_keeps_for_itself_is_no_document() {
     let bench = usual();
     for name in ["in/@eaDir/a.md", "in/sub/#recycle/old.txt", "in/lost+found/x.txt", "in/.hidden/x.txt"] {
@@ -334,7 +351,8 @@ async fn a_deleted_result_of_a_young_file_is_made_again() {
     let first = bench.scan(tree("in")).await;
     bench.publish(1, &first, &DOCUMENTS).await;
     assert!(bench.rig.nas.delete("out/a.md.json"));
-    let entry = bench.scan(tree("in")).await.entries["a.md"].clone();
+    let second = bench.scan(tree("in")).await;
+    let entry = &second.entries["a.md"];
     assert!(!entry.results_current && entry.content_digest.is_empty(), "equal content must not settle it");
 }
 

@@ -1,4 +1,4 @@
-//! The PaddleOCR angle classifier (`ch_ppocr_mobile_v2.0_cls_infer.onnx`): is a line upright or turned by 180°?
+//! The PaddleOCR angle classifier (`ch_ppocr_mobile_v2.0_cls_infer.onnx`) says whether a line is upright or turned by 180°.
 //!
 //! MobileNetV3 small at a scale of 0.35 (Howard et al. 2019) on lines of 48 × 192 pixels. Input values are x / 127.5 − 1, in
 //! the order blue, green, red of the published pipeline.

@@ -55,7 +55,7 @@ pub struct Agent {
     /// Models seen.
     pub catalogue: Arc<Catalogue>,
     /// Models in memory.
-    pub loaded: Loaded,
+    pub loaded: Arc<Loaded>,
     /// Files on the local disk.
     pub cache: Arc<Cache>,
     /// Opens documents.
@@ -68,8 +68,10 @@ pub struct Agent {
     pub metrics: NodeMetrics,
     /// Owns what is spawned.
     pub tasks: Tasks,
-    /// Takes nothing new.
+    /// Takes nothing new, as the coordinator says.
     draining: AtomicBool,
+    /// Takes nothing new because the process ends, whatever the coordinator says.
+    leaving: AtomicBool,
     table: Mutex<Table>,
 }
 
@@ -86,7 +88,7 @@ pub struct Parts {
     /// Models seen.
     pub catalogue: Arc<Catalogue>,
     /// Models in memory.
-    pub loaded: Loaded,
+    pub loaded: Arc<Loaded>,
     /// Files on the local disk.
     pub cache: Arc<Cache>,
     /// Opens documents.
@@ -119,6 +121,7 @@ impl Agent {
             metrics,
             tasks,
             draining: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             table: Mutex::default(),
         }
     }
@@ -161,7 +164,7 @@ impl Agent {
             if table.running.contains_key(&number) || table.finished.contains(&number) {
                 return;
             }
-            let most = self.capacity.slots as usize + limits::ATTEMPTS_BEYOND_SLOTS;
+            let most = limits::attempts_max(self.capacity.slots);
             if self.draining() {
                 Some(Failure::node(ErrorCode::ShuttingDown, "this node is being drained", Duration::from_secs(1)))
             } else if table.running.len() >= most {
@@ -203,7 +206,7 @@ impl Agent {
         let number = token.attempt;
         let kind = pipeline::label(&assign);
         let attempt = Attempt::new(Arc::clone(self), token.clone(), &assign);
-        let deadline = deadline(token.deadline_ms);
+        let deadline = deadline(assign.within_ms, token.deadline_ms);
         // The work's own memory is dropped before its end is told, so that models are idle by then.
         let ended = tokio::select! {
             ended = AssertUnwindSafe(pipeline::run(attempt, assign)).catch_unwind() => ended.unwrap_or_else(|_| {
@@ -218,7 +221,8 @@ impl Agent {
                 })
             }
             () = tokio::time::sleep_until(deadline) => {
-                let kind = if interactive { v1::FailureKind::Cancelled } else { v1::FailureKind::Item };
+                // Never the work's fault: our clock may be wrong, and the coordinator judges lateness by its own.
+                let kind = if interactive { v1::FailureKind::Cancelled } else { v1::FailureKind::Node };
                 Err(Failure::new(kind, ErrorCode::Deadline, "the attempt's deadline passed"))
             }
         };
@@ -324,10 +328,15 @@ impl Agent {
         }
     }
 
+    /// Takes no new work until the process has ended.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
     /// Whether it takes no new work.
     #[must_use]
     pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.draining.load(Ordering::Acquire) || self.leaving.load(Ordering::Acquire)
     }
 
     /// Attempts running: all, and those that a person waits for.
@@ -387,13 +396,13 @@ fn outcome_label(kind: v1::FailureKind) -> &'static str {
     }
 }
 
-/// When to give up, from Unix milliseconds; far away for 0.
-fn deadline(unix_ms: i64) -> Instant {
-    let left = if unix_ms <= 0 {
-        Duration::from_secs(30 * 24 * 3600)
-    } else {
-        let left = unix_ms.saturating_sub(ingle_daemon::clock::unix_ms());
-        Duration::from_millis(u64::try_from(left).unwrap_or(0))
+/// When to give up: so many milliseconds from now, else (0: an older coordinator) at Unix milliseconds; far away for 0.
+fn deadline(within_ms: i64, unix_ms: i64) -> Instant {
+    let far = Duration::from_secs(30 * 24 * 3600);
+    let left = match (within_ms, unix_ms) {
+        (1.., _) => within_ms,
+        (_, 1..) => unix_ms.saturating_sub(ingle_daemon::clock::unix_ms()),
+        _ => return Instant::now() + far,
     };
-    Instant::now() + left.min(Duration::from_secs(30 * 24 * 3600))
+    Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(far)
 }

@@ -187,7 +187,7 @@ async fn assemble(
         name: config.display_name(),
         capacity,
         catalogue,
-        loaded,
+        loaded: Arc::new(loaded),
         cache,
         parsers: Parsers::new(parser, config.parsers()),
         totals,
@@ -217,7 +217,7 @@ fn serve(agent: &Arc<Agent>, listener: TcpListener, config: &NodeConfig, ending:
 
 /// Lets running work end: batches after their item, calls for half the time, then they go back to be moved.
 async fn drain(agent: &Agent, deadline: Duration, ending: &Shutdown) {
-    agent.set_draining(true);
+    agent.leave();
     let begun = tokio::time::Instant::now();
     let mut handed_back = false;
     while begun.elapsed() < deadline && !ending.begun() {

@@ -55,8 +55,12 @@ pub const WAITING_REQUESTS: usize = 256;
 /// Events of one request that its reader may leave unread before the request is dropped.
 pub const UNREAD_EVENTS: usize = 2048;
 
-/// Attempts beyond the slots that a node takes before it says it is full.
-pub const ATTEMPTS_BEYOND_SLOTS: usize = 16;
+/// Attempts that a node of so many slots takes before it says it is full: a coordinator hands out up to two batches and two
+/// calls for each, and some overlap when another leads.
+#[must_use]
+pub const fn attempts_max(slots: u32) -> usize {
+    4 * slots as usize + 16
+}
 /// Finished attempts whose numbers are remembered, so that a repeated dispatch is recognised.
 pub const FINISHED_REMEMBERED: usize = 4096;
 /// Messages waiting for the coordinator, in bytes; past it the oldest frames go.

@@ -62,7 +62,7 @@ pub struct Loaded {
     metrics: NodeMetrics,
     state: Mutex<State>,
     /// One load at a time: two at once would both count the same free memory.
-    loading: tokio::sync::Mutex<()>,
+    loading: Arc<tokio::sync::Mutex<()>>,
     /// A model was loaded, unloaded or measured again.
     pub changed: Notify,
 }
@@ -96,7 +96,7 @@ impl Loaded {
             totals,
             metrics,
             state: Mutex::default(),
-            loading: tokio::sync::Mutex::default(),
+            loading: Arc::default(),
             changed: Notify::new(),
         }
     }
@@ -105,7 +105,7 @@ impl Loaded {
     ///
     /// # Errors
     /// [`Failure`]: the model isn't seen, can't be used, doesn't fit, or has to wait for others.
-    pub async fn acquire(&self, wanted: &v1::ModelRef) -> Result<Lease, Failure> {
+    pub async fn acquire(self: &Arc<Self>, wanted: &v1::ModelRef) -> Result<Lease, Failure> {
         let digest = match wanted.digest.is_empty() {
             true => None,
             false => Some(Digest::from_wire("model.digest", &wanted.digest).map_err(Failure::input)?),
@@ -113,15 +113,29 @@ impl Loaded {
         if let Some(lease) = self.held(&wanted.name, digest) {
             return Ok(lease);
         }
-        let _loading = self.loading.lock().await;
+        let loading = Arc::clone(&self.loading).lock_owned().await;
         if let Some(lease) = self.held(&wanted.name, digest) {
             return Ok(lease);
         }
         let model = self.catalogue.ready(&wanted.name, digest).await.map_err(not_ready)?;
+        // Whoever asked may leave, but a load that has begun goes on: until it has ended and is counted, no other may begin.
+        let loaded = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || {
+            let lease = tokio::runtime::Handle::current().block_on(loaded.load(model));
+            drop(loading);
+            lease
+        });
+        task.await.unwrap_or_else(|error| {
+            Err(Failure::model(ErrorCode::ModelUnusable, format!("loading `{}` failed: {error}", wanted.name)))
+        })
+    }
+
+    /// Makes room, loads, and counts it among the models in memory. Blocks for the time of the load.
+    async fn load(&self, model: Arc<ReadyModel>) -> Result<Lease, Failure> {
         let need = need(&model.card, self.settings.context, self.settings.slots);
         self.make_room(&model.name, &need).await?;
         let begun = Instant::now();
-        let handle = Arc::new(self.load(&model).await?);
+        let handle = Arc::new(self.load_blocking(&model)?);
         let load = begun.elapsed();
         self.metrics.loads.inc();
         self.metrics.load_seconds.observe(load.as_secs_f64());
@@ -209,7 +223,7 @@ impl Loaded {
         Ok(())
     }
 
-    async fn load(&self, model: &ReadyModel) -> Result<ModelHandle, Failure> {
+    fn load_blocking(&self, model: &ReadyModel) -> Result<ModelHandle, Failure> {
         let (engine, totals, metrics) = (Arc::clone(&self.engine), Arc::clone(&self.totals), self.metrics.clone());
         let options = LoadOptions {
             dir: model.dir.clone(),
@@ -217,19 +231,13 @@ impl Loaded {
             context: self.settings.context,
             slots: self.settings.slots,
         };
-        match tokio::task::spawn_blocking(move || ModelHandle::load(engine, options, totals, metrics)).await {
-            Ok(Ok(handle)) => Ok(handle),
-            Ok(Err(error)) => Err(Failure::model(
-                match error {
-                    ingle_engine::EngineError::Memory { .. } => ErrorCode::ModelDoesNotFit,
-                    _ => ErrorCode::ModelUnusable,
-                },
-                format!("model `{}`: {error}", model.name),
-            )),
-            Err(error) => {
-                Err(Failure::model(ErrorCode::ModelUnusable, format!("loading `{}` failed: {error}", model.name)))
-            }
-        }
+        ModelHandle::load(engine, options, totals, metrics).map_err(|error| {
+            let code = match error {
+                ingle_engine::EngineError::Memory { .. } => ErrorCode::ModelDoesNotFit,
+                _ => ErrorCode::ModelUnusable,
+            };
+            Failure::model(code, format!("model `{}`: {error}", model.name))
+        })
     }
 
     /// Unloads a model that nobody uses.

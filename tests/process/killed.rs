@@ -1,4 +1,6 @@
-//! kill -9 in the middle of two jobs over 300 documents: nothing lost, nothing doubled, nothing done again that was done.
+//! kill -9 in the middle of two jobs over 300 documents: nothing lost, nothing doubled, and no answer that was visible is put
+//! to a model again (counted in tokens; for the coordinator alone: no answer at all). What isn't proven here: how little of
+//! the work in flight is repeated beside that, and the same for embeddings, whose tokens no counter tells apart.
 
 use std::time::Duration;
 
@@ -24,8 +26,11 @@ async fn the_coordinator_is_killed_in_the_middle_and_comes_back() {
 async fn a_node_is_killed_in_the_middle_and_the_other_does_the_rest() {
     let mut world = World::start(2, &World::slow_models()).await;
     let jobs = Jobs::in_the_middle(&world).await;
+    let before = world.tokens_written_by(1).await;
     world.nodes[0].kill();
     jobs.end_well(&world).await;
+    let after = world.tokens_written_by(1).await - before;
+    assert!(after <= jobs.tokens_left(), "{after} tokens for what needed {} at most", jobs.tokens_left());
     // It comes back under the same identity and works again.
     world.nodes[0].restart().await;
     world.client.ready(2, 2).await;
@@ -39,17 +44,24 @@ async fn the_only_node_is_killed_in_the_middle_and_comes_back() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.nodes[0].restart().await;
     jobs.end_well(&world).await;
+    // Its counters began anew.
+    let after = world.tokens_written().await;
+    assert!(after <= jobs.tokens_left(), "{after} tokens for what needed {} at most", jobs.tokens_left());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gateway_is_killed_in_the_middle_and_comes_back() {
     let mut world = World::start(2, &World::slow_models()).await;
     let jobs = Jobs::in_the_middle(&world).await;
+    let before = world.tokens_written().await;
     world.gateway.kill();
     // Longer than the first tries of those who call it.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     world.gateway.restart().await;
     jobs.end_well(&world).await;
+    // What was written and could not be staged may be written again, once.
+    let (after, most) = (world.tokens_written().await - before, 2 * jobs.tokens_left());
+    assert!(after <= most, "{after} tokens for what needed {most} at most");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,6 +79,8 @@ async fn everything_is_killed_at_once_as_by_a_power_failure() {
         node.restart().await;
     }
     jobs.end_well(&world).await;
+    let after = world.tokens_written().await;
+    assert!(after <= jobs.tokens_left(), "{after} tokens for what needed {} at most", jobs.tokens_left());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

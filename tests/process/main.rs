@@ -4,5 +4,6 @@ mod asked;
 mod killed;
 mod pages;
 mod streams;
+mod traced;
 mod up;
 mod world;

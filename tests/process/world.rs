@@ -42,6 +42,11 @@ pub(crate) fn node_binary() -> PathBuf {
 impl World {
     /// Starts everything and waits until it is whole.
     pub(crate) async fn start(nodes: usize, models: &[FakeModel]) -> Self {
+        Self::start_with(nodes, models, "").await
+    }
+
+    /// The same with more settings for each daemon: whole sections of TOML.
+    pub(crate) async fn start_with(nodes: usize, models: &[FakeModel], more: &str) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let at = home.path();
         let share = Share::at(at.join("share"));
@@ -53,7 +58,7 @@ impl World {
         let nfs_address = nfs.address("nfs");
         let port = nfs_address.port();
 
-        let text = format!("listen = '127.0.0.1:0'\nstate_dir = '{}'\n", at.join("coordinator").display());
+        let text = format!("listen = '127.0.0.1:0'\nstate_dir = '{}'\n", at.join("coordinator").display()) + more;
         let arguments = settings(at, "coordinator", &text);
         let coordinator = Process::start("coordinator", binary("ingle-coordinator"), arguments, at).await;
         let address = coordinator.address("grpc");
@@ -61,6 +66,7 @@ impl World {
         let mut text = format!("listen = '127.0.0.1:0'\nmembership = 'http://{address}'\n");
         let _ = writeln!(text, "state_dir = '{}'\n[exports.docs]", at.join("gateway").display());
         let _ = writeln!(text, "url = 'nfs://{nfs_address}/?mountport={port}&nfsport={port}'");
+        text += more;
         let gateway = Process::start("gateway", binary("ingle-gateway"), settings(at, "gateway", &text), at).await;
 
         let mut started = Vec::new();
@@ -70,6 +76,7 @@ impl World {
             let _ = writeln!(text, "coordinator = '{address}'\nmodels = '{}'", at.join("models").display());
             let _ = writeln!(text, "state_dir = '{0}/state'\ncache_dir = '{0}/cache'", at.join(&name).display());
             let _ = writeln!(text, "memory_reserve_bytes = 0\nmeasure_ms = 0\nthreads = 1\ndrain_timeout_s = 10");
+            text += more;
             started.push(Process::start(&name, node_binary(), settings(at, &name, &text), at).await);
         }
         let client = Client::to(address);
@@ -88,10 +95,15 @@ impl World {
     /// Tokens that all nodes wrote since they started.
     pub(crate) async fn tokens_written(&self) -> u64 {
         let mut sum = 0;
-        for node in &self.nodes {
-            sum += counted(&node.metrics().await, "ingle_node_tokens_written_total");
+        for node in 0..self.nodes.len() {
+            sum += self.tokens_written_by(node).await;
         }
         sum
+    }
+
+    /// Tokens that one node wrote since it started.
+    pub(crate) async fn tokens_written_by(&self, node: usize) -> u64 {
+        counted(&self.nodes[node].metrics().await, "ingle_node_tokens_written_total")
     }
 }
 
@@ -155,6 +167,11 @@ impl Jobs {
         let again = counts(&world.client.success(spec).await);
         assert_eq!((again.unchanged, again.published), (DOCUMENTS as u64, 0));
         assert_eq!(world.share.identities("answers"), after);
+    }
+
+    /// Tokens of the answers that were not visible yet.
+    pub(crate) fn tokens_left(&self) -> u64 {
+        (DOCUMENTS - self.visible_before()) as u64 * u64::from(ANSWER_TOKENS)
     }
 
     /// How many answers were visible before the end.

@@ -220,3 +220,43 @@ async fn a_drained_node_hands_its_work_over_and_takes_work_again_later() {
     .await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_outlives_a_restart_of_the_coordinator() {
+    let model = FakeModel::that_answers("talk", 6).at_ms_per_step(2).with_slots(2);
+    let mut cluster = Cluster::of(2).with(model).start().await;
+    cluster.share.documents(160);
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    let (first, second) = (nodes["node-1"].node_id.clone(), nodes["node-2"].node_id.clone());
+    let id = cluster.client.submit(generate_job()).await;
+    cluster.client.job_that(&id, "both to work", |job| job.nodes.len() == 2).await;
+    let drain = v1::DrainNodeRequest { node_id: first.clone(), ..Default::default() };
+    cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
+    cluster.restart_coordinator().await;
+    eventually("both nodes to be back, the first drained", || async {
+        let nodes = cluster.client.nodes().await.map_err(|status| status.to_string())?;
+        let is = |name: &str, state| nodes.get(name).is_some_and(|node| node.state() == state);
+        let as_before = is("node-1", v1::NodeState::Drained) && is("node-2", v1::NodeState::Ready);
+        if as_before { Ok(()) } else { Err(format!("{nodes:?}")) }
+    })
+    .await;
+    for _ in 0..4 {
+        let answer = cluster.client.generate(ingle_tests::client::question("who are you?")).await.expect("an answer");
+        assert_eq!(answer.started.expect("a start").node_id, second);
+    }
+    let job = cluster.client.end_of(&id).await;
+    assert_eq!((job.state(), counts(&job).published), (JobState::Succeeded, 160), "{job:?}");
+    // The other is to be done with at once, and the first may work again: also the node itself has heard of it.
+    let uncordon = v1::UncordonNodeRequest { node_id: first.clone() };
+    cluster.client.cluster.clone().uncordon_node(uncordon).await.expect("uncordoned");
+    let drain = v1::DrainNodeRequest { node_id: second, deadline_ms: 1 };
+    cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
+    cluster.restart_coordinator().await;
+    eventually("the first node to be asked", || async {
+        let answer = cluster.client.generate(ingle_tests::client::question("and who are you?")).await;
+        let node = answer.map_err(|status| format!("{status:?}"))?.started.map(|started| started.node_id);
+        if node.as_ref() == Some(&first) { Ok(()) } else { Err(format!("{node:?}")) }
+    })
+    .await;
+    cluster.stop().await;
+}

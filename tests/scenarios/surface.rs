@@ -52,3 +52,13 @@ async fn every_daemon_describes_itself_and_says_that_it_serves() {
     check(cluster.nodes[0].address, &["ingle.v1.Node"]).await;
     cluster.stop().await;
 }
+
+#[test]
+fn a_node_takes_whatever_a_coordinator_hands_out() {
+    for slots in [1, 2, 8, 256] {
+        // Batches, and as many calls beside them.
+        let handed_out = 2 * ingle_coordinator::limits::ATTEMPTS_PER_SLOT * slots as usize;
+        let taken = ingle_node_agent::limits::attempts_max(slots);
+        assert!(taken >= handed_out, "{slots} slots: {handed_out} handed out, {taken} taken");
+    }
+}

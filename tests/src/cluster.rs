@@ -82,7 +82,20 @@ impl Plan {
         }
         let client = Client::to(address);
         client.ready(self.nodes, self.models.len()).await;
-        Cluster { client, share, address, gateway_address, models, coordinator, gateway, nodes, _nfs: nfs, _home: home }
+        let (coordinator, etcd) = (Some(coordinator), self.etcd);
+        Cluster {
+            etcd,
+            client,
+            share,
+            address,
+            gateway_address,
+            models,
+            coordinator,
+            gateway,
+            nodes,
+            _nfs: nfs,
+            _home: home,
+        }
     }
 }
 
@@ -98,7 +111,9 @@ pub struct Cluster {
     pub gateway_address: SocketAddr,
     /// Where models lie.
     pub models: PathBuf,
-    coordinator: Daemon,
+    etcd: Option<String>,
+    /// Always there but for the moment of a restart.
+    coordinator: Option<Daemon>,
     gateway: Daemon,
     /// In order of their names.
     pub nodes: Vec<Node>,
@@ -122,7 +137,21 @@ impl Cluster {
             node.daemon.stop().await;
         }
         self.gateway.stop().await;
-        self.coordinator.stop().await;
+        if let Some(coordinator) = self.coordinator {
+            coordinator.stop().await;
+        }
+    }
+
+    /// Ends the coordinator and starts it again at the same address; what it had in memory is gone.
+    ///
+    /// # Panics
+    /// It doesn't end, or doesn't come back.
+    pub async fn restart_coordinator(&mut self) {
+        if let Some(coordinator) = self.coordinator.take() {
+            coordinator.stop().await;
+        }
+        let listener = ingle_daemon::grpc::bind(self.address).await.expect("its port is free again");
+        self.coordinator = Some(coordinator_at(listener, self.address, self._home.path(), self.etcd.as_deref()));
     }
 }
 
@@ -167,6 +196,10 @@ async fn listener() -> (TcpListener, SocketAddr) {
 
 async fn coordinator(home: &Path, etcd: Option<&str>) -> (Daemon, SocketAddr) {
     let (listener, address) = listener().await;
+    (coordinator_at(listener, address, home, etcd), address)
+}
+
+fn coordinator_at(listener: TcpListener, address: SocketAddr, home: &Path, etcd: Option<&str>) -> Daemon {
     let mut config = ingle_coordinator::config::Config {
         listen: address,
         metrics: None,
@@ -189,7 +222,7 @@ async fn coordinator(home: &Path, etcd: Option<&str>) -> (Daemon, SocketAddr) {
         // Boxed: it holds everything there is.
         Box::pin(ingle_coordinator::run(deps, stop, |_| Ok(()))).await.map_err(BoxError::from)
     };
-    (Daemon::start("coordinator", shutdown, None, work), address)
+    Daemon::start("coordinator", shutdown, None, work)
 }
 
 async fn gateway(home: &Path, meeting: &str, export: String) -> (Daemon, SocketAddr) {

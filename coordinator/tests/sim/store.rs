@@ -89,6 +89,10 @@ impl Store {
 
     fn look_at_batch(&mut self, job: u64, record: &BatchRecord, documents: &BTreeMap<u64, Vec<u32>>) {
         let id = record.id;
+        if record.join && record.state() == BatchState::Queued && record.code == "RESULT_OUTDATED" {
+            // Another job replaced what it was made from: nothing of it was visible, and it is made again.
+            self.winners.remove(&(job, id));
+        }
         if let Some(winner) = self.winners.get(&(job, id)) {
             let undone = !matches!(record.state(), BatchState::Committed | BatchState::Published);
             assert!(!undone && *winner == record.attempt, "job {job} batch {id} was committed and is now {record:?}");

@@ -259,6 +259,16 @@ impl ModelHandle {
     }
 }
 
+/// Says that the thread has ended, however it did: also when a panic of the engine's ends it.
+struct Ending(Arc<Shared>, watch::Sender<bool>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.dead.store(true, Ordering::Release);
+        let _ = self.1.send(true);
+    }
+}
+
 fn start(
     model: Box<dyn Model>,
     engine: Arc<dyn Engine>,
@@ -270,9 +280,9 @@ fn start(
     std::thread::Builder::new()
         .name("model".into())
         .spawn(move || {
+            // First, so that it is dropped last: by then the model's memory is free.
+            let _ending = Ending(Arc::clone(&shared), ended);
             thread::run(model, engine.as_ref(), &options, commands, &shared);
-            shared.dead.store(true, Ordering::Release);
-            let _ = ended.send(true);
         })
         .map(|_| ())
         .map_err(|error| EngineError::Compute(format!("no thread for the model: {error}")))

@@ -177,3 +177,73 @@ async fn dropping_a_ticket_frees_its_slot_and_stopping_frees_the_model() {
     model.stop().await;
     assert!(finish(left).await.is_err());
 }
+
+/// Fake models that panic where no step is under way: when a request leaves them.
+struct Brittle;
+
+struct BrittleModel(Box<dyn Model>);
+
+impl Engine for Brittle {
+    fn backend(&self) -> String {
+        "brittle".into()
+    }
+
+    fn files(&self, names: &[String]) -> Option<Vec<String>> {
+        FakeEngine::new().files(names)
+    }
+
+    fn inspect(&self, dir: &Path) -> Result<ModelCard, EngineError> {
+        FakeEngine::new().inspect(dir)
+    }
+
+    fn load(&self, options: &LoadOptions) -> Result<Box<dyn Model>, EngineError> {
+        Ok(Box::new(BrittleModel(FakeEngine::new().load(options)?)))
+    }
+}
+
+impl Model for BrittleModel {
+    fn card(&self) -> &ModelCard {
+        self.0.card()
+    }
+
+    fn tokens(&self) -> Arc<dyn Tokens> {
+        self.0.tokens()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.0.memory_bytes()
+    }
+
+    fn free_slots(&self) -> u32 {
+        self.0.free_slots()
+    }
+
+    fn join(&mut self, id: RequestId, class: Class, request: Request) -> Result<(), EngineError> {
+        self.0.join(id, class, request)
+    }
+
+    fn leave(&mut self, _: RequestId) {
+        panic!("as the test asks");
+    }
+
+    fn step(&mut self, out: &mut Vec<ingle_engine::Output>) -> Result<ingle_engine::Step, EngineError> {
+        self.0.step(out)
+    }
+}
+
+#[tokio::test]
+async fn a_panic_outside_of_a_step_leaves_a_model_that_says_it_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"task": "generate", "slots": 2, "step_ms": 1, "output_tokens": 400}"#;
+    std::fs::write(dir.path().join("fake-model.json"), config).unwrap();
+    let options = LoadOptions { dir: dir.path().to_owned(), threads: 1, context: 512, slots: 8 };
+    let metrics = NodeMetrics::new(&Metrics::new("test"));
+    let model = ModelHandle::load(Arc::new(Brittle), options, Arc::default(), metrics).unwrap();
+    let stays = model.submit(Class::Batch, generate("x", 400)).await.unwrap();
+    let mut leaves = model.submit(Class::Batch, generate("x", 400)).await.unwrap();
+    leaves.next().await.unwrap();
+    drop(leaves);
+    assert!(finish(stays).await.is_err(), "whoever is in the model is told");
+    tokio::time::timeout(Duration::from_secs(20), model.stop()).await.expect("its end is seen");
+    assert!(model.is_dead(), "so that it is loaded anew");
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ingle_daemon::Shutdown;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::run::Readiness;
+use ingle_engine::Engine;
 use ingle_engine::fake::FakeEngine;
 use ingle_node_agent::{Deps, Listeners, NodeConfig, StartError, run};
 use ingle_proto::v1::node_client::NodeClient;
@@ -49,6 +50,15 @@ impl Node {
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir, gateway: Gateway, models: &str) -> Self {
+        Self::start_over(Arc::new(FakeEngine::new()), dir, gateway, models).await
+    }
+
+    pub(crate) async fn start_over(
+        engine: Arc<dyn Engine>,
+        dir: tempfile::TempDir,
+        gateway: Gateway,
+        models: &str,
+    ) -> Self {
         let config = NodeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             beat_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -69,7 +79,7 @@ impl Node {
         let shutdown = Shutdown::new();
         let deps = Deps {
             config,
-            engine: Arc::new(FakeEngine::new()),
+            engine,
             metrics: Metrics::new("ingle-node"),
             readiness: Readiness::default(),
             listeners,

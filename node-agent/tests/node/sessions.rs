@@ -1,8 +1,11 @@
 //! Streams that break, leaders that change, nodes that stop.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ingle_engine::fake::FakeEngine;
+use ingle_engine::{Engine, EngineError, LoadOptions, Model, ModelCard};
 use ingle_proto::v1::node_client::NodeClient;
 use ingle_proto::v1::{self, JobKind, assign::Work, generate_response::Frame, work_request, work_response::Message};
 use ingle_proto::{ErrorCode, Problem};
@@ -194,7 +197,10 @@ async fn too_much_at_once_is_refused_with_a_delay() {
     let mut leader = node.lead().await;
     node.gateway.state.slow_ms.store(500, Ordering::SeqCst);
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
-    for attempt in 1..=40 {
+    // Two batches and two calls for each slot is what a coordinator hands out, and some may overlap.
+    let slots = u64::from(leader.welcome.capacity.as_ref().unwrap().slots);
+    let most = 4 * slots + 16;
+    for attempt in 1..=most + 1 {
         leader.assign(attempt, "mini", Work::Batch(work.clone())).await;
     }
     let failed = leader
@@ -204,6 +210,7 @@ async fn too_much_at_once_is_refused_with_a_delay() {
         })
         .await;
     assert_eq!((failed.kind(), failed.code.as_str()), (v1::FailureKind::Node, "OVERLOADED"));
+    assert_eq!(failed.token.unwrap().attempt, most + 1, "the one too many");
     assert!(failed.retry_after_ms > 0);
     node.stop().await;
 }
@@ -241,6 +248,124 @@ async fn a_passed_deadline_ends_the_attempt() {
         ..Default::default()
     };
     leader.send(work_request::Message::Assign(assign)).await;
-    assert_eq!(leader.ended(1).await.unwrap_err().code, "DEADLINE");
+    let failed = leader.ended(1).await.unwrap_err();
+    assert_eq!((failed.kind(), failed.code.as_str()), (v1::FailureKind::Node, "DEADLINE"), "no document's fault");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_ahead_ends_nothing() {
+    let node = Node::start(&[EMBED]).await;
+    let mut leader = node.lead().await;
+    let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
+    // As a coordinator an hour behind us says it: a deadline long past, and how long that is from now.
+    let deadline_ms = ingle_daemon::clock::unix_ms() - 3_600_000;
+    let assign = |attempt, within_ms| v1::Assign {
+        token: Some(v1::AttemptToken { deadline_ms, ..token(attempt) }),
+        model: Some(v1::ModelRef { name: "mini".into(), ..Default::default() }),
+        gateway: node.gateway.address.to_string(),
+        work: Some(Work::Batch(work.clone())),
+        within_ms,
+        ..Default::default()
+    };
+    leader.send(work_request::Message::Assign(assign(1, 600_000))).await;
+    assert_eq!(leader.ended(1).await.unwrap().count, 1);
+    node.gateway.state.slow_ms.store(5_000, Ordering::SeqCst);
+    leader.send(work_request::Message::Assign(assign(2, 200))).await;
+    assert_eq!(leader.ended(2).await.unwrap_err().code, "DEADLINE");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
+    let slow = r#"{"task": "generate", "context": 200, "output_tokens": 180, "step_ms": 8, "slots": 1}"#;
+    let node = Node::start(&[("slow", slow)]).await;
+    let mut leader = node.lead().await;
+    let documents: Vec<(String, Vec<u8>)> = (0..40).map(|i| (format!("{i:02}.md"), b"text".to_vec())).collect();
+    let documents: Vec<(&str, &[u8])> = documents.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();
+    let mut work = batch(&leader.gateway, JobKind::Generate, &documents);
+    work.generate =
+        Some(v1::GenerateOptions { prompt: "{{ document }}".into(), max_tokens: 180, ..Default::default() });
+    leader.assign(1, "slow", Work::Batch(work.clone())).await;
+    leader.until(|message| matches!(message, Message::Progress(_)).then_some(())).await;
+    node.begin_stop();
+    let mut beats = NodeClient::connect(format!("http://{}", node.beat)).await.unwrap();
+    loop {
+        let beat = v1::BeatRequest { epoch: Some(v1::Epoch { generation: 1, revision: 1 }), sequence: 1 };
+        let mut answers = beats.beat(tokio_stream::iter([beat])).await.unwrap().into_inner();
+        if answers.message().await.unwrap().unwrap().draining {
+            break;
+        }
+    }
+    // Each attach says so of a node that nobody drained.
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false })).await;
+    leader.assign(2, "slow", Work::Batch(work)).await;
+    let mut ends = std::collections::BTreeMap::new();
+    while ends.len() < 2 {
+        let ended = leader.until(|message| match message {
+            Message::Complete(complete) => Some((complete.token.unwrap().attempt, Ok(complete.count))),
+            Message::Failed(failed) => Some((failed.token.unwrap().attempt, Err(failed.code))),
+            _ => None,
+        });
+        let (attempt, end) = ended.await;
+        ends.insert(attempt, end);
+    }
+    assert_eq!(ends[&2], Err("SHUTTING_DOWN".to_owned()));
+    assert!(matches!(ends[&1], Ok(1..40)), "{ends:?}");
+    node.stop().await;
+}
+
+/// Fake models whose load waits until it is let go.
+struct Slow {
+    loads: Arc<AtomicUsize>,
+    go: Arc<AtomicBool>,
+}
+
+impl Engine for Slow {
+    fn backend(&self) -> String {
+        "slow".into()
+    }
+
+    fn files(&self, names: &[String]) -> Option<Vec<String>> {
+        FakeEngine::new().files(names)
+    }
+
+    fn inspect(&self, dir: &std::path::Path) -> Result<ModelCard, EngineError> {
+        FakeEngine::new().inspect(dir)
+    }
+
+    fn load(&self, options: &LoadOptions) -> Result<Box<dyn Model>, EngineError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        while !self.go.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        FakeEngine::new().load(options)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_whose_asker_left_is_still_the_only_one() {
+    let (loads, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("models");
+    super::harness::model(&root, EMBED.0, EMBED.1);
+    let engine = Arc::new(Slow { loads: Arc::clone(&loads), go: Arc::clone(&go) });
+    let models = root.display().to_string();
+    let node = Node::start_over(engine, dir, super::gateway::Gateway::start().await, &models).await;
+    let mut leader = node.lead().await;
+    let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
+    leader.assign(1, "mini", Work::Batch(work.clone())).await;
+    while loads.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let cancel = v1::CancelAttempt { attempt: 1, reason: "nobody wants it".into() };
+    leader.send(work_request::Message::Cancel(cancel)).await;
+    assert_eq!(leader.ended(1).await.unwrap_err().kind(), v1::FailureKind::Cancelled);
+    leader.assign(2, "mini", Work::Batch(work)).await;
+    // Long enough for a second load to begin, if it could.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    go.store(true, Ordering::SeqCst);
+    assert_eq!(leader.ended(2).await.unwrap().count, 1);
+    assert_eq!(loads.load(Ordering::SeqCst), 1, "two at once would both count the same free memory");
     node.stop().await;
 }

@@ -63,8 +63,7 @@ fn part(number: u64, input: &str, anew: bool) -> [LogSegment; 2] {
 
 #[tokio::test]
 async fn a_part_made_from_nothing_holds_nothing_of_earlier_ones() {
-    let nas = Memory::new(true);
-    let export: Arc<dyn Export> = nas.clone();
+    let export: Arc<dyn Export> = Arc::new(Memory::new(true));
     let mut store = load(&export).await.unwrap();
     for segment in [part(1, "notes.md", true), part(2, "code.rs", false)].into_iter().flatten() {
         store.append(segment).await.unwrap();

@@ -81,7 +81,7 @@ fn documents_in_ranges_stay_when_their_batch_is_done_again() {
     let mut rig = Rig::new();
     rig.attach(1, &[]);
     // Of a kind whose first batch is of four: the core splits documents whatever they are.
-    let at = rig.job(JobKind::Generate, &[4; 40]).remove(0);
+    let at = rig.job(JobKind::Generate, &[1; 40]).remove(0);
     let work = at.batch.clone().unwrap();
     assert_eq!((work.batch, work.first, work.count), (1, 0, 4));
     // The second of four has many pages.

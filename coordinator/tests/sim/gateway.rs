@@ -90,6 +90,8 @@ pub(crate) struct Gateway {
     pub(crate) listings: BTreeMap<u64, Listing>,
     /// Answers by (job, attempt).
     answers: BTreeMap<(u64, u64), u32>,
+    /// Attempts whose part another job replaced before, by (job, attempt).
+    outdated: BTreeSet<(u64, u64)>,
     epoch: u64,
     next_blob: u64,
 }
@@ -208,7 +210,10 @@ impl World {
         let plan = self.plan_of_place(request.place.as_ref().unwrap());
         let place = self.gateway.places.entry(self.plans[plan].place).or_default();
         let known = self.gateway.answers.get(&(job, attempt)).copied();
-        if known.is_none() && manifest.embed && manifest.bucket.is_some() && (14..20).contains(&luck) {
+        let overtaken = known.is_none() && manifest.embed && manifest.bucket.is_some() && (14..20).contains(&luck);
+        // What was overtaken stays so, however often it is asked for.
+        if overtaken || self.gateway.outdated.contains(&(job, attempt)) {
+            self.gateway.outdated.insert((job, attempt));
             let problem = Problem::new(ErrorCode::ResultOutdated, "another job replaced the part");
             self.later(at, answer(Err(problem)));
             return;

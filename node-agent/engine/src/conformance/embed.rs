@@ -143,7 +143,8 @@ fn leaving_frees_the_slot(subject: &Subject) {
 
 fn interactive_goes_before_batch(subject: &Subject) {
     let mut model = subject.load(4);
-    let many: Vec<&str> = texts().into_iter().cycle().take(200).collect();
+    // More than a step can do even of a tiny model.
+    let many: Vec<&str> = texts().into_iter().cycle().take(4000).collect();
     join(model.as_mut(), 1, Class::Batch, request(&many));
     let mut out = Vec::new();
     step(model.as_mut(), &mut out);

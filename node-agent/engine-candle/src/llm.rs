@@ -65,9 +65,7 @@ pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Resul
 fn open(dir: &Path) -> Result<WeightFile, EngineError> {
     match crate::folder::find(&crate::folder::names(dir)?) {
         Ok(crate::folder::Found::Gguf(name)) => WeightFile::open(dir, &name),
-        Ok(_) => {
-            Err(EngineError::Model { file: ".".into(), problem: "a GGUF file was expected".into() })
-        }
+        Ok(_) => Err(EngineError::Model { file: ".".into(), problem: "a GGUF file was expected".into() }),
         Err(problem) => Err(EngineError::Model { file: ".".into(), problem }),
     }
 }

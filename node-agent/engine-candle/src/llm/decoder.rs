@@ -128,7 +128,8 @@ mod tests {
         assert_eq!(Form::of(&header), Form::Packed);
         let mut ours = Weights::load(&file, &header, &spec).unwrap().begin();
         // The stock decoder over the same weights as floats.
-        let mut theirs = Decoder { state: State::Stock(Box::new(stock(&file, &header, &spec).unwrap()), 0), context: 4096 };
+        let mut theirs =
+            Decoder { state: State::Stock(Box::new(stock(&file, &header, &spec).unwrap()), 0), context: 4096 };
         let ids: Vec<u32> = (0..45).map(|at| 1000 + at * 37).collect();
         for piece in [&ids[..32], &ids[32..43], &ids[43..44], &ids[44..]] {
             let (ours, theirs) = (ours.feed(piece).unwrap(), theirs.feed(piece).unwrap());

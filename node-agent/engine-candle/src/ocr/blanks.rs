@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn dropped_blanks_come_back_at_any_spacing() {
         for (letter, word) in [(2, 12), (4, 14), (0, 9), (18, 30), (3, 20), (6, 11)] {
-            let lines: Vec<Spacing> = (0..6).map(|at| line(&WORDS, letter, word, |number| (number + at) % 3 == 0)).collect();
+            let lines: Vec<Spacing> =
+                (0..6).map(|at| line(&WORDS, letter, word, |number| (number + at) % 3 == 0)).collect();
             let border = page_border(&lines);
             for line in &lines {
                 assert_eq!(line.text(border), WORDS.join(" "), "{letter} {word} {border}");

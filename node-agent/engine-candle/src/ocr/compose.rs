@@ -74,7 +74,12 @@ mod tests {
     #[test]
     fn rows_are_joined_and_noise_is_dropped() {
         let page = compose(
-            &[read(300.0, 51.0, "12.50", 0.9), read(60.0, 50.0, "milk", 1.0), read(60.0, 90.0, "#~", 0.3), read(60.0, 130.0, " ", 1.0)],
+            &[
+                read(300.0, 51.0, "12.50", 0.9),
+                read(60.0, 50.0, "milk", 1.0),
+                read(60.0, 90.0, "#~", 0.3),
+                read(60.0, 130.0, " ", 1.0),
+            ],
             0.0,
             Turn::Half,
         );

@@ -54,7 +54,8 @@ impl Alphabet {
 /// Wide forms of ASCII (U+FF01 to U+FF5E) become plain ones where no ideograph stands beside them: the list holds both, and in Latin
 /// text the wide ones are slips.
 pub(crate) fn narrow(text: &str) -> String {
-    let ideographic = |c: char| matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}' | '\u{f900}'..='\u{faff}');
+    let ideographic =
+        |c: char| matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}' | '\u{f900}'..='\u{faff}');
     if text.chars().any(ideographic) {
         return text.into();
     }

@@ -45,7 +45,10 @@ pub(crate) fn files(names: &[String]) -> Result<Option<Files>, String> {
     unique.sort_unstable();
     unique.dedup();
     if unique.len() != named.names().len() {
-        return Err(format!("has one file for two parts ({}); name each after its part: det, rec, cls", unique.join(", ")));
+        return Err(format!(
+            "has one file for two parts ({}); name each after its part: det, rec, cls",
+            unique.join(", ")
+        ));
     }
     Ok(Some(named))
 }
@@ -121,7 +124,12 @@ mod tests {
 
     #[test]
     fn a_detector_and_a_recogniser_make_a_model() {
-        let all = ["README.md", "ch_PP-OCRv4_det_infer.onnx", "ch_PP-OCRv4_rec_infer.onnx", "ch_ppocr_mobile_v2.0_cls_infer.onnx"];
+        let all = [
+            "README.md",
+            "ch_PP-OCRv4_det_infer.onnx",
+            "ch_PP-OCRv4_rec_infer.onnx",
+            "ch_ppocr_mobile_v2.0_cls_infer.onnx",
+        ];
         assert_eq!(found(&all).unwrap().unwrap(), &all[1..]);
         assert_eq!(found(&all[..3]).unwrap().unwrap(), &all[1..3]);
         assert_eq!(found(&all[..2]), Ok(None));

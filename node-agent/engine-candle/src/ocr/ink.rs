@@ -101,7 +101,8 @@ pub(crate) fn find(strip: &Strip) -> Ink {
 
 /// Weighted means of five rows: noise goes, while gaps between columns keep their width.
 fn smooth_down(grey: &[f32], width: usize) -> Vec<f32> {
-    const WEIGHTS: [(isize, f32); 5] = [(-2, 1.0 / 9.0), (-1, 2.0 / 9.0), (0, 3.0 / 9.0), (1, 2.0 / 9.0), (2, 1.0 / 9.0)];
+    const WEIGHTS: [(isize, f32); 5] =
+        [(-2, 1.0 / 9.0), (-1, 2.0 / 9.0), (0, 3.0 / 9.0), (1, 2.0 / 9.0), (2, 1.0 / 9.0)];
     let last = (grey.len() / width).saturating_sub(1);
     let mut out = vec![0.0; grey.len()];
     for (y, out) in out.chunks_exact_mut(width).enumerate() {
@@ -154,8 +155,7 @@ mod tests {
     #[test]
     fn gaps_lie_between_ink() {
         let bars = [(10, 20), (23, 40), (60, 80)];
-        let expected =
-            Ink { gaps: vec![Gap { begin: 20, end: 23 }, Gap { begin: 40, end: 60 }], begin: 10, end: 80 };
+        let expected = Ink { gaps: vec![Gap { begin: 20, end: 23 }, Gap { begin: 40, end: 60 }], begin: 10, end: 80 };
         assert_eq!(find(&strip(100, &bars, 250, 10)), expected);
         // Light on dark, and pale.
         assert_eq!(find(&strip(100, &bars, 20, 230)), expected);

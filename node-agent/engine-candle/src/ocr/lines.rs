@@ -144,7 +144,8 @@ mod tests {
     use crate::ocr::geometry::{Rect, Turn};
 
     fn page(width: u32, height: u32, pixel: impl Fn(u32, u32) -> u8) -> PageImage {
-        let pixels: Vec<u8> = (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).map(|(x, y)| pixel(x, y)).collect();
+        let pixels: Vec<u8> =
+            (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).map(|(x, y)| pixel(x, y)).collect();
         PageImage { width, height, channels: 1, pixels: pixels.into() }
     }
 
@@ -200,7 +201,10 @@ mod tests {
         assert_eq!(lines, (0..200).collect::<Vec<_>>());
         for batch in &batches {
             assert_eq!(batch.width % 8, 0);
-            assert!(batch.pieces.len() <= BATCH_PIECES && batch.pieces.len() * batch.width <= BATCH_COLUMNS.max(batch.width));
+            assert!(
+                batch.pieces.len() <= BATCH_PIECES
+                    && batch.pieces.len() * batch.width <= BATCH_COLUMNS.max(batch.width)
+            );
             for piece in &batch.pieces {
                 let width = piece.end - piece.begin;
                 assert!(width <= batch.width && width + PADDING_MAX >= batch.width, "{width} in {}", batch.width);

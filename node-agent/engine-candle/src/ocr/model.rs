@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ingle_engine::{
-    Class, Encoding, EngineError, Finish, Model, ModelCard, Output, PageImage, PageText, Request, RequestId, STEP_TARGET,
-    Step, Timings, Tokens,
+    Class, Encoding, EngineError, Finish, Model, ModelCard, Output, PageImage, PageText, Request, RequestId,
+    STEP_TARGET, Step, Timings, Tokens,
 };
 
 use super::ctc::{self, Alphabet};

@@ -240,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_short_word_takes_the_pages_angle() {
-        let long: Vec<(Rect, f32)> = (0..4).map(|i| (rect(160.0, 30.0 + 30.0 * i as f32, 240.0, 7.0, 0.03), 0.9)).collect();
+        let long: Vec<(Rect, f32)> =
+            (0..4).map(|i| (rect(160.0, 30.0 + 30.0 * i as f32, 240.0, 7.0, 0.03), 0.9)).collect();
         let word = (rect(60.0, 160.0, 18.0, 7.0, 0.0), 0.9);
         let (found, skew) = find(&map(&[long, vec![word]].concat()), WIDTH);
         assert_eq!(found.len(), 5);

@@ -106,11 +106,16 @@ fn columns(parts: &[Part]) -> Option<Columns> {
     let height = median(parts.iter().map(|part| part.height))?;
     let mut best: Option<(usize, Columns)> = None;
     for gutter in gutters(parts, &strips, height) {
-        let free = |strip: &(usize, usize)| parts[strip.0..strip.1].iter().all(|part| part.right <= gutter || part.left >= gutter);
+        let free = |strip: &(usize, usize)| {
+            parts[strip.0..strip.1].iter().all(|part| part.right <= gutter || part.left >= gutter)
+        };
         let mut at = 0;
         while at < strips.len() {
             let mut next = at;
-            while next < strips.len() && free(&strips[next]) && (next == at || !breaks(parts, strips[next - 1], strips[next], height)) {
+            while next < strips.len()
+                && free(&strips[next])
+                && (next == at || !breaks(parts, strips[next - 1], strips[next], height))
+            {
                 next += 1;
             }
             if next > at {
@@ -258,7 +263,10 @@ mod tests {
 
     fn item(x: f32, y: f32, text: &str) -> Item {
         let length = text.chars().count() as f32 * 10.0;
-        Item { rect: Rect { centre: [x + length / 2.0, y], angle: 0.0, length: length + 8.0, height: 30.0 }, text: text.into() }
+        Item {
+            rect: Rect { centre: [x + length / 2.0, y], angle: 0.0, length: length + 8.0, height: 30.0 },
+            text: text.into(),
+        }
     }
 
     /// Texts row by row, blocks parted by a bar.
@@ -291,11 +299,18 @@ mod tests {
             column(500.0, 112.0, "r", 5),
             column(20.0, 100.0, "l", 6),
             vec![item(20.0, 30.0, "title across both columns of the page, and some words more to make it long enough")],
-            vec![item(20.0, 400.0, "footnote across both columns of the page, and some words more to make it long enough")],
+            vec![item(
+                20.0,
+                400.0,
+                "footnote across both columns of the page, and some words more to make it long enough",
+            )],
         ]
         .concat();
         let found = read(&items);
-        assert_eq!(names(&found), ["title", "l0", "l1", "l2", "l3", "l4", "l5", "r0", "r1", "r2", "r3", "r4", "footnote"]);
+        assert_eq!(
+            names(&found),
+            ["title", "l0", "l1", "l2", "l3", "l4", "l5", "r0", "r1", "r2", "r3", "r4", "footnote"]
+        );
         assert_eq!(found.matches('|').count(), 3, "{found}");
     }
 
@@ -318,10 +333,14 @@ mod tests {
     #[test]
     fn a_table_is_read_row_by_row() {
         let mut items = Vec::new();
-        for (row, cells) in
-            [["Pos.", "Description", "Amount"], ["1", "Window cleaning", "1,250.00"], ["2", "Training day", "80.00"], ["3", "Steel bracket", "7.10"]]
-                .iter()
-                .enumerate()
+        for (row, cells) in [
+            ["Pos.", "Description", "Amount"],
+            ["1", "Window cleaning", "1,250.00"],
+            ["2", "Training day", "80.00"],
+            ["3", "Steel bracket", "7.10"],
+        ]
+        .iter()
+        .enumerate()
         {
             for (cell, text) in cells.iter().enumerate() {
                 items.push(item(20.0 + 250.0 * cell as f32, 50.0 + 40.0 * row as f32, text));
@@ -360,9 +379,8 @@ mod tests {
             (state >> 33) % limit
         };
         for _ in 0..40 {
-            let items: Vec<Item> = (0..60)
-                .map(|_| item(draw(900) as f32, draw(500) as f32, &"w".repeat(1 + draw(30) as usize)))
-                .collect();
+            let items: Vec<Item> =
+                (0..60).map(|_| item(draw(900) as f32, draw(500) as f32, &"w".repeat(1 + draw(30) as usize))).collect();
             let mut members: Vec<usize> = order(&items).into_iter().flat_map(|row| row.members).collect();
             members.sort_unstable();
             assert_eq!(members, (0..60).collect::<Vec<_>>());

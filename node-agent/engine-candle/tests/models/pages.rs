@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use ingle_engine::{
-    Class, EmbedRequest, Engine, EngineError, LoadOptions, Model, OcrRequest, Output, PageImage, PageText, Request, RequestId,
-    Step, Task,
+    Class, EmbedRequest, Engine, EngineError, LoadOptions, Model, OcrRequest, Output, PageImage, PageText, Request,
+    RequestId, Step, Task,
 };
 use ingle_engine_candle::CandleEngine;
 

@@ -9,7 +9,8 @@ const SIZE: (u32, u32) = (600, 400);
 /// The page as it lies when `turn` makes it upright.
 fn page(turn: Turn, bars: &[(u32, u32, u32)]) -> PageImage {
     let upright = |x: u32, y: u32| {
-        let bar = bars.iter().find(|(left, top, width)| (*left..left + width).contains(&x) && (*top..top + 20).contains(&y));
+        let bar =
+            bars.iter().find(|(left, top, width)| (*left..left + width).contains(&x) && (*top..top + 20).contains(&y));
         bar.map_or(250u8, |(left, _, width)| if x < left + width / 2 { 90 } else { 0 })
     };
     let (width, height) = turn.size(SIZE);
@@ -41,7 +42,8 @@ fn read(page: PageImage, orients: bool) -> (PageText, String) {
             Work::Detect { values, width, height } => {
                 log.push('d');
                 assert_eq!(values.len(), width * height * 3);
-                let map: Vec<f32> = values.chunks_exact(3).map(|pixel| if pixel[0] < 0.0 { 0.9 } else { 0.0 }).collect();
+                let map: Vec<f32> =
+                    values.chunks_exact(3).map(|pixel| if pixel[0] < 0.0 { 0.9 } else { 0.0 }).collect();
                 reading.detected(&map);
             }
             Work::Orient { values, count } => {

@@ -57,6 +57,9 @@ fn end(options: &Options, root: &Path, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A peer's name, its samples and its peak of memory in bytes; or why it is missing.
+type Other = Result<(String, Vec<f64>, f64), String>;
+
 fn binaries(options: &Options) -> anyhow::Result<PathBuf> {
     match &options.binaries {
         Some(folder) => Ok(folder.clone()),
@@ -103,7 +106,7 @@ pub(crate) fn ocr(options: &Options, per_kind: u32) -> anyhow::Result<()> {
     reader.read(&pages)?;
     cluster.job(v1::JobKind::Ocr, pages.len())?;
     let (mut alone, mut inside) = (Vec::new(), Vec::new());
-    let mut others: Vec<(&str, Result<(String, Vec<f64>, f64), String>)> = Vec::new();
+    let mut others: Vec<(&str, Other)> = Vec::new();
     for engine in ["rapidocr", "rapidocr-angle", "tesseract"] {
         let known = peers.read(engine).map(|round| (round.name, Vec::new(), round.bytes));
         others.push((engine, known.map_err(|error| format!("{error:#}"))));

@@ -132,7 +132,7 @@ async fn a_persons_document_is_read_at_once() {
     // A PDF's own text needs no model, and its scans do.
     let answer = client.ocr(&pdf(&[vec!["Printed words"], vec![]]), 4096).await.expect("its text");
     let sources: Vec<_> = answer.pages.iter().map(v1::OcrPage::source).collect();
-    assert_eq!(sources, [PageSource::Text, PageSource::Ocr]);
+    assert_eq!(sources, [PageSource::Text, PageSource::Ocr], "{:?}", answer.pages);
     assert!(answer.text.starts_with("Printed words\n\x0c"), "{:?}", answer.text);
 
     let many: Vec<Vec<&str>> = (0..101).map(|_| vec!["x"]).collect();

@@ -97,9 +97,10 @@ pub fn pdf(pages: &[Vec<&str>]) -> Vec<u8> {
     for lines in pages {
         let mut content = String::new();
         if lines.is_empty() {
-            // An inline picture, grey, as large as the page.
-            content.push_str("q 400 0 0 500 0 0 cm BI /W 4 /H 4 /CS /G /BPC 8 /F /AHx ID\n");
-            content.push_str("40404040 80808080 C0C0C0C0 40404040>\nEI Q");
+            // An inline picture, black, as large as the page.
+            content.push_str("q 400 0 0 500 0 0 cm BI /W 4 /H 4 /CS /G /BPC 8 ID ");
+            content.push_str(&"\0".repeat(16));
+            content.push_str("\nEI Q");
         } else {
             content.push_str("BT /F1 12 Tf 14 TL 50 450 Td\n");
             for line in lines {

@@ -150,7 +150,11 @@ impl Cluster {
 impl Cluster {
     /// Peak of resident memory of the node's process, in bytes.
     pub(crate) fn node_bytes(&self) -> anyhow::Result<f64> {
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.up.id()))?;
+        // A child belongs to the thread that started it.
+        let mut children = String::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.up.id()))?.filter_map(Result::ok) {
+            children.push_str(&std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        }
         for child in children.split_whitespace() {
             let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
             let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);

@@ -33,6 +33,7 @@ mod reading;
 mod reading_order;
 mod recognise;
 mod separable;
+mod shapes;
 mod squeeze;
 mod tokens;
 mod transformer;

@@ -19,7 +19,7 @@ pub(crate) struct Placed {
 /// Neighbouring characters of a line.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Pair {
-    /// Columns of the widest gap between them.
+    /// Columns of the widest gap between them; 0 if they touch.
     gap: usize,
     /// The network saw a blank.
     blank: bool,
@@ -44,6 +44,10 @@ const BORDER_MIN: f32 = 7.0;
 const NEAR: (f32, f32) = (0.65, 1.5);
 /// How much a gap without a seen blank above the border weighs against a seen blank below it.
 const UNSEEN: f32 = 0.25;
+/// Columns that a character's time may be off its ink by.
+const SLACK: f32 = 8.0;
+/// Columns beyond the line's ink where a character is still believed: faint marks aren't seen as ink.
+const BEYOND: f32 = 20.0;
 /// Blanks seen on a page before they count.
 const SEEN_MIN: usize = 4;
 /// A gap between close neighbours must exceed the border so many times.
@@ -55,20 +59,39 @@ impl Spacing {
         let mut letters: Vec<Placed> = Vec::with_capacity(glyphs.len());
         let mut pairs: Vec<Pair> = Vec::with_capacity(glyphs.len());
         let mut blank = false;
-        for glyph in glyphs {
+        for glyph in glyphs.into_iter().filter(|glyph| on_ink(ink, glyph.at)) {
             if glyph.text == " " {
                 blank = true;
                 continue;
             }
             if let Some(before) = letters.last() {
-                let between = |gap: &&super::ink::Gap| (before.at..glyph.at).contains(&(gap.middle() as f32));
-                let gap = ink.gaps.iter().filter(between).map(|gap| gap.width()).max().unwrap_or(0);
-                pairs.push(Pair { gap: gap.min(GAP_MAX), blank, close: close(&before.text, &glyph.text) });
+                pairs.push(Pair { gap: 0, blank, close: close(&before.text, &glyph.text) });
             }
             blank = false;
             letters.push(glyph);
         }
-        Self { letters, pairs }
+        let mut spacing = Self { letters, pairs };
+        for gap in &ink.gaps {
+            if let Some(pair) = spacing.pair_at(gap.middle() as f32) {
+                let pair = &mut spacing.pairs[pair];
+                pair.gap = pair.gap.max(gap.width().min(GAP_MAX));
+            }
+        }
+        spacing
+    }
+
+    /// The pair of characters that a gap lies between.
+    fn pair_at(&self, middle: f32) -> Option<usize> {
+        let after = self.letters.partition_point(|letter| letter.at <= middle);
+        let pair = after.checked_sub(1).filter(|pair| *pair < self.pairs.len())?;
+        if self.pairs[pair].blank {
+            return Some(pair);
+        }
+        // A wide character's time may lie before its ink, or after it: then the blank that was seen next to it is this gap's.
+        let seen = |pair: &usize| self.pairs.get(*pair).is_some_and(|pair| pair.blank && pair.gap == 0);
+        let early = (middle - self.letters[pair].at < SLACK).then(|| pair.checked_sub(1)).flatten();
+        let late = (self.letters[after].at - middle < SLACK).then_some(pair + 1);
+        Some([early, late].into_iter().flatten().find(seen).unwrap_or(pair))
     }
 
     /// Mean confidence of the characters; 0 if there are none.
@@ -132,6 +155,11 @@ pub(crate) fn page_border<'a>(lines: impl IntoIterator<Item = &'a Spacing>) -> f
         }
     }
     (f32::midpoint(first as f32, last as f32) + 0.5).max(BORDER_MIN)
+}
+
+/// Whether something can stand at a column: on empty paper the network sometimes repeats what it has just read.
+fn on_ink(ink: &Ink, at: f32) -> bool {
+    ink.end == 0 || (ink.begin as f32 - BEYOND..ink.end as f32 + BEYOND).contains(&at)
 }
 
 /// Whether two characters hardly ever have a blank between them: both in a number, a mark after a word, a bracket before one.
@@ -200,6 +228,28 @@ mod tests {
         amount.pairs[5].gap = 30;
         assert_eq!(amount.text(border), "1,111. 19");
         assert_eq!(line(&["Tel", ".", "(", "see", ")"], 3, 12, |_| false).text(border), "Tel. (see)");
+    }
+
+    #[test]
+    fn a_seen_blank_takes_the_gap_beside_a_character_that_was_timed_early() {
+        let mut ink = Ink { gaps: vec![Gap { begin: 30, end: 44 }], end: 80, ..Ink::default() };
+        let place = |text: &str, at: f32| Placed { text: text.into(), at, confidence: 0.9 };
+        let glyphs = vec![place("a", 20.0), place(" ", 28.0), place("H", 36.0), place("e", 68.0)];
+        assert_eq!(Spacing::new(&ink, glyphs.clone()).text(12.0), "a He");
+        // Without the seen blank the gap counts where it lies.
+        let unseen = glyphs.iter().filter(|glyph| glyph.text != " ").cloned().collect();
+        assert_eq!(Spacing::new(&ink, unseen).text(12.0), "aH e");
+        // A blank that was seen already has its gap.
+        ink.gaps.insert(0, Gap { begin: 22, end: 29 });
+        assert_eq!(Spacing::new(&ink, glyphs).text(12.0), "a H e");
+    }
+
+    #[test]
+    fn what_is_read_on_empty_paper_is_dropped() {
+        let ink = Ink { end: 60, ..Ink::default() };
+        let place = |text: &str, at: f32| Placed { text: text.into(), at, confidence: 0.9 };
+        let glyphs = vec![place("o", 12.0), place("k", 40.0), place(".", 66.0), place(" ", 80.0), place("k", 100.0)];
+        assert_eq!(Spacing::new(&ink, glyphs).text(12.0), "ok.");
     }
 
     #[test]

@@ -33,10 +33,21 @@ impl Gap {
     }
 }
 
-/// Gaps of a strip from left to right, and the columns `begin..end` that hold all its ink (`0..0` if there is none).
+/// Neighbouring columns `begin..end` with ink, and the rows `top..bottom` of the tallest stroke in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blot {
+    pub(crate) begin: usize,
+    pub(crate) end: usize,
+    pub(crate) top: usize,
+    pub(crate) bottom: usize,
+}
+
+/// Gaps of a strip from left to right, the blots between them, and the columns `begin..end` that hold all its ink (`0..0` if there is
+/// none).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ink {
     pub(crate) gaps: Vec<Gap>,
+    pub(crate) blots: Vec<Blot>,
     pub(crate) begin: usize,
     pub(crate) end: usize,
 }
@@ -45,15 +56,19 @@ impl Ink {
     /// What stands between gaps too wide for a blank: cells of a table's row, or lines of two columns that were found as one. A strip
     /// without ink is one part.
     pub(crate) fn parts(&self) -> Vec<Self> {
-        let mut parts = vec![Self { gaps: Vec::new(), begin: self.begin, end: self.end }];
+        let mut parts = vec![Self { begin: self.begin, end: self.end, ..Self::default() }];
         for gap in &self.gaps {
             let last = parts.last_mut().expect("it begins with one part and only grows");
             if gap.width() < PART_GAP {
                 last.gaps.push(*gap);
             } else {
                 last.end = gap.begin;
-                parts.push(Self { gaps: Vec::new(), begin: gap.end, end: self.end });
+                parts.push(Self { begin: gap.end, end: self.end, ..Self::default() });
             }
+        }
+        for part in &mut parts {
+            let within = |blot: &&Blot| part.begin <= blot.begin && blot.end <= part.end;
+            part.blots = self.blots.iter().filter(within).copied().collect();
         }
         parts
     }
@@ -76,27 +91,48 @@ pub(crate) fn find(strip: &Strip) -> Ink {
         .collect();
     let inner = &grey[MARGIN_ROWS * strip.width..(STRIP_HEIGHT - MARGIN_ROWS) * strip.width];
     let Some((paper, ink)) = paper_and_ink(inner) else { return Ink::default() };
+    let mut dark = smooth_down(inner, strip.width);
+    dark.iter_mut().for_each(|value| *value = ((*value - paper) / (ink - paper)).min(1.0));
     let mut columns = vec![0.0f32; strip.width];
-    for row in smooth_down(inner, strip.width).chunks_exact(strip.width) {
-        for (column, value) in columns.iter_mut().zip(row) {
-            let dark = ((value - paper) / (ink - paper)).min(1.0);
-            if dark > DARK {
-                *column += dark;
-            }
-        }
+    for row in dark.chunks_exact(strip.width) {
+        columns.iter_mut().zip(row).filter(|(_, dark)| **dark > DARK).for_each(|(column, dark)| *column += dark);
     }
     let mut found = Ink::default();
-    let mut last = None;
-    for (index, _) in columns.iter().enumerate().filter(|(_, sum)| **sum >= COLUMN_MIN) {
-        match last {
-            Some(last) if last + 1 < index => found.gaps.push(Gap { begin: last + 1, end: index }),
-            Some(_) => {}
-            None => found.begin = index,
+    let mut begin = None;
+    for index in 0..=columns.len() {
+        let inked = columns.get(index).is_some_and(|sum| *sum >= COLUMN_MIN);
+        match begin {
+            None if inked => begin = Some(index),
+            Some(from) if !inked => {
+                let (top, bottom) = tallest_stroke(&dark, strip.width, (from, index));
+                found.blots.push(Blot {
+                    begin: from,
+                    end: index,
+                    top: top + MARGIN_ROWS,
+                    bottom: bottom + MARGIN_ROWS,
+                });
+                begin = None;
+            }
+            _ => {}
         }
-        last = Some(index);
     }
-    found.end = last.map_or(0, |last| last + 1);
+    found.gaps = found.blots.windows(2).map(|two| Gap { begin: two[0].end, end: two[1].begin }).collect();
+    found.begin = found.blots.first().map_or(0, |blot| blot.begin);
+    found.end = found.blots.last().map_or(0, |blot| blot.end);
     found
+}
+
+/// The longest run of rows that are dark somewhere in columns `begin..end`.
+fn tallest_stroke(dark: &[f32], width: usize, (begin, end): (usize, usize)) -> (usize, usize) {
+    let (mut best, mut from) = ((0, 0), 0);
+    for (y, row) in dark.chunks_exact(width).enumerate() {
+        if !row[begin..end].iter().any(|value| *value > DARK) {
+            from = y + 1;
+        } else if y + 1 - from > best.1 - best.0 {
+            best = (from, y + 1);
+        }
+    }
+    best
 }
 
 /// Weighted means of five rows: noise goes, while gaps between columns keep their width.
@@ -155,11 +191,18 @@ mod tests {
     #[test]
     fn gaps_lie_between_ink() {
         let bars = [(10, 20), (23, 40), (60, 80)];
-        let expected = Ink { gaps: vec![Gap { begin: 20, end: 23 }, Gap { begin: 40, end: 60 }], begin: 10, end: 80 };
-        assert_eq!(find(&strip(100, &bars, 250, 10)), expected);
-        // Light on dark, and pale.
-        assert_eq!(find(&strip(100, &bars, 20, 230)), expected);
-        assert_eq!(find(&strip(100, &bars, 200, 170)), expected);
+        // Dark on light, light on dark, and pale.
+        for (paper, ink) in [(250, 10), (20, 230), (200, 170)] {
+            let found = find(&strip(100, &bars, paper, ink));
+            assert_eq!(found.gaps, [Gap { begin: 20, end: 23 }, Gap { begin: 40, end: 60 }]);
+            assert_eq!((found.begin, found.end), (10, 80));
+            assert_eq!(found.blots.iter().map(|blot| (blot.begin, blot.end)).collect::<Vec<_>>(), bars);
+            // Smoothing along columns adds up to a row.
+            assert!(
+                found.blots.iter().all(|blot| blot.top.abs_diff(12) <= 1 && blot.bottom.abs_diff(36) <= 1),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]
@@ -170,6 +213,7 @@ mod tests {
         assert_eq!(ends, [(10, 80), (150, 160), (260, 280)]);
         assert_eq!(parts[0].gaps, [Gap { begin: 20, end: 40 }]);
         assert!(parts[1].gaps.is_empty() && parts[2].gaps.is_empty());
+        assert_eq!(parts.iter().map(|part| part.blots.len()).collect::<Vec<_>>(), [2, 1, 1]);
         let columns: Vec<_> = parts.iter().map(|part| part.columns(&ink, 300)).collect();
         assert_eq!(columns, [(0, 88), (142, 168), (252, 300)]);
         assert_eq!(Ink::default().parts(), [Ink::default()]);

@@ -15,6 +15,7 @@ use super::lines::{self, Batch, Piece, Strip};
 use super::orientation::{self, Verdict};
 use super::postprocess::{self, Found};
 use super::prepare::{Frame, prepare};
+use super::shapes;
 
 /// Columns of the strips that are held at once.
 const GROUP_COLUMNS: usize = 24_000;
@@ -213,6 +214,7 @@ impl Reading {
                 }
                 for mut part in group.parts {
                     part.glyphs.sort_by(|a, b| a.at.total_cmp(&b.at));
+                    shapes::settle(&part.ink, &mut part.glyphs);
                     let Line { rect, corners } = part.line;
                     self.read.push(Read { rect, corners, spacing: Spacing::new(&part.ink, part.glyphs) });
                 }

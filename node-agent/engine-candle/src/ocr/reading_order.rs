@@ -34,6 +34,8 @@ const SHORT_ROWS_MAX: usize = 8;
 const BLOCK_DISTANCE: f32 = 1.35;
 /// Cuts within cuts.
 const DEPTH_MAX: usize = 12;
+/// Most places tried for one cut; a page of noise has thousands.
+const GUTTERS_MAX: usize = 200;
 
 /// What the order needs of an item.
 #[derive(Debug, Clone, Copy)]
@@ -170,7 +172,8 @@ fn gutters(parts: &[Part], strips: &[(usize, usize)], height: f32) -> Vec<f32> {
     }
     places.sort_by(f32::total_cmp);
     places.dedup_by(|a, b| *a - *b < 0.15 * height);
-    places
+    let step = places.len().div_ceil(GUTTERS_MAX).max(1);
+    places.into_iter().step_by(step).collect()
 }
 
 /// Whether both sides of a gutter are read from top to bottom, each on its own.
@@ -181,18 +184,24 @@ fn are_columns(parts: &[Part], gutter: f32, height: f32) -> bool {
     if inner_right - inner_left < GUTTER_MIN * height {
         return false;
     }
+    let characters = |side: &[Part]| side.iter().map(|part| part.characters).sum::<usize>();
+    let numbers = |side: &[Part]| {
+        let wordy: usize = side.iter().filter(|part| part.wordy).map(|part| part.characters).sum();
+        side.len() < ROWS_MIN || wordy * 3 < characters(side) * 2
+    };
+    // Numbers below each other belong to what stands beside them.
+    if numbers(&left) || numbers(&right) {
+        return false;
+    }
     let mut least_rows = usize::MAX;
     let mut prose = true;
     for side in [&left, &right] {
         let rows = rows(side).len();
-        let characters: usize = side.iter().map(|part| part.characters).sum();
-        let wordy: usize = side.iter().filter(|part| part.wordy).map(|part| part.characters).sum();
-        // Numbers below each other belong to what stands beside them.
-        if rows < ROWS_MIN || wordy * 3 < characters * 2 {
+        if rows < ROWS_MIN {
             return false;
         }
         least_rows = least_rows.min(rows);
-        prose &= characters >= PROSE_CHARACTERS * rows;
+        prose &= characters(side) >= PROSE_CHARACTERS * rows;
     }
     prose || least_rows <= SHORT_ROWS_MAX && side_by_side(&left, &right)
 }
@@ -210,12 +219,11 @@ fn rows(parts: &[Part]) -> Vec<Vec<Part>> {
     for part in sorted {
         // The last rows may take it: in a row of unlike heights the centres differ.
         let fits = |row: &&mut Vec<Part>| {
-            let near = row.iter().all(|other| (other.y - part.y).abs() < 0.4 * other.height.min(part.height));
-            let clear = row.iter().all(|other| {
+            row.iter().all(|other| {
                 let overlap = other.right.min(part.right) - other.left.max(part.left);
-                overlap < 0.3 * (other.right - other.left).min(part.right - part.left)
-            });
-            near && clear
+                let clear = overlap < 0.3 * (other.right - other.left).min(part.right - part.left);
+                clear && (other.y - part.y).abs() < 0.4 * other.height.min(part.height)
+            })
         };
         let row = rows.iter_mut().rev().take(3).find(fits);
         match row {
@@ -386,5 +394,13 @@ mod tests {
             assert_eq!(members, (0..60).collect::<Vec<_>>());
         }
         assert!(order(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_page_of_noise_ends() {
+        let items: Vec<Item> = (0..4000)
+            .map(|index| item((index % 63) as f32 * 37.0, (index / 63) as f32 * 33.0, ["ab", "cd", "7"][index % 3]))
+            .collect();
+        assert_eq!(order(&items).iter().map(|row| row.members.len()).sum::<usize>(), 4000);
     }
 }

@@ -5,6 +5,7 @@
 //! alone: set `CANDLE_NUM_THREADS` (else `RAYON_NUM_THREADS`, else the physical cores count) before the process starts to bound it.
 
 mod embed;
+mod floats;
 mod folder;
 mod llm;
 mod memory;

@@ -1,10 +1,12 @@
 //! Language models from GGUF files of the llama family, over packed matrices of ours, or candle's stock quantised decoder.
 
+mod attention;
 mod decoder;
 mod image;
 mod matrix;
 mod model;
 mod network;
+mod packed;
 mod pymethods;
 mod sample;
 mod sequence;

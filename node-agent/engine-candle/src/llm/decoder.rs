@@ -87,8 +87,9 @@ impl Decoder {
         }
     }
 
-    /// Appends tokens; logits of what follows the last one, one per entry of the vocabulary. The tokens are of the vocabulary.
-    pub(crate) fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+    /// Appends tokens; if they are `wanted`, logits of what follows the last one, one per entry of the vocabulary. The tokens are of the
+    /// vocabulary.
+    pub(crate) fn feed(&mut self, ids: &[u32], wanted: bool) -> Result<Option<Vec<f32>>, EngineError> {
         let length = self.length();
         if ids.is_empty() || length + ids.len() > self.context {
             return Err(EngineError::Compute(format!(
@@ -98,12 +99,13 @@ impl Decoder {
             )));
         }
         match &mut self.state {
-            State::Packed(network, cache) => Ok(network.feed(ids, cache)),
+            State::Packed(network, cache) => Ok(network.feed(ids, wanted, cache)),
             State::Stock(weights, length) => {
                 let input = Tensor::new(ids, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).map_err(compute)?;
                 let logits = weights.forward(&input, *length).map_err(compute)?;
                 *length += ids.len();
-                logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(compute)
+                let logits = || logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(compute);
+                wanted.then(logits).transpose()
             }
         }
     }
@@ -132,12 +134,14 @@ mod tests {
             Decoder { state: State::Stock(Box::new(stock(&file, &header, &spec).unwrap()), 0), context: 4096 };
         let ids: Vec<u32> = (0..45).map(|at| 1000 + at * 37).collect();
         for piece in [&ids[..32], &ids[32..43], &ids[43..44], &ids[44..]] {
-            let (ours, theirs) = (ours.feed(piece).unwrap(), theirs.feed(piece).unwrap());
+            let said = |decoder: &mut Decoder| decoder.feed(piece, true).unwrap().unwrap();
+            let (ours, theirs) = (said(&mut ours), said(&mut theirs));
             assert_eq!(ours.len(), theirs.len());
             let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
             assert!(worst < 2e-3, "logits differ by {worst} after {} tokens", piece.len());
         }
         assert_eq!(ours.length(), 45);
-        assert!(ours.feed(&[]).is_err() && ours.feed(&vec![1; 5000]).is_err());
+        assert!(ours.feed(&[], true).is_err() && ours.feed(&vec![1; 5000], true).is_err());
+        assert!(ours.feed(&ids, false).unwrap().is_none());
     }
 }

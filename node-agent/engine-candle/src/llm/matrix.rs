@@ -1,20 +1,19 @@
 //! Weight matrices as they are multiplied: 4 or 8 bits a weight with a scale and a least value per block of 32, or plain floats.
 //!
-//! Activations stay 32-bit floats. GGUF's 32-block kinds are held exactly: w = scale · q + least, with the two in 32 bits so that
-//! a product never converts them. A vector is multiplied row by row from the packed form, so that a token costs the packed bytes; for more
-//! vectors at once, tiles of weights are unpacked into a small buffer that stays in cache and multiplied as floats.
+//! A vector is multiplied from the packed form, so that a token costs the packed bytes; for more vectors at once, sixteen rows of weights
+//! at a time are unpacked into a small buffer that stays in cache and multiplied as floats.
 
 use std::cell::RefCell;
 
 use ingle_engine::EngineError;
 use rayon::prelude::*;
 
+use super::packed::{self, BLOCK, Block, Dots, GROUP, Multiply, Packed};
+use crate::floats::Floats;
 use crate::weights::gguf::TensorPlace;
 
-/// Weights per scale.
-const BLOCK: usize = 32;
-/// Rows of weights that a thread takes at a time.
-const ROWS: usize = 48;
+/// Groups that a thread takes at a time.
+const GROUPS: usize = 3;
 
 /// A matrix of `rows` × `columns`, or several below each other with equal columns.
 #[derive(Debug)]
@@ -27,24 +26,7 @@ pub(super) struct Matrix {
 #[derive(Debug)]
 struct Part {
     rows: usize,
-    values: Values,
-}
-
-#[derive(Debug)]
-enum Values {
-    /// Row by row.
-    Floats(Vec<f32>),
-    /// A block's byte `i` has weight `i` in its low half and weight `i + 16` in its high half.
-    Four {
-        quants: Vec<u8>,
-        scales: Vec<f32>,
-        least: Vec<f32>,
-    },
-    Eight {
-        quants: Vec<i8>,
-        scales: Vec<f32>,
-        least: Vec<f32>,
-    },
+    weights: Packed,
 }
 
 /// Whether a tensor is well held here: half-precision matrices would double, kinds with blocks of 256 have scales of another shape.
@@ -58,7 +40,9 @@ pub(super) fn holds(place: &TensorPlace) -> bool {
 
 /// Bytes that a tensor takes here.
 pub(super) fn bytes(place: &TensorPlace) -> u64 {
-    let values = place.shape.iter().product::<usize>() as u64;
+    let columns = place.shape.last().copied().unwrap_or(0);
+    let rows = place.shape.iter().product::<usize>().checked_div(columns).unwrap_or(0);
+    let values = (rows.next_multiple_of(GROUP) * columns) as u64;
     match place.quantisation.name {
         "Q4_0" | "Q4_1" => values / 2 + values / BLOCK as u64 * 8,
         "Q5_0" | "Q5_1" | "Q8_0" => values + values / BLOCK as u64 * 8,
@@ -88,50 +72,25 @@ impl Matrix {
         let columns = *place.shape.last().unwrap_or(&0);
         let rows = place.shape.iter().product::<usize>().checked_div(columns).unwrap_or(0);
         let half = |at: &[u8]| f16(u16::from_le_bytes([at[0], at[1]]));
-        let blocks = bytes.chunks_exact(place.quantisation.bytes as usize);
-        let values = match place.quantisation.name {
-            "F32" => Values::Floats(blocks.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-            "F16" => Values::Floats(blocks.map(half).collect()),
+        let name = place.quantisation.name;
+        let values = bytes.chunks_exact(place.quantisation.bytes as usize);
+        let floats = |values: Vec<f32>| packed::floats(&values, columns.max(1));
+        let weights = match name {
+            "F32" => floats(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            "F16" => floats(values.map(half).collect()),
             "BF16" => {
                 let wide = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-                Values::Floats(blocks.map(wide).collect())
+                floats(values.map(wide).collect())
             }
-            "Q4_0" | "Q4_1" => {
-                let with_least = place.quantisation.name == "Q4_1";
-                let count = blocks.len();
-                let (mut quants, mut scales, mut least) =
-                    (Vec::with_capacity(count * 16), Vec::with_capacity(count), Vec::with_capacity(count));
-                for block in blocks {
-                    let scale = half(block);
-                    scales.push(scale);
-                    least.push(if with_least { half(&block[2..]) } else { -8.0 * scale });
-                    quants.extend_from_slice(&block[block.len() - 16..]);
-                }
-                Values::Four { quants, scales, least }
-            }
-            "Q5_0" | "Q5_1" | "Q8_0" => {
-                let count = blocks.len();
-                let (mut quants, mut scales, mut least) =
-                    (Vec::with_capacity(count * BLOCK), Vec::with_capacity(count), Vec::with_capacity(count));
-                for block in blocks {
-                    let scale = half(block);
-                    scales.push(scale);
-                    least.push(match place.quantisation.name {
-                        "Q5_1" => half(&block[2..]),
-                        "Q5_0" => -16.0 * scale,
-                        _ => 0.0,
-                    });
-                    if place.quantisation.name == "Q8_0" {
-                        quants.extend(block[2..].iter().map(|byte| byte.cast_signed()));
-                    } else {
-                        five_bits(&block[block.len() - 20..], &mut quants);
-                    }
-                }
-                Values::Eight { quants, scales, least }
+            "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q8_0" => {
+                let (size, blocks) = (place.quantisation.bytes as usize, columns / BLOCK);
+                packed::blocks(rows, blocks, !name.starts_with("Q4"), |row, block| {
+                    unblocked(name, &bytes[(row * blocks + block) * size..][..size])
+                })
             }
             other => return Err(EngineError::Compute(format!("weights stored as {other} can't be held packed"))),
         };
-        Ok(Self { columns, rows, parts: vec![Part { rows, values }] })
+        Ok(Self { columns, rows, parts: vec![Part { rows, weights }] })
     }
 
     /// Puts matrices of equal columns below each other.
@@ -141,9 +100,25 @@ impl Matrix {
             debug_assert!(all.parts.is_empty() || all.columns == matrix.columns);
             all.columns = matrix.columns;
             all.rows += matrix.rows;
-            all.parts.extend(matrix.parts);
+            for part in matrix.parts {
+                all.add(part);
+            }
         }
         all
+    }
+
+    /// Rows of one kind become one part, so that threads meet once for all of them.
+    fn add(&mut self, mut part: Part) {
+        if let Some(last) = self.parts.last_mut().filter(|last| last.rows.is_multiple_of(GROUP)) {
+            match last.weights.append(part.weights) {
+                None => {
+                    last.rows += part.rows;
+                    return;
+                }
+                Some(weights) => part.weights = weights,
+            }
+        }
+        self.parts.push(part);
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -151,253 +126,62 @@ impl Matrix {
     }
 
     /// `out[r] = Σ_c w[r, c] · x[c]`, on all threads of the pool.
-    pub(super) fn times_vector(&self, x: &Input<'_>, out: &mut [f32]) {
-        out.par_chunks_mut(ROWS).enumerate().for_each(|(chunk, out)| {
-            let first = chunk * ROWS;
-            self.segments(first, out.len(), |part, row, at, count| {
-                pulp::Arch::new().dispatch(Dots { part, row, x, out: &mut out[at..at + count] });
+    pub(super) fn times_vector(&self, x: &Input<'_>, mut out: &mut [f32]) {
+        for part in &self.parts {
+            let (own, rest) = out.split_at_mut(part.rows);
+            own.par_chunks_mut(GROUPS * GROUP).enumerate().for_each(|(chunk, out)| {
+                let (weights, first) = (&part.weights, chunk * GROUPS);
+                pulp::Arch::new().dispatch(Dots { weights, first, x: x.values, sums: &x.sums, out });
             });
-        });
+            out = rest;
+        }
     }
 
-    /// `out[t, r] = Σ_c w[r, c] · x[t, c]` for `tokens` rows of `x`; `out` is row by row, `turned` a buffer to be used again.
-    pub(super) fn times(&self, x: &[f32], tokens: usize, turned: &mut Vec<f32>, out: &mut [f32]) {
-        thread_local!(static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    /// `out[t, r] = Σ_c w[r, c] · x[t, c]` for `tokens` rows of `x`; `out` is row by row, `apart` a buffer to be used again.
+    pub(super) fn times(&self, x: &[f32], tokens: usize, apart: &mut Vec<f32>, out: &mut [f32]) {
+        thread_local!(static TILE: RefCell<Floats> = RefCell::default());
         let columns = self.columns;
-        // A thread writes whole rows of the turned result, [rows, tokens]: no two threads write near each other.
-        turned.resize(self.rows * tokens, 0.0);
-        turned.par_chunks_mut(ROWS * tokens).enumerate().for_each(|(tile, product)| {
-            let (first, count) = (tile * ROWS, product.len() / tokens);
-            TILE.with_borrow_mut(|weights| {
-                weights.resize(ROWS * columns, 0.0);
-                self.segments(first, count, |part, row, at, count| {
-                    let out = &mut weights[at * columns..][..count * columns];
-                    pulp::Arch::new().dispatch(Unpack { part, row, columns, out });
+        // Each group's result lies apart, [tokens, 16]: no two threads write near each other.
+        let groups: usize = self.parts.iter().map(|part| part.rows.div_ceil(GROUP)).sum();
+        apart.resize(groups * GROUP * tokens, 0.0);
+        let mut left = &mut apart[..];
+        for part in &self.parts {
+            let (own, rest) = left.split_at_mut(part.rows.div_ceil(GROUP) * GROUP * tokens);
+            own.par_chunks_mut(GROUP * tokens).with_min_len(GROUPS).enumerate().for_each(|(group, out)| {
+                TILE.with_borrow_mut(|tile| {
+                    pulp::Arch::new().dispatch(Multiply { weights: &part.weights, group, x, columns, tile, out });
                 });
-                let weights = &weights[..count * columns];
-                pulp::Arch::new().dispatch(Multiply { weights, x, columns, out: product, tokens });
             });
-        });
-        let (turned, rows) = (&*turned, self.rows);
-        out.par_chunks_mut(rows).enumerate().for_each(|(token, out)| {
-            for (value, row) in out.iter_mut().zip(turned.chunks_exact(tokens)) {
-                *value = row[token];
+            left = rest;
+        }
+        let apart = &*apart;
+        out.par_chunks_mut(self.rows).enumerate().for_each(|(token, mut out)| {
+            let mut products = apart.as_chunks::<GROUP>().0.chunks_exact(tokens);
+            for part in &self.parts {
+                let (own, rest) = out.split_at_mut(part.rows);
+                for (out, product) in own.chunks_mut(GROUP).zip(&mut products) {
+                    out.copy_from_slice(&product[token][..out.len()]);
+                }
+                out = rest;
             }
         });
     }
 
     /// One row as floats.
-    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
-        let columns = self.columns;
-        self.segments(row, 1, |part, row, _, _| part.unpack(row, columns, out));
-    }
-
-    /// Splits rows into those of each part: part, its first row, where they lie among those asked for, how many.
-    fn segments(&self, first: usize, count: usize, mut each: impl FnMut(&Part, usize, usize, usize)) {
-        let (mut begin, end) = (0, first + count);
+    pub(super) fn row(&self, mut row: usize, out: &mut [f32]) {
         for part in &self.parts {
-            let (from, to) = (first.max(begin), end.min(begin + part.rows));
-            if from < to {
-                each(part, from - begin, from - first, to - from);
+            if row < part.rows {
+                return part.weights.row(row, out);
             }
-            begin += part.rows;
+            row -= part.rows;
         }
     }
-}
-
-// What is dispatched are structures with a method that is always inlined: a closure's call may not be, and would then be compiled
-// without the wide registers, with a library call per fused multiplication.
-
-struct Dots<'a> {
-    part: &'a Part,
-    row: usize,
-    x: &'a Input<'a>,
-    out: &'a mut [f32],
-}
-
-impl pulp::WithSimd for Dots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        self.part.dots(self.row, self.x, self.out);
-    }
-}
-
-struct Unpack<'a> {
-    part: &'a Part,
-    row: usize,
-    columns: usize,
-    out: &'a mut [f32],
-}
-
-impl pulp::WithSimd for Unpack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        self.part.unpack(self.row, self.columns, self.out);
-    }
-}
-
-struct Multiply<'a> {
-    weights: &'a [f32],
-    x: &'a [f32],
-    columns: usize,
-    out: &'a mut [f32],
-    tokens: usize,
-}
-
-impl pulp::WithSimd for Multiply<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        multiply(simd, self.weights, self.x, self.columns, self.out, self.tokens);
-    }
-}
-
-impl Part {
-    /// Products of rows from `first` on with a vector.
-    #[inline(always)]
-    fn dots(&self, first: usize, x: &Input<'_>, out: &mut [f32]) {
-        let columns = x.values.len();
-        let blocks = columns / BLOCK;
-        match &self.values {
-            Values::Floats(values) => {
-                for (row, out) in values[first * columns..].chunks_exact(columns).zip(out) {
-                    *out = dot(row, x.values);
-                }
-            }
-            Values::Four { quants, scales, least } => {
-                let rows = quants[first * blocks * 16..].chunks_exact(blocks * 16);
-                let rows = rows.zip(scales[first * blocks..].chunks_exact(blocks));
-                let rows = rows.zip(least[first * blocks..].chunks_exact(blocks));
-                for (((quants, scales), least), out) in rows.zip(out) {
-                    let mut lanes = [0.0f32; 16];
-                    for ((quants, scale), x) in quants.chunks_exact(16).zip(scales).zip(x.values.chunks_exact(BLOCK)) {
-                        let (low, high) = x.split_at(16);
-                        for lane in 0..16 {
-                            let a = f32::from(quants[lane] & 15) * low[lane];
-                            let sum = f32::from(quants[lane] >> 4).mul_add(high[lane], a);
-                            lanes[lane] = scale.mul_add(sum, lanes[lane]);
-                        }
-                    }
-                    *out = lanes.iter().sum::<f32>() + dot(least, &x.sums);
-                }
-            }
-            Values::Eight { quants, scales, least } => {
-                let rows = quants[first * columns..].chunks_exact(columns);
-                let rows = rows.zip(scales[first * blocks..].chunks_exact(blocks));
-                let rows = rows.zip(least[first * blocks..].chunks_exact(blocks));
-                for (((quants, scales), least), out) in rows.zip(out) {
-                    let mut lanes = [0.0f32; 16];
-                    for ((quants, scale), x) in quants.chunks_exact(BLOCK).zip(scales).zip(x.values.chunks_exact(BLOCK))
-                    {
-                        let (low, high) = x.split_at(16);
-                        for lane in 0..16 {
-                            let a = f32::from(quants[lane]) * low[lane];
-                            let sum = f32::from(quants[lane + 16]).mul_add(high[lane], a);
-                            lanes[lane] = scale.mul_add(sum, lanes[lane]);
-                        }
-                    }
-                    *out = lanes.iter().sum::<f32>() + dot(least, &x.sums);
-                }
-            }
-        }
-    }
-
-    /// Rows from `first` on as floats.
-    #[inline(always)]
-    fn unpack(&self, first: usize, columns: usize, out: &mut [f32]) {
-        let (begin, count) = (first * columns / BLOCK, out.len() / BLOCK);
-        match &self.values {
-            Values::Floats(values) => out.copy_from_slice(&values[first * columns..][..out.len()]),
-            Values::Four { quants, scales, least } => {
-                let blocks = quants[begin * 16..][..count * 16].chunks_exact(16);
-                let blocks = blocks.zip(&scales[begin..]).zip(&least[begin..]);
-                for (((quants, scale), least), out) in blocks.zip(out.chunks_exact_mut(BLOCK)) {
-                    let (low, high) = out.split_at_mut(16);
-                    for lane in 0..16 {
-                        low[lane] = scale.mul_add(f32::from(quants[lane] & 15), *least);
-                        high[lane] = scale.mul_add(f32::from(quants[lane] >> 4), *least);
-                    }
-                }
-            }
-            Values::Eight { quants, scales, least } => {
-                let blocks = quants[begin * BLOCK..][..count * BLOCK].chunks_exact(BLOCK);
-                let blocks = blocks.zip(&scales[begin..]).zip(&least[begin..]);
-                for (((quants, scale), least), out) in blocks.zip(out.chunks_exact_mut(BLOCK)) {
-                    for (out, quant) in out.iter_mut().zip(quants) {
-                        *out = scale.mul_add(f32::from(*quant), *least);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Sixteen running sums.
-type Lanes = [f32; 16];
-
-/// `out[r, t] = Σ_c weights[r, c] · x[t, c]`. Four tokens stay in the first cache while pairs of rows pass by, so that a value that was
-/// loaded is used more than once.
-#[inline(always)]
-fn multiply<S: pulp::Simd>(simd: S, weights: &[f32], x: &[f32], columns: usize, out: &mut [f32], tokens: usize) {
-    let whole = tokens / 4 * 4;
-    for (four, x) in x.chunks_exact(4 * columns).enumerate() {
-        for (rows, out) in weights.chunks(2 * columns).zip(out.chunks_mut(2 * tokens)) {
-            let (a, b) = rows.split_at(columns);
-            // A last row alone is taken twice.
-            let (sums_a, sums_b) = two_by_four(simd, a, if b.is_empty() { a } else { b }, x, columns);
-            out[4 * four..][..4].copy_from_slice(&sums_a);
-            if !b.is_empty() {
-                out[tokens + 4 * four..][..4].copy_from_slice(&sums_b);
-            }
-        }
-    }
-    for (row, out) in weights.chunks_exact(columns).zip(out.chunks_exact_mut(tokens)) {
-        for (x, out) in x[whole * columns..].chunks_exact(columns).zip(&mut out[whole..]) {
-            *out = dot(row, x);
-        }
-    }
-}
-
-#[inline(always)]
-fn two_by_four<S: pulp::Simd>(simd: S, a: &[f32], b: &[f32], x: &[f32], columns: usize) -> ([f32; 4], [f32; 4]) {
-    let (x0, x) = x.split_at(columns);
-    let (x1, x) = x.split_at(columns);
-    let (x2, x3) = x.split_at(columns);
-    let zero = simd.splat_f32s(0.0);
-    let (mut a0, mut a1, mut a2, mut a3) = (zero, zero, zero, zero);
-    let (mut b0, mut b1, mut b2, mut b3) = (zero, zero, zero, zero);
-    let [(va, ra), (vb, rb)] = [S::as_simd_f32s(a), S::as_simd_f32s(b)];
-    let [(v0, r0), (v1, r1), (v2, r2), (v3, r3)] = [x0, x1, x2, x3].map(S::as_simd_f32s);
-    for (((((&a, &b), &x0), &x1), &x2), &x3) in va.iter().zip(vb).zip(v0).zip(v1).zip(v2).zip(v3) {
-        a0 = simd.mul_add_f32s(a, x0, a0);
-        a1 = simd.mul_add_f32s(a, x1, a1);
-        a2 = simd.mul_add_f32s(a, x2, a2);
-        a3 = simd.mul_add_f32s(a, x3, a3);
-        b0 = simd.mul_add_f32s(b, x0, b0);
-        b1 = simd.mul_add_f32s(b, x1, b1);
-        b2 = simd.mul_add_f32s(b, x2, b2);
-        b3 = simd.mul_add_f32s(b, x3, b3);
-    }
-    let (mut sums_a, mut sums_b) =
-        ([a0, a1, a2, a3].map(|sum| simd.reduce_sum_f32s(sum)), [b0, b1, b2, b3].map(|sum| simd.reduce_sum_f32s(sum)));
-    for (token, rest) in [r0, r1, r2, r3].into_iter().enumerate() {
-        for ((a, b), x) in ra.iter().zip(rb).zip(rest) {
-            sums_a[token] += a * x;
-            sums_b[token] += b * x;
-        }
-    }
-    (sums_a, sums_b)
 }
 
 /// Σ a · b.
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes: Lanes = [0.0; 16];
+    let mut lanes = [0.0f32; 16];
     let (chunks_a, chunks_b) = (a.chunks_exact(16), b.chunks_exact(16));
     let rest: f32 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in chunks_a.zip(chunks_b) {
@@ -408,12 +192,29 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+/// A block of a kind that is held packed.
+fn unblocked(kind: &str, block: &[u8]) -> Block {
+    let half = |at: usize| f16(u16::from_le_bytes([block[at], block[at + 1]]));
+    let scale = half(0);
+    match kind {
+        "Q4_0" => (scale, -8.0 * scale, four_bits(&block[2..])),
+        "Q4_1" => (scale, half(2), four_bits(&block[4..])),
+        "Q5_0" => (scale, -16.0 * scale, five_bits(&block[2..])),
+        "Q5_1" => (scale, half(2), five_bits(&block[4..])),
+        _ => (scale, 0.0, std::array::from_fn(|index| block[2 + index].cast_signed())),
+    }
+}
+
+/// Byte `i` has weight `i` in its low half and weight `i + 16` in its high half.
+fn four_bits(block: &[u8]) -> [i8; BLOCK] {
+    std::array::from_fn(|index| ((block[index % 16] >> (index / 16 * 4)) & 15).cast_signed())
+}
+
 /// The low four bits of a block of 32 follow their fifth bits (bit `i` of the first four bytes).
-fn five_bits(block: &[u8], out: &mut Vec<i8>) {
+fn five_bits(block: &[u8]) -> [i8; BLOCK] {
     let high = u32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-    let bit = |index: usize| (((high >> index) & 1) << 4) as u8;
-    out.extend((0..16).map(|index| ((block[4 + index] & 15) | bit(index)).cast_signed()));
-    out.extend((0..16).map(|index| ((block[4 + index] >> 4) | bit(index + 16)).cast_signed()));
+    let low = four_bits(&block[4..]);
+    std::array::from_fn(|index| low[index] | (((high >> index) & 1) << 4) as i8)
 }
 
 /// IEEE 754 half precision to single, exactly.

@@ -6,9 +6,10 @@ use std::cell::RefCell;
 use ingle_engine::EngineError;
 use rayon::prelude::*;
 
+use super::attention::Look;
 use super::matrix::{Input, Matrix, dot};
 use super::spec::Spec;
-use crate::embed::math::{exp, softmax};
+use crate::embed::math::exp;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::Header;
 
@@ -53,7 +54,7 @@ struct Buffers {
     added: Vec<f32>,
     gate_up: Vec<f32>,
     gated: Vec<f32>,
-    turned: Vec<f32>,
+    apart: Vec<f32>,
 }
 
 impl Cache {
@@ -111,36 +112,44 @@ impl Network {
         })
     }
 
-    /// Appends tokens to a sequence; logits of what follows the last one. The caller keeps within the context and the vocabulary.
-    pub(super) fn feed(&self, ids: &[u32], cache: &mut Cache) -> Vec<f32> {
+    /// Appends tokens to a sequence; logits of what follows the last one, if they are `wanted`. The caller keeps within the context and the
+    /// vocabulary.
+    pub(super) fn feed(&self, ids: &[u32], wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
         thread_local!(static BUFFERS: RefCell<Buffers> = RefCell::default());
-        BUFFERS.with_borrow_mut(|buffers| self.pass(ids, cache, buffers))
+        BUFFERS.with_borrow_mut(|buffers| {
+            self.pass(ids, cache, buffers);
+            wanted.then(|| self.logits(ids.len(), buffers))
+        })
     }
 
-    fn pass(&self, ids: &[u32], cache: &mut Cache, buffers: &mut Buffers) -> Vec<f32> {
+    fn pass(&self, ids: &[u32], cache: &mut Cache, buffers: &mut Buffers) {
         let (tokens, width) = (ids.len(), self.spec.width);
         cache.keys.resize(self.layers.len(), Vec::new());
         cache.values.resize(self.layers.len(), Vec::new());
-        let Buffers { x, normed, qkv, mixed, added, gate_up, gated, turned } = buffers;
+        let Buffers { x, normed, qkv, mixed, added, gate_up, gated, apart } = buffers;
         x.resize(tokens * width, 0.0);
         for (id, row) in ids.iter().zip(x.chunks_exact_mut(width)) {
             self.table.row(*id as usize, row);
         }
         for (number, layer) in self.layers.iter().enumerate() {
             self.norm(x, &layer.attention_norm, normed);
-            product(&layer.qkv, normed, tokens, turned, qkv);
+            product(&layer.qkv, normed, tokens, apart, qkv);
             self.attend(qkv, tokens, cache, number, mixed);
-            product(&layer.attention_out, mixed, tokens, turned, added);
+            product(&layer.attention_out, mixed, tokens, apart, added);
             add(x, added);
             self.norm(x, &layer.inner_norm, normed);
-            product(&layer.gate_up, normed, tokens, turned, gate_up);
+            product(&layer.gate_up, normed, tokens, apart, gate_up);
             gate(gate_up, self.spec.inner, gated);
-            product(&layer.down, gated, tokens, turned, added);
+            product(&layer.down, gated, tokens, apart, added);
             add(x, added);
         }
         cache.length += tokens;
-        // What follows is asked of the last position alone.
-        self.norm(&x[(tokens - 1) * width..], &self.norm, normed);
+    }
+
+    /// What follows is asked of the last position alone.
+    fn logits(&self, tokens: usize, buffers: &mut Buffers) -> Vec<f32> {
+        let Buffers { x, normed, .. } = buffers;
+        self.norm(&x[(tokens - 1) * self.spec.width..], &self.norm, normed);
         let output = self.output.as_ref().unwrap_or(&self.table);
         let mut logits = vec![0.0; output.rows()];
         output.times_vector(&Input::new(normed), &mut logits);
@@ -188,12 +197,12 @@ impl Network {
 }
 
 /// One token takes the path that reads packed weights once; so does every replay of it on another node.
-fn product(matrix: &Matrix, x: &[f32], tokens: usize, turned: &mut Vec<f32>, out: &mut Vec<f32>) {
+fn product(matrix: &Matrix, x: &[f32], tokens: usize, apart: &mut Vec<f32>, out: &mut Vec<f32>) {
     out.resize(tokens * matrix.rows(), 0.0);
     if tokens == 1 {
         matrix.times_vector(&Input::new(x), out);
     } else {
-        matrix.times(x, tokens, turned, out);
+        matrix.times(x, tokens, apart, out);
     }
 }
 
@@ -211,7 +220,7 @@ fn gate(gate_up: &[f32], inner: usize, out: &mut Vec<f32>) {
     });
 }
 
-// Structures rather than closures, for the reason given in `matrix`.
+// Structures rather than closures, for the reason given in `packed`.
 
 struct Norm<'a> {
     x: &'a [f32],
@@ -230,40 +239,6 @@ impl pulp::WithSimd for Norm<'_> {
             let scale = 1.0 / (dot(x, x) / width as f32 + self.epsilon).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(self.weight) {
                 *out = x * scale * weight;
-            }
-        }
-    }
-}
-
-/// One head of one token.
-struct Look<'a> {
-    query: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
-    /// Values per position, and where the head's begin among them.
-    kv: usize,
-    place: usize,
-    scale: f32,
-    scores: &'a mut Vec<f32>,
-    out: &'a mut [f32],
-}
-
-impl pulp::WithSimd for Look<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        let Self { query, keys, values, kv, place, scale, scores, out } = self;
-        let of = place..place + query.len();
-        scores.clear();
-        for keys in keys.chunks_exact(kv) {
-            scores.push(dot(&keys[of.clone()], query));
-        }
-        softmax(scores, scale);
-        out.fill(0.0);
-        for (values, score) in values.chunks_exact(kv).zip(scores.iter()) {
-            for (out, value) in out.iter_mut().zip(&values[of.clone()]) {
-                *out = score.mul_add(*value, *out);
             }
         }
     }

@@ -133,9 +133,8 @@ impl Sequence {
             // What was said goes through one by one, resumed or not.
             &self.emitted[fed - self.prompt.len()..][..1]
         };
-        let logits = self.decoder.feed(ids)?;
-        let all = self.decoder.length() == self.prompt.len() + self.emitted.len();
-        Ok(all.then_some(logits))
+        let last = fed + ids.len() == self.prompt.len() + self.emitted.len();
+        self.decoder.feed(ids, last)
     }
 
     fn say(

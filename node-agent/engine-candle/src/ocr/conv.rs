@@ -6,9 +6,10 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::map::{Floats, Map, Maps, Piece, Shape, Slot, piece_pixels};
+use super::map::{Map, Maps, Piece, Shape, Slot, piece_pixels};
 use super::net::Layer;
 use super::product::{Left, Packed, product};
+use crate::floats::Floats;
 
 thread_local! {
     /// A thread's room for one piece's intermediate values; bounded by [`piece_pixels`].

@@ -3,8 +3,8 @@
 use pulp::Simd;
 
 use super::activation::Activation;
-use super::map::Floats;
 use super::product::Registers;
+use crate::floats::Floats;
 
 /// Output pixels that share the loads of a filter.
 const BLOCK: usize = 4;

@@ -7,7 +7,7 @@
 use pulp::Simd;
 
 use super::activation::Activation;
-use super::map::Floats;
+use crate::floats::Floats;
 
 /// Vectors of a panel at most where there are 32 registers: with 8 rows they take 24.
 const PANEL: usize = 3;

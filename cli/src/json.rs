@@ -51,7 +51,7 @@ fn counts(counts: &v1::ItemCounts) -> Value {
     json!({
         "total": counts.total, "published": counts.published, "unchanged": counts.unchanged,
         "skipped": counts.skipped, "failed": counts.failed, "quarantined": counts.quarantined,
-        "conflict": counts.conflict, "deleted": counts.deleted, "committed": counts.committed,
+        "conflict": counts.conflict, "incomplete": counts.incomplete, "deleted": counts.deleted, "committed": counts.committed,
         "running": counts.running, "bytes_total": counts.bytes_total, "bytes_done": counts.bytes_done,
     })
 }

@@ -66,6 +66,29 @@ impl Gateway {
     /// # Errors
     /// What the gateway said; `DIGEST_MISMATCH` if it took other bytes than we sent.
     pub async fn put_blob(&self, bytes: Bytes) -> Result<v1::BlobRef, Problem> {
+        self.put(bytes, false).await
+    }
+
+    /// Keeps a part of a call's document until [`Self::forget_part`]; durable when it answers.
+    ///
+    /// # Errors
+    /// Those of [`Self::put_blob`].
+    pub async fn put_part(&self, bytes: Bytes) -> Result<v1::BlobRef, Problem> {
+        self.put(bytes, true).await
+    }
+
+    /// Removes a part of a call's document.
+    ///
+    /// # Errors
+    /// What the gateway said.
+    pub async fn forget_part(&self, part: v1::BlobRef) -> Result<(), Problem> {
+        let request = v1::ForgetRequest { epoch: Some(self.epoch.into()), blobs: vec![part] };
+        let mut client = self.client()?;
+        within(ANSWER_WITHIN, client.forget(request)).await?;
+        Ok(())
+    }
+
+    async fn put(&self, bytes: Bytes, of_call: bool) -> Result<v1::BlobRef, Problem> {
         let blob = v1::BlobRef { digest: Digest::of(&bytes).to_wire(), size: bytes.len() as u64 };
         let header = v1::StageHeader {
             token: None,
@@ -74,6 +97,7 @@ impl Gateway {
             blob: true,
             size: blob.size,
             digest: blob.digest.clone(),
+            of_call,
         };
         let mut messages = vec![v1::StageRequest { message: Some(stage_request::Message::Header(header)) }];
         let mut rest = bytes;

@@ -24,6 +24,7 @@ use crate::metrics::{AttemptLabels, NodeMetrics};
 use crate::outbox::{Keep, Outbox};
 use crate::parsing::Parsers;
 use crate::pipeline::{self, Attempt, Outcome};
+use crate::spool::Spool;
 use crate::weights::{Cache, Catalogue};
 
 /// Why calls are handed back when the node ends.
@@ -60,6 +61,8 @@ pub struct Agent {
     pub cache: Arc<Cache>,
     /// Opens documents.
     pub parsers: Parsers,
+    /// Holds documents while they are read.
+    pub spool: Spool,
     /// What the coordinator must hear.
     pub outbox: Outbox,
     /// Work done so far.
@@ -93,6 +96,8 @@ pub struct Parts {
     pub cache: Arc<Cache>,
     /// Opens documents.
     pub parsers: Parsers,
+    /// Holds documents while they are read.
+    pub spool: Spool,
     /// Work done so far.
     pub totals: Arc<Totals>,
     /// What is counted.
@@ -105,8 +110,20 @@ impl Agent {
     /// Runs nothing yet.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, epochs, name, capacity, catalogue, loaded, cache, parsers, totals, metrics, tasks } =
-            parts;
+        let Parts {
+            identity,
+            epochs,
+            name,
+            capacity,
+            catalogue,
+            loaded,
+            cache,
+            parsers,
+            spool,
+            totals,
+            metrics,
+            tasks,
+        } = parts;
         Self {
             identity,
             epochs,
@@ -116,6 +133,7 @@ impl Agent {
             loaded,
             cache,
             parsers,
+            spool,
             outbox: Outbox::default(),
             totals,
             metrics,

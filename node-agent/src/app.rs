@@ -27,6 +27,7 @@ use crate::metrics::NodeMetrics;
 use crate::parsing::Parsers;
 use crate::register;
 use crate::session::{NodeService, housekeeping};
+use crate::spool::Spool;
 use crate::storage::Gateways;
 use crate::weights::{Cache, Catalogue};
 
@@ -189,7 +190,8 @@ async fn assemble(
         catalogue,
         loaded: Arc::new(loaded),
         cache,
-        parsers: Parsers::new(parser, config.parsers()),
+        parsers: Parsers::new(parser, config.parsers(), config.document_bytes_max),
+        spool: Spool::new(&config.cache_dir, config.document_bytes_max, config.spool_bytes_max),
         totals,
         metrics,
         tasks,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ingle_daemon::config::{ConfigError, TelemetryConfig, TlsConfig, check_loopback};
 use ingle_daemon::{CommonArgs, Settings};
+use ingle_proto::job::DOCUMENT_BYTES_MAX;
 use ingle_proto::storage::Object;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,10 @@ pub struct NodeConfig {
     pub cache_dir: PathBuf,
     /// Most bytes of cached weights.
     pub cache_bytes_max: u64,
+    /// Largest document with pages, in bytes; the gateway's `limits.document_bytes_max` says which are listed at all.
+    pub document_bytes_max: u64,
+    /// Most bytes of documents in `cache_dir`, in use or kept for another range of their pages; at least twice the above.
+    pub spool_bytes_max: u64,
     /// `nas://EXPORT/path` or a local directory; none if absent.
     pub models: Option<String>,
     /// Gateway to read from, `HOST:PORT`; default the one the coordinator names.
@@ -116,6 +121,8 @@ impl Default for NodeConfig {
             state_dir: PathBuf::from("node-state"),
             cache_dir: PathBuf::from("node-cache"),
             cache_bytes_max: 64 << 30,
+            document_bytes_max: DOCUMENT_BYTES_MAX,
+            spool_bytes_max: 8 << 30,
             models: None,
             gateway: None,
             coordinator: None,
@@ -232,6 +239,8 @@ impl Settings for NodeConfig {
         range("measure_ms", self.measure_ms, 0, 10_000)?;
         range("drain_timeout_s", self.drain_timeout_s, 1, 3600)?;
         range("cache_bytes_max", self.cache_bytes_max, 1 << 20, 1 << 50)?;
+        range("document_bytes_max", self.document_bytes_max, 1 << 20, 16 << 30)?;
+        range("spool_bytes_max", self.spool_bytes_max, 2 * self.document_bytes_max, 1 << 42)?;
         if self.name.as_ref().is_some_and(|name| name.len() > 255 || name.chars().any(char::is_control)) {
             return Err(ConfigError::invalid("name", "expected at most 255 bytes without control characters"));
         }
@@ -269,6 +278,8 @@ mod tests {
         for (key, bad) in [
             ("slots", NodeConfig { slots: 0, ..Default::default() }),
             ("context", NodeConfig { context: 1, ..Default::default() }),
+            ("document_bytes_max", NodeConfig { document_bytes_max: 1 << 40, ..Default::default() }),
+            ("spool_bytes_max", NodeConfig { spool_bytes_max: 1 << 30, ..Default::default() }),
             ("threads", NodeConfig { threads: 5000, ..Default::default() }),
             ("drain_timeout_s", NodeConfig { drain_timeout_s: 0, ..Default::default() }),
             ("models", NodeConfig { models: Some("s3://x/y".into()), ..Default::default() }),

@@ -22,6 +22,7 @@ pub mod pipeline;
 mod register;
 mod session;
 pub mod slots;
+pub mod spool;
 pub mod storage;
 pub mod weights;
 

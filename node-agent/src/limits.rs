@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-/// Largest document that is read, in bytes.
-pub const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of documents read ahead of the model, for all of one attempt.
+pub use ingle_proto::job::TEXT_BYTES_MAX;
+
+/// Documents that are kept on the local disk for another range of their pages.
+pub const SPOOL_KEPT_DOCUMENTS: usize = 16;
+/// How long they are kept while nobody asks for one.
+pub const SPOOL_KEPT: Duration = Duration::from_secs(300);
+/// When to come back where the local disk had no room for a document.
+pub const SPOOL_RETRY: Duration = Duration::from_secs(10);
+/// Bytes of texts read ahead of the model, for all of one attempt.
 pub const READ_AHEAD_BYTES_MAX: u64 = 128 << 20;
 /// Documents read ahead of the model, per attempt.
 pub const READ_AHEAD_DOCUMENTS: usize = 6;

@@ -8,6 +8,7 @@ use ingle_proto::{ErrorCode, Problem};
 
 use crate::error::Failure;
 use crate::limits;
+use crate::spool::Spooled;
 
 /// First argument of the process that parses: this program again.
 pub const PARSE_WORKER: &str = "parse-worker";
@@ -22,11 +23,11 @@ pub struct Parsers {
 
 impl Parsers {
     /// `program` with [`PARSE_WORKER`] as its argument must come to [`ingle_parse::worker::main`] at once. At most
-    /// `batch_max` documents of jobs are open at a time.
+    /// `batch_max` documents of jobs are open at a time, of at most `document_bytes_max` each.
     #[must_use]
-    pub fn new(program: PathBuf, batch_max: u32) -> Self {
+    pub fn new(program: PathBuf, batch_max: u32, document_bytes_max: u64) -> Self {
         let host = |children_max| {
-            let limits = Limits { children_max, wait: limits::PARSER_WAIT, ..Limits::default() };
+            let limits = Limits { children_max, wait: limits::PARSER_WAIT, document_bytes_max, ..Limits::default() };
             Parser(Arc::new(Host::new(program.clone(), vec![PARSE_WORKER.into()], limits)))
         };
         Self { batch: host(batch_max.max(1)), calls: host(limits::PARSERS_FOR_CALLS) }
@@ -36,6 +37,15 @@ impl Parsers {
 /// Opens documents in processes of its own. Clones share them.
 #[derive(Clone)]
 pub struct Parser(Arc<Host>);
+
+/// Where a document's bytes are.
+#[derive(Debug, Clone)]
+pub enum Bytes {
+    /// A text, or what a person sent.
+    Memory(Vec<u8>),
+    /// A document with pages.
+    Disk(Spooled),
+}
 
 /// Why a document isn't open.
 #[derive(Debug)]
@@ -51,9 +61,13 @@ impl Parser {
     ///
     /// # Errors
     /// [`NotOpen`].
-    pub async fn open(&self, bytes: Vec<u8>, name: String) -> Result<Document, NotOpen> {
+    pub async fn open(&self, bytes: Bytes, name: String) -> Result<Document, NotOpen> {
         let host = Arc::clone(&self.0);
-        let opened = tokio::task::spawn_blocking(move || host.open(&bytes, &name)).await;
+        let opened = tokio::task::spawn_blocking(move || match bytes {
+            Bytes::Memory(bytes) => host.open(&bytes, &name),
+            Bytes::Disk(spooled) => host.open_file(spooled.file(), &name),
+        })
+        .await;
         let document = opened.map_err(|error| {
             NotOpen::Ours(Failure::item(ErrorCode::Internal, format!("opening the document panicked: {error}")))
         })?;

@@ -151,6 +151,7 @@ pub(crate) async fn housekeeping(agent: Arc<Agent>) {
         tokio::select! {
             _ = tick.tick() => {
                 agent.outbox.expire(tokio::time::Instant::now());
+                agent.spool.sweep(tokio::time::Instant::now());
                 if agent.outbox.listening() {
                     last_heard = tokio::time::Instant::now();
                 } else if last_heard.elapsed() > limits::FRAMES_KEPT {

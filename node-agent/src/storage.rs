@@ -14,7 +14,7 @@ use ingle_daemon::grpc::{Channel, ConnectOptions, connect_lazy};
 use ingle_proto::v1::storage_client::StorageClient;
 use ingle_proto::v1::{self, read_request, stage_request};
 use ingle_proto::{CHUNK_BYTES, Digest, ErrorCode, MESSAGE_BYTES_MAX, Problem};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use crate::limits;
 use crate::metrics::NodeMetrics;
@@ -117,6 +117,63 @@ impl Gateway {
         self.retrying(|| self.read_once(request(source.clone(), token), bytes_max)).await
     }
 
+    /// Reads a whole object into an empty file. Answers its attributes and the digest of what came.
+    ///
+    /// # Errors
+    /// What the gateway said; `TOO_LARGE` past `bytes_max`; `INTERNAL` if the file can't be written.
+    pub async fn object_into(
+        &self,
+        object: &v1::ObjectRef,
+        token: &v1::AttemptToken,
+        file: &mut tokio::fs::File,
+        bytes_max: u64,
+    ) -> Result<(v1::Attributes, Digest), Problem> {
+        let source = read_request::Source::Object(object.clone());
+        let file = tokio::sync::Mutex::new(file);
+        self.retrying(|| async {
+            let mut file = file.lock().await;
+            // A try before this one may have left something.
+            file.set_len(0).await.map_err(local)?;
+            file.rewind().await.map_err(local)?;
+            let mut stream = self.open(request(source.clone(), Some(token))).await?;
+            let mut hasher = blake3::Hasher::new();
+            let mut attributes: Option<v1::Attributes> = None;
+            let mut bytes = 0;
+            while let Some(message) = next(&mut stream).await? {
+                bytes += message.data.len() as u64;
+                let told = message.attributes.map_or(0, |attributes| attributes.size);
+                if bytes.max(told) > bytes_max {
+                    return Err(too_large(bytes.max(told), bytes_max));
+                }
+                attributes = attributes.or(message.attributes);
+                self.metrics.read_bytes.inc_by(message.data.len() as u64);
+                hasher.update(&message.data);
+                file.write_all(&message.data).await.map_err(local)?;
+            }
+            file.flush().await.map_err(local)?;
+            Ok((attributes.unwrap_or_default(), Digest::from(hasher.finalize())))
+        })
+        .await
+    }
+
+    /// An object's attributes as one who may read it sees them now.
+    ///
+    /// # Errors
+    /// What the gateway said.
+    pub async fn attributes(
+        &self,
+        object: &v1::ObjectRef,
+        token: &v1::AttemptToken,
+    ) -> Result<v1::Attributes, Problem> {
+        let source = read_request::Source::Object(object.clone());
+        self.retrying(|| {
+            let request = v1::ReadRequest { length: 1, ..request(source.clone(), Some(token)) };
+            self.read_once(request, 1)
+        })
+        .await
+        .map(|(attributes, _)| attributes)
+    }
+
     /// Reads `length` bytes of an object from `offset`; fewer only at its end.
     ///
     /// # Errors
@@ -164,9 +221,9 @@ impl Gateway {
                     }
                     self.metrics.read_bytes.inc_by(message.data.len() as u64);
                     hasher.update(&message.data);
-                    tokio::io::AsyncWriteExt::write_all(&mut file, &message.data).await.map_err(local)?;
+                    file.write_all(&message.data).await.map_err(local)?;
                 }
-                tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(local)?;
+                file.flush().await.map_err(local)?;
                 match digest {
                     Some(digest) if digest != Digest::from(hasher.finalize()) => Err(Problem::new(
                         ErrorCode::DigestMismatch,
@@ -233,6 +290,7 @@ impl Gateway {
             blob: staged_name.is_empty(),
             size,
             digest: digest.to_wire(),
+            of_call: false,
         };
         let bound = limits::STORAGE_ANSWER + Duration::from_secs(size / limits::STAGE_PACE);
         self.retrying(|| async {

@@ -211,6 +211,11 @@ pub fn validate_embed_request(request: &v1::EmbedRequest) -> Result<(), Problem>
     bounded("texts (bytes)", request.texts.iter().map(String::len).sum(), 0, 2 << 20)
 }
 
+/// Most bytes of a document that is text.
+pub const TEXT_BYTES_MAX: u64 = 64 << 20;
+/// Most bytes of a document with pages, where settings say nothing else.
+pub const DOCUMENT_BYTES_MAX: u64 = 1 << 30;
+
 /// Most bytes of a document in one OCR call.
 pub const OCR_CALL_BYTES_MAX: usize = 64 << 20;
 /// Most pages of a document in one OCR call.

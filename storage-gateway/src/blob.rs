@@ -3,6 +3,9 @@
 //! What is stored: `blobs/ab/<64 hex>`, and files in the making in `blobs/tmp/`. A blob is durable before anyone is
 //! told its digest. What isn't: who needs it. So none is ever removed, only what was abandoned in the making
 //! (docs/decisions/2026-11-21-blobs-stay.md).
+//!
+//! Parts of documents that a call brings lie apart, in `blobs/calls/<64 hex>`: they go when the coordinator says that the call
+//! has ended, or a day later.
 
 use std::sync::Arc;
 
@@ -40,6 +43,35 @@ impl Blobs {
     #[must_use]
     pub fn temporary() -> ObjectPath {
         plain("blobs/tmp")
+    }
+
+    /// Where parts of calls' documents lie.
+    #[must_use]
+    pub fn calls() -> ObjectPath {
+        plain("blobs/calls")
+    }
+
+    /// Where a part of a call's document lies.
+    #[must_use]
+    pub fn of_call(digest: Digest) -> ObjectPath {
+        plain(&format!("blobs/calls/{}", digest.hex()))
+    }
+
+    /// Removes a part of a call's document; whether there was one.
+    ///
+    /// # Errors
+    /// Those of the export.
+    pub async fn forget(&self, digest: Digest) -> Result<bool, Problem> {
+        let (export, path) = (self.export().await?, Self::of_call(digest));
+        match export.stat(&path).await {
+            Err(ExportError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+            Ok(_) => match export.remove(&path).await {
+                Ok(()) => Ok(true),
+                Err(ExportError::NotFound(_)) => Ok(false),
+                Err(error) => Err(error.into()),
+            },
+        }
     }
 
     /// Where a blob lies.
@@ -84,6 +116,18 @@ impl Blobs {
                 Ok(())
             }
             // Cut short by something that isn't us: only bytes of this digest belong under this name.
+            Named::Taken => Ok(sealed.replace(&target).await?),
+        }
+    }
+
+    /// The same for a part of a call's document. One that is there already is replaced: it is as old as this call then.
+    ///
+    /// # Errors
+    /// Those of the export.
+    pub async fn keep_of_call(&self, sealed: Sealed) -> Result<(), Problem> {
+        let target = Self::of_call(sealed.digest);
+        match sealed.name(&target).await? {
+            Named::New => Ok(()),
             Named::Taken => Ok(sealed.replace(&target).await?),
         }
     }

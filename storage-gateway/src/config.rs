@@ -187,6 +187,10 @@ impl Settings for Config {
                 return Err(ConfigError::invalid(key, format!("expected 1 to {most}, got {value}")));
             }
         }
+        if !(1..=16 << 30).contains(&limits.document_bytes_max) {
+            let words = format!("expected 1 to {} (16 GiB), got {}", 16u64 << 30, limits.document_bytes_max);
+            return Err(ConfigError::invalid("limits.document_bytes_max", words));
+        }
         Ok(())
     }
 }
@@ -241,6 +245,7 @@ mod tests {
             ("[state_export]\nurl = 'file:///x'\nread_only = true", "state_export.read_only"),
             ("advertise = '10.0.0.5:7720'", "advertise"),
             ("[limits]\nreads_max = 0", "limits.reads_max"),
+            ("[limits]\ndocument_bytes_max = 0", "limits.document_bytes_max"),
             ("[exports.docs]\nurl = 'nfs://nas/docs'\n[exports.docs.nfs]\nconnections = 17", "docs.nfs.connections"),
         ] {
             let error = load(text).expect_err(text);

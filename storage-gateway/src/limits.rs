@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use ingle_proto::job::DOCUMENT_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 /// Caps that an operator may set, `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Largest document that is read, in bytes; larger ones are listed as skipped.
+    /// Largest document with pages that is read, in bytes; larger ones are listed as skipped. Texts have a bound of their own.
     pub document_bytes_max: u64,
     /// Most entries of one scan.
     pub scan_entries_max: usize,
@@ -27,7 +28,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            document_bytes_max: 64 << 20,
+            document_bytes_max: DOCUMENT_BYTES_MAX,
             scan_entries_max: 1_000_000,
             staged_bytes_max: 1 << 30,
             reads_max: 128,

@@ -23,6 +23,8 @@ pub struct Staging {
 
 enum Target {
     Blob(Blobs),
+    /// Needed by a call alone.
+    PartOfCall(Blobs),
     Result(Box<Place>, String),
 }
 
@@ -49,7 +51,8 @@ impl Staging {
             if !header.staged_name.is_empty() {
                 return Err(Problem::invalid("header.staged_name", "must be empty for a blob: its digest names it"));
             }
-            (blobs.begin().await?, Target::Blob(blobs.clone()))
+            let target = if header.of_call { Target::PartOfCall } else { Target::Blob };
+            (blobs.begin().await?, target(blobs.clone()))
         } else {
             let token = header.token.ok_or_else(|| Problem::missing("header.token"))?;
             let place = Object::try_from(token.place.ok_or_else(|| Problem::missing("header.token.place"))?)?;
@@ -97,6 +100,7 @@ impl Staging {
         }
         match self.target {
             Target::Blob(blobs) => blobs.keep(sealed).await?,
+            Target::PartOfCall(blobs) => blobs.keep_of_call(sealed).await?,
             Target::Result(place, name) => {
                 let path = place.staged(&name)?;
                 if sealed.name(&path).await? == Named::Taken {

@@ -89,18 +89,24 @@ pub async fn sweep(place: &Place, publisher: &Publisher, pace: Duration) -> Resu
     Ok(removed)
 }
 
-/// Removes abandoned blobs in the making, older than a day. Answers how many went.
+/// Removes abandoned blobs in the making, and parts of calls' documents that nobody removed, older than a day. Answers how
+/// many went.
 ///
 /// # Errors
 /// Those of the state export.
 pub async fn sweep_blobs(blobs: &Blobs, pace: Duration) -> Result<u64, Problem> {
-    let (export, directory) = (blobs.export().await?, Blobs::temporary());
-    let now_ns = now_at(&export, &directory).await?;
+    let export = blobs.export().await?;
+    let now_ns = now_at(&export, &Blobs::temporary()).await?;
     let mut removed = 0;
-    for path in old(&*export, &directory, STAGED_KEPT, now_ns).await? {
-        export.remove(&path).await?;
-        removed += 1;
-        tokio::time::sleep(pace).await;
+    for directory in [Blobs::temporary(), Blobs::calls()] {
+        for path in old(&*export, &directory, STAGED_KEPT, now_ns).await? {
+            match export.remove(&path).await {
+                // A call that ends may remove its own at the same time.
+                Err(ExportError::NotFound(_)) | Ok(()) => removed += 1,
+                Err(error) => return Err(error.into()),
+            }
+            tokio::time::sleep(pace).await;
+        }
     }
     Ok(removed)
 }

@@ -1,10 +1,11 @@
-//! kill -9 in the middle of a long document: its finished ranges are not read again, and every page is there once.
+//! Pages under hardship. kill -9 in the middle of a long document: its finished ranges are not read again, and every page is
+//! there once. Hostile documents among many good ones: each is told, and no node is the worse for it.
 
 use ingle_proto::v1::{self, ItemOutcome};
 use ingle_tests::client::{counts, ocr_job};
 use ingle_tests::cluster::counted;
 use ingle_tests::models::FakeModel;
-use ingle_tests::papers::tiff;
+use ingle_tests::papers::{hostile, pdf, png, tiff};
 
 use crate::world::World;
 
@@ -81,4 +82,41 @@ async fn everything_is_killed_in_the_middle_of_a_long_document() {
         read += counted(&node.metrics().await, "ingle_node_pages_total");
     }
     assert_eq!(read, PAGES - before, "the restarted nodes read what was left, and nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_documents_are_read_and_ten_hostile_ones_are_told() {
+    let mut world = World::start(2, &[FakeModel::that_reads("eyes")]).await;
+    for number in 0..200 {
+        let line = format!("letter number {number}");
+        let (name, bytes) = match number % 4 {
+            0 => (format!("{number}.tif"), tiff(&[vec![&line], vec!["second page"]])),
+            1 => (format!("{number}.pdf"), pdf(&[vec![&line, "printed"]])),
+            _ => (format!("scans/{number}.png"), png(&[&line])),
+        };
+        world.share.write(&format!("in/{name}"), bytes);
+    }
+    let hostile = hostile();
+    for (name, bytes, _) in &hostile {
+        world.share.write(&format!("in/{name}"), bytes);
+    }
+    let job = world.client.done(ocr_job()).await;
+    let seen = counts(&job);
+    assert_eq!((seen.total, seen.published, seen.failed, seen.quarantined), (210, 200, 10, 0), "{job:?}");
+    let items = world.client.items(&job.job_id).await;
+    for (name, _, code) in &hostile {
+        let item = &items[*name];
+        assert_eq!((item.outcome(), item.code.as_str()), (ItemOutcome::Failed, *code), "{item:?}");
+        assert!(item.reason.len() > 10, "a sentence: {item:?}");
+    }
+    assert_eq!(world.share.names("out").len(), 400, "two files of each good document, and nothing of the others");
+    // They are the processes of the beginning: they counted every page, and killing one that had ended would be noticed.
+    let mut read = 0;
+    for node in &mut world.nodes {
+        let metrics = node.metrics().await;
+        read += counted(&metrics, "ingle_node_pages_total");
+        assert_eq!(counted(&metrics, "ingle_node_model_restarts_total"), 0);
+        node.kill();
+    }
+    assert_eq!(read, 250, "fifty documents have two pages");
 }

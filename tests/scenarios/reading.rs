@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ingle_proto::v1::{self, ItemOutcome, JobState, PageSource};
 use ingle_tests::client::{counts, embed_job, object, ocr_job};
 use ingle_tests::cluster::{Cluster, counted};
+use ingle_tests::eventually::eventually;
 use ingle_tests::models::FakeModel;
 use ingle_tests::papers::{huge_png, pdf, png, tiff};
 use ingle_tests::parquet::rows;
@@ -150,6 +151,14 @@ async fn a_persons_document_is_read_at_once() {
         assert_eq!((status.code(), code_of(&status).as_str()), (Code::InvalidArgument, code), "{what}: {status:?}");
     }
     client.ocr(&png(&["still there"]), 100).await.expect("it serves on");
+    // What came for a call leaves with it.
+    eventually("the calls' documents are gone", || async {
+        match cluster.parts_of_calls() {
+            0 => Ok(()),
+            left => Err(format!("{left} parts are left")),
+        }
+    })
+    .await;
     cluster.stop().await;
 }
 
@@ -246,10 +255,57 @@ async fn a_long_document_is_shared_by_the_nodes_and_its_ranges_join() {
     let item = cluster.client.item(&job.job_id, "poisoned.tif").await.1;
     assert_eq!((item.outcome(), item.code.as_str()), (ItemOutcome::Published, "COMPUTE_FAILED"), "{item:?}");
     assert!(item.reason.contains("1 of its 50 pages could not be read; page 21"), "{item:?}");
+    assert_eq!(counts(&job).incomplete, 1, "{job:?}");
+    let request = v1::ListItemsRequest { job_id: job.job_id.clone(), incomplete: true, ..Default::default() };
+    let listed = cluster.client.jobs.clone().list_items(request).await.expect("a page").into_inner().items;
+    assert_eq!(listed.iter().map(|item| item.name.as_ref()).collect::<Vec<_>>(), [b"poisoned.tif"]);
     let json = share.json("out/poisoned.tif.json");
     assert_eq!(json["pages"][20]["error"]["code"], "COMPUTE_FAILED", "{}", json["pages"][20]);
     assert!(json["pages"][20]["source"].is_null() && json["pages"][21]["lines"][0]["text"] == "page 22 of it");
     let seen = counts(&cluster.client.success(ocr_job()).await);
     assert_eq!((seen.unchanged, seen.published), (4, 0), "nothing is done again");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_document_is_read_from_the_share_once_by_each_node() {
+    let model = FakeModel::that_reads("eyes").at_ms_per_step(4);
+    let cluster = Cluster::of(2).with(model).start().await;
+    let pages: Vec<Vec<&str>> = (0..100).map(|_| vec!["a page of it"]).collect();
+    // Bytes that no page needs, as pictures would be.
+    let mut document = tiff(&pages);
+    document.resize(8 << 20, 0);
+    cluster.share.write("in/long.tif", &document);
+    let job = cluster.client.success(ocr_job()).await;
+    assert_eq!(counts(&job).published, 1, "{job:?}");
+    let read: u64 = cluster.nodes.iter().map(|node| counted(&node.metrics.text(), "ingle_node_read_bytes_total")).sum();
+    // Twice the document, and manifests; it was opened seven times at least: to count its pages, and once for each range.
+    assert!(read < 18 << 20, "{read} bytes were read of a document of 8 MiB");
+    // Another document of that name: what is kept of the old one is of no use.
+    let mut other = tiff(&pages.iter().map(|_| vec!["another page"]).collect::<Vec<_>>());
+    other.resize(8 << 20, 0);
+    cluster.share.write("in/long.tif", &other);
+    cluster.client.success(ocr_job()).await;
+    let text = text(&cluster.share, "out/long.tif.txt");
+    assert!(text.starts_with("another page\n") && !text.contains("a page of it"));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_larger_than_memory_likes_are_read_up_to_the_bound() {
+    let cluster = Cluster::of(1).with(FakeModel::that_reads("eyes")).start().await;
+    let sized = |name: &str, bytes: &[u8], size: u64| {
+        cluster.share.write(name, bytes);
+        let file = std::fs::File::options().append(true).open(cluster.share.root().join(name)).expect("a file");
+        file.set_len(size).expect("a hole needs no room");
+    };
+    sized("in/big.tif", &tiff(&[vec!["a large page"]]), 100 << 20);
+    sized("in/beyond.tif", &tiff(&[vec!["never seen"]]), (1 << 30) + 1);
+    let job = cluster.client.success(ocr_job()).await;
+    assert_eq!((counts(&job).published, counts(&job).skipped), (1, 1), "{job:?}");
+    assert_eq!(text(&cluster.share, "out/big.tif.txt"), "a large page\n");
+    let (outcome, item) = cluster.client.item(&job.job_id, "beyond.tif").await;
+    assert_eq!(outcome, ItemOutcome::Skipped);
+    assert!(item.reason.contains("1073741824") && item.reason.contains("limits.document_bytes_max"), "{item:?}");
     cluster.stop().await;
 }

@@ -201,7 +201,7 @@ impl Client {
         let mut items = BTreeMap::new();
         let mut page_token = String::new();
         loop {
-            let request = v1::ListItemsRequest { job_id: id.into(), page_size: 50, page_token, outcomes: vec![] };
+            let request = v1::ListItemsRequest { job_id: id.into(), page_size: 50, page_token, ..Default::default() };
             let page = self.jobs.clone().list_items(request).await.expect("its documents").into_inner();
             assert!(page.items.len() <= 50, "a page holds no more than was asked for");
             for item in page.items {

@@ -128,6 +128,12 @@ impl Cluster {
         Plan { nodes, models: Vec::new(), over_nfs: false, etcd: None }
     }
 
+    /// How many parts of calls' documents lie in the state export.
+    #[must_use]
+    pub fn parts_of_calls(&self) -> usize {
+        std::fs::read_dir(self._home.path().join("gateway/state/blobs/calls")).map_or(0, Iterator::count)
+    }
+
     /// Ends all daemons in order, as SIGTERM does.
     ///
     /// # Panics

@@ -117,6 +117,11 @@ pub fn pdf(pages: &[Vec<&str>]) -> Vec<u8> {
         let _ = write!(kids, "{} 0 R ", objects.len());
     }
     objects[1] = format!("<< /Type /Pages /Count {} /Kids [{kids}] >>", pages.len());
+    assembled(&objects)
+}
+
+/// A PDF of these objects, numbered from 1; the first is the catalogue.
+fn assembled(objects: &[String]) -> Vec<u8> {
     let mut text = String::from("%PDF-1.4\n");
     let mut places = Vec::new();
     for (index, object) in objects.iter().enumerate() {
@@ -130,6 +135,35 @@ pub fn pdf(pages: &[Vec<&str>]) -> Vec<u8> {
     }
     let _ = write!(text, "trailer\n<< /Size {} /Root 1 0 R >>\nstartxref\n{table}\n%%EOF\n", objects.len() + 1);
     text.into_bytes()
+}
+
+/// A password that nobody knows locks it; made by another program.
+const LOCKED: &[u8] = include_bytes!("../../node-agent/parse/tests/corpus/encrypted-password.pdf");
+
+/// Ten documents that nobody can read, each with its name and the code of its end. One of them ends the process that
+/// parses it.
+#[must_use]
+pub fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let whole = pdf(&[vec!["never seen"]]);
+    let mut wide = tiff(&[vec!["x"]]);
+    let claim = [0, 1, 4, 0, 1, 0, 0, 0];
+    let at = wide.windows(8).position(|window| window == claim).expect("the width's entry") + 8;
+    wide[at..at + 4].copy_from_slice(&100_000_u32.to_le_bytes());
+    wide[at + 12..at + 16].copy_from_slice(&100_000_u32.to_le_bytes());
+    let pages = "<< /Type /Pages /Kids [] /Count 0 >>".to_owned();
+    let deep = format!("<< /Type /Catalog /Pages 2 0 R /X {} >>", "<< /A ".repeat(100_000));
+    vec![
+        ("huge.png", huge_png(100_000), "TOO_LARGE"),
+        ("wide.tif", wide, "TOO_LARGE"),
+        ("torn.pdf", whole[..40].to_vec(), "DOCUMENT_MALFORMED"),
+        ("torn.png", png(&["x"])[..40].to_vec(), "DOCUMENT_MALFORMED"),
+        ("headless.tif", b"II*\0\x08\0\0\0".to_vec(), "DOCUMENT_MALFORMED"),
+        ("locked.pdf", LOCKED.to_vec(), "DOCUMENT_MALFORMED"),
+        ("deep.pdf", assembled(&[deep, pages]), "DOCUMENT_MALFORMED"),
+        ("program.tif", b"MZ\x90\0 not a picture at all\0\0".to_vec(), "DOCUMENT_KIND"),
+        ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>".to_vec(), "DOCUMENT_KIND"),
+        ("empty.pdf", Vec::new(), "DOCUMENT_KIND"),
+    ]
 }
 
 /// A zlib stream that compresses nothing.

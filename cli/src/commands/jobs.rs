@@ -278,6 +278,7 @@ async fn items(client: &Client, args: &ItemsArgs) -> Result<(), Failure> {
             page_size: u32::try_from(limit - listed).unwrap_or(PAGE).min(PAGE),
             page_token,
             outcomes: args.outcome.iter().map(|o| o.to_wire().into()).collect(),
+            incomplete: false,
         };
         let page = client.call(service.list_items(client.request(request))).await?;
         let empty = page.items.is_empty();

@@ -41,11 +41,17 @@ pub(crate) async fn to_the_end(client: &Client, job_id: &str, known: bool) -> Re
     bar.clear();
     let job = followed?;
     let problems = if trouble(&job) { problems(client, job_id).await? } else { Vec::new() };
+    let incomplete = if job.counts.unwrap_or_default().incomplete > 0 {
+        items(client, job_id, &[], true).await?
+    } else {
+        Vec::new()
+    };
     if client.out.json {
         let listed = problems.iter().map(json::item).collect::<Value>();
-        client.out.json(&json!({ "job": json::job(&job), "problems": listed }))?;
+        let lacking = incomplete.iter().map(json::item).collect::<Value>();
+        client.out.json(&json!({ "job": json::job(&job), "problems": listed, "incomplete": lacking }))?;
     } else {
-        summary(client.out, &job, &problems)?;
+        summary(client.out, &job, &problems, &incomplete)?;
     }
     verdict(&job)
 }
@@ -150,17 +156,27 @@ pub(crate) fn verdict(job: &v1::Job) -> Result<(), Failure> {
 
 /// The first documents that did not make it.
 async fn problems(client: &Client, job_id: &str) -> Result<Vec<v1::Item>, Failure> {
+    items(client, job_id, &BAD, false).await
+}
+
+async fn items(
+    client: &Client,
+    job_id: &str,
+    outcomes: &[ItemOutcome],
+    incomplete: bool,
+) -> Result<Vec<v1::Item>, Failure> {
     let mut jobs = client.jobs().await?;
     let request = v1::ListItemsRequest {
         job_id: job_id.into(),
         page_size: LISTED_MAX,
         page_token: String::new(),
-        outcomes: BAD.iter().map(|o| i32::from(*o)).collect(),
+        outcomes: outcomes.iter().map(|o| i32::from(*o)).collect(),
+        incomplete,
     };
     Ok(client.call(jobs.list_items(client.request(request))).await?.items)
 }
 
-fn summary(out: Out, job: &v1::Job, problems: &[v1::Item]) -> Result<(), Failure> {
+fn summary(out: Out, job: &v1::Job, problems: &[v1::Item], incomplete: &[v1::Item]) -> Result<(), Failure> {
     let spec = job.spec.clone().unwrap_or_default();
     let counts = job.counts.unwrap_or_default();
     let state = json::job_state(job.state());
@@ -184,6 +200,18 @@ fn summary(out: Out, job: &v1::Job, problems: &[v1::Item]) -> Result<(), Failure
         let more = bad(&counts).saturating_sub(problems.len() as u64);
         if more > 0 {
             out.line(format!("… and {more} more: `ingle jobs items {} --outcome failed --all`", job.job_id))?;
+        }
+    }
+    if !incomplete.is_empty() {
+        out.line("")?;
+        out.line(format!("{} documents have a result that lacks pages:", counts.incomplete))?;
+        out.table(
+            &["DOCUMENT", "OUTCOME", "CODE", "REASON"],
+            incomplete.iter().map(|i| problem_row(out, i)).collect(),
+        )?;
+        let more = counts.incomplete.saturating_sub(incomplete.len() as u64);
+        if more > 0 {
+            out.line(format!("… and {more} more"))?;
         }
     }
     if counts.skipped > 0 {

@@ -76,6 +76,12 @@ impl Calls {
         Self(Arc::new(Inner { handle, tasks, next, table: Mutex::default() }))
     }
 
+    /// Owns what is spawned for calls.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        &self.0.tasks
+    }
+
     /// Embeds texts; the request is validated.
     ///
     /// # Errors

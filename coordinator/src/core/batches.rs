@@ -177,6 +177,7 @@ impl Core {
         record.unchanged = complete.unchanged;
         record.skipped = complete.skipped;
         record.failed = complete.failed;
+        record.incomplete = complete.incomplete.min(complete.committed);
         // What a batch of embeddings or of pages made becomes visible through a join alone.
         let joined = (entry.record.spec().kind() == v1::JobKind::Embed && !record.join) || record.takes_pages();
         record.outputs = if joined { 0 } else { complete.outputs.max(u32::from(complete.committed > 0)) };
@@ -193,6 +194,7 @@ impl Core {
             entry.counts.skipped += u64::from(complete.skipped);
             entry.counts.failed += u64::from(complete.failed);
             entry.counts.committed += u64::from(complete.committed);
+            entry.counts.incomplete += u64::from(record.incomplete);
         }
         if !record.join {
             entry.counts.bytes_done += record.bytes;

@@ -35,6 +35,7 @@ pub fn settled_counts(kind: v1::JobKind, batches: &BTreeMap<u64, BatchRecord>) -
         counts.unchanged += u64::from(batch.unchanged);
         counts.skipped += u64::from(batch.skipped);
         counts.failed += u64::from(batch.failed);
+        counts.incomplete += u64::from(batch.incomplete);
         counts.bytes_done += batch.bytes;
         let committed = u64::from(batch.committed);
         let visible = match kind {
@@ -73,6 +74,7 @@ impl Core {
                     ("quarantined", job.counts.quarantined, aside.map(|batch| u64::from(batch.stands_for())).sum()),
                     ("failed", job.counts.failed, expected.failed),
                     ("committed", job.counts.committed, expected.committed),
+                    ("incomplete", job.counts.incomplete, expected.incomplete),
                     ("published", job.counts.published, expected.published),
                     ("conflict", job.counts.conflict, expected.conflict),
                     ("deleted", job.counts.deleted, expected.deleted),

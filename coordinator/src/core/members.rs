@@ -279,6 +279,7 @@ impl Job {
         self.counts.conflict = totals.conflict;
         self.counts.deleted = totals.deleted;
         self.counts.bytes_done = totals.bytes_done;
+        self.counts.incomplete = totals.incomplete;
         // Cancelled while batches ran: they are told again when their nodes come back.
         !self.running.is_empty() || self.record.state() == JobState::Cancelling
     }

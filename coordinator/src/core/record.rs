@@ -238,6 +238,9 @@ pub struct BatchRecord {
     /// Milliseconds that its current attempt may take.
     #[prost(uint64, tag = "29")]
     pub allowed_ms: u64,
+    /// Of the items with a result, those that lack pages.
+    #[prost(uint32, tag = "30")]
+    pub incomplete: u32,
 }
 
 /// A document that was too long for one attempt.

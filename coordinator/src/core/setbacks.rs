@@ -140,12 +140,14 @@ impl Core {
         let before = record.clone();
         (record.manifest, record.outputs) = (None, 0);
         (record.committed, record.unchanged, record.skipped, record.failed) = (0, 0, 0, 0);
+        record.incomplete = 0;
         if before.takes_documents() || before.joins_document() {
             let counts = &mut entry.counts;
             counts.unchanged = counts.unchanged.saturating_sub(u64::from(before.unchanged));
             counts.skipped = counts.skipped.saturating_sub(u64::from(before.skipped));
             counts.failed = counts.failed.saturating_sub(u64::from(before.failed));
             counts.committed = counts.committed.saturating_sub(u64::from(before.committed));
+            counts.incomplete = counts.incomplete.saturating_sub(u64::from(before.incomplete));
         }
         let mut again = vec![batch];
         if !before.join {

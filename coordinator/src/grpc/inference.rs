@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use ingle_proto::job::{OCR_CALL_BYTES_MAX, validate_embed_request, validate_generate_request, validate_ocr_request};
 use ingle_proto::{CHUNK_BYTES, ErrorCode, Problem, v1};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Api;
+use super::documents::{Document, Documents};
 use crate::calls::Frames;
 
 /// Bytes of a document that are put together before they are kept as a blob: all that we hold of one.
@@ -23,11 +24,13 @@ const PIECE_WITHIN: Duration = Duration::from_secs(30);
 pub struct InferenceService {
     api: Api,
     uploads: Arc<Semaphore>,
+    documents: Arc<Documents>,
 }
 
 impl InferenceService {
     pub(super) fn new(api: Api) -> Self {
-        Self { api, uploads: Arc::new(Semaphore::new(UPLOADS_MAX)) }
+        let documents = Documents::new(api.gateway.clone(), api.calls.tasks().clone());
+        Self { api, uploads: Arc::new(Semaphore::new(UPLOADS_MAX)), documents: Arc::new(documents) }
     }
 }
 
@@ -54,12 +57,14 @@ impl v1::inference_server::Inference for InferenceService {
 
     async fn ocr(&self, request: Request<Streaming<v1::OcrRequest>>) -> Result<Response<v1::OcrResponse>, Status> {
         let mut pieces = request.into_inner();
+        // Its parts leave the state export when the call ends, however it does.
+        let mut document = Document::new(&self.documents);
         let (model, work) = {
             let _room = Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| {
                 Problem::new(ErrorCode::Overloaded, format!("{UPLOADS_MAX} documents are coming in already"))
                     .retry_after(Duration::from_secs(2))
             })?;
-            self.take_document(&mut pieces).await?
+            self.take_document(&mut pieces, &mut document).await?
         };
         Ok(Response::new(self.api.calls.ocr(model, work).await?))
     }
@@ -68,7 +73,11 @@ impl v1::inference_server::Inference for InferenceService {
 impl InferenceService {
     /// Relays a document into the state export, a part at a time: a call that moves to another node needs no second copy
     /// of it here.
-    async fn take_document(&self, pieces: &mut Streaming<v1::OcrRequest>) -> Result<(String, v1::OcrWork), Problem> {
+    async fn take_document(
+        &self,
+        pieces: &mut Streaming<v1::OcrRequest>,
+        document: &mut Document,
+    ) -> Result<(String, v1::OcrWork), Problem> {
         let mut first: Option<String> = None;
         let mut work = v1::OcrWork::default();
         let (mut part, mut size) = (BytesMut::new(), 0);
@@ -92,21 +101,17 @@ impl InferenceService {
             }
             part.extend_from_slice(&piece.data);
             if part.len() > PART_BYTES - CHUNK_BYTES {
-                work.parts.push(self.keep(&mut part).await?);
+                document.keep(part.split().freeze()).await?;
             }
         }
         if !part.is_empty() {
-            work.parts.push(self.keep(&mut part).await?);
+            document.keep(part.freeze()).await?;
         }
+        work.parts = document.parts().to_vec();
         if work.parts.is_empty() {
             return Err(Problem::invalid("data", "expected 1 byte to 64 MiB in all, got none"));
         }
         Ok((first.unwrap_or_default(), work))
-    }
-
-    async fn keep(&self, part: &mut BytesMut) -> Result<v1::BlobRef, Problem> {
-        let bytes: Bytes = part.split().freeze();
-        self.api.gateway.put_blob(bytes).await
     }
 }
 

@@ -78,7 +78,8 @@ impl Items {
                     return Ok(page);
                 }
                 let item = self.item(&parts, segment.index, index, listed, &mut results).await?;
-                if request.outcomes.is_empty() || request.outcomes.contains(&item.outcome) {
+                let wanted = request.outcomes.is_empty() || request.outcomes.contains(&item.outcome);
+                if wanted && (!request.incomplete || lacks_pages(&item)) {
                     page.items.push(item);
                 }
             }
@@ -277,6 +278,11 @@ fn settle(item: &mut v1::Item, parts: &Parts, batch: &BatchRecord, result: Optio
     } else if published {
         item.set_outcome(ItemOutcome::Published);
     }
+}
+
+/// Whether a document has a result that says what is missing in it.
+fn lacks_pages(item: &v1::Item) -> bool {
+    matches!(item.outcome(), ItemOutcome::Published | ItemOutcome::Committed) && !item.code.is_empty()
 }
 
 /// `segment.entry` of the first item to look at.

@@ -1,6 +1,7 @@
 //! The public API: translates between the wire and the driver, and decides nothing.
 
 mod cluster;
+mod documents;
 mod inference;
 mod items;
 mod jobs;

@@ -303,6 +303,10 @@ impl v1::storage_server::Storage for Blobs {
         Ok(Response::new(v1::StageResponse { digest: blob.digest, size: blob.size }))
     }
 
+    async fn forget(&self, _: Request<v1::ForgetRequest>) -> Result<Response<v1::ForgetResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
     async fn publish(&self, request: Request<v1::PublishRequest>) -> Result<Response<v1::PublishResponse>, Status> {
         let request = request.into_inner();
         let manifest: v1::ResultManifest = self.message(&request.manifest.unwrap());

@@ -256,6 +256,7 @@ impl Rig {
                     busy_us: u64::from(split[3]),
                     outputs,
                     bytes: u64::from(split[2]),
+                    incomplete: split[3] % 3,
                     ..Default::default()
                 };
                 if honest {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -117,9 +117,23 @@ pub(crate) fn checked(file: Option<OwnedFd>, bytes: u64) -> Result<File, &'stati
         Ok(_) => return Err("the memory file isn't sealed"),
         Err(_) => return Err("what came isn't a memory file"),
     }
+    sized(file, bytes)
+}
+
+/// Checks a document's file: an ordinary file (a memory file is one) of exactly `bytes`. The sender promises that nobody
+/// changes it. Read it by position: its offset is shared.
+pub(crate) fn document(file: Option<OwnedFd>, bytes: u64) -> Result<File, &'static str> {
+    let file = file.ok_or("the document's file is missing")?;
+    match fstat(&file) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => sized(file, bytes),
+        _ => Err("what came isn't an ordinary file"),
+    }
+}
+
+fn sized(file: OwnedFd, bytes: u64) -> Result<File, &'static str> {
     match fstat(&file) {
         Ok(stat) if u64::try_from(stat.st_size) == Ok(bytes) => Ok(File::from(file)),
-        _ => Err("the memory file has another size than its packet says"),
+        _ => Err("the file has another size than its packet says"),
     }
 }
 
@@ -180,6 +194,10 @@ mod tests {
         assert!(checked(Some(null.into()), 0).expect_err("a device").contains("isn't a memory file"));
         let (pipe, _other) = std::io::pipe().expect("a pipe");
         assert!(checked(Some(pipe.into()), 0).is_err(), "a pipe");
+        assert!(document(Some(make().into()), 100).is_ok());
+        assert!(document(Some(make().into()), 101).expect_err("size").contains("another size"));
+        let null = File::open("/dev/zero").expect("a device");
+        assert!(document(Some(null.into()), 0).expect_err("a device").contains("ordinary"));
     }
 
     #[test]

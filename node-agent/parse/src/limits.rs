@@ -44,7 +44,7 @@ pub(crate) const VARIABLE: &str = "INGLE_PARSE_LIMITS";
 /// What a node sets. The defaults fit a page of 64 million pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Address space of a child in bytes, 256 MiB to 64 GiB. Default: 2 GiB.
+    /// Address space of a child in bytes besides the document itself, 256 MiB to 64 GiB. Default: 2 GiB.
     pub memory_bytes: u64,
     /// Processor time of one call in seconds, 1 to 3,600. Default: 60.
     pub cpu_s: u64,
@@ -54,7 +54,7 @@ pub struct Limits {
     pub page: Duration,
     /// Longest wait for a free child. Default: 10 minutes.
     pub wait: Duration,
-    /// Largest document in bytes. Default: 512 MiB.
+    /// Largest document in bytes, at most 64 GiB. Default: 1 GiB.
     pub document_bytes_max: u64,
     /// Most children at a time, 1 to 64. Default: 2.
     pub children_max: u32,
@@ -70,7 +70,7 @@ impl Default for Limits {
             open: Duration::from_secs(60),
             page: Duration::from_secs(90),
             wait: Duration::from_secs(600),
-            document_bytes_max: 512 << 20,
+            document_bytes_max: 1 << 30,
             children_max: 2,
             documents_per_child: 200,
         }
@@ -83,6 +83,7 @@ impl Limits {
         Limits {
             memory_bytes: self.memory_bytes.clamp(256 << 20, 64 << 30),
             cpu_s: self.cpu_s.clamp(1, 3_600),
+            document_bytes_max: self.document_bytes_max.min(64 << 30),
             children_max: self.children_max.clamp(1, 64),
             documents_per_child: self.documents_per_child.max(1),
             ..self
@@ -91,16 +92,18 @@ impl Limits {
 
     /// What a child has to know, as its variable carries it.
     pub(crate) fn for_child(&self) -> String {
-        format!("{} {}", self.memory_bytes, self.cpu_s)
+        format!("{} {} {}", self.memory_bytes, self.cpu_s, self.document_bytes_max)
     }
 
     /// Reads what [`Limits::for_child`] wrote; the defaults where there is nothing to read.
     pub(crate) fn in_child(variable: Option<&str>) -> Self {
         let mut limits = Limits::default();
         let mut numbers = variable.unwrap_or_default().split(' ').map(str::parse);
-        if let (Some(Ok(memory)), Some(Ok(cpu))) = (numbers.next(), numbers.next()) {
+        if let (Some(Ok(memory)), Some(Ok(cpu)), Some(Ok(document))) = (numbers.next(), numbers.next(), numbers.next())
+        {
             limits.memory_bytes = memory;
             limits.cpu_s = cpu;
+            limits.document_bytes_max = document;
         }
         limits.bounded()
     }
@@ -112,12 +115,12 @@ mod tests {
 
     #[test]
     fn a_child_reads_what_its_parent_wrote() {
-        let limits = Limits { memory_bytes: 300 << 20, cpu_s: 7, ..Limits::default() };
+        let limits = Limits { memory_bytes: 300 << 20, cpu_s: 7, document_bytes_max: 5 << 20, ..Limits::default() };
         let read = Limits::in_child(Some(&limits.for_child()));
-        assert_eq!((read.memory_bytes, read.cpu_s), (300 << 20, 7));
+        assert_eq!((read.memory_bytes, read.cpu_s, read.document_bytes_max), (300 << 20, 7, 5 << 20));
         assert_eq!(Limits::in_child(None), Limits::default());
         assert_eq!(Limits::in_child(Some("many few")), Limits::default());
-        let wild = Limits::in_child(Some("1 999999"));
+        let wild = Limits::in_child(Some("1 999999 1"));
         assert_eq!((wild.memory_bytes, wild.cpu_s), (256 << 20, 3_600), "clamped");
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::manifest::{Manifest, NoResult};
 use super::passages::{Passage, Sizes, split};
 use super::schema::{PartWriter, Row};
-use super::source::{self, Document};
+use super::source::{self, Document, Wanted};
 use super::text::Text;
 use super::texts;
 use super::{Attempt, Outcome};
@@ -68,7 +68,7 @@ pub async fn batch(attempt: &Attempt, work: v1::BatchWork) -> Result<Outcome, Fa
     let (to, mut from) = mpsc::channel(1);
     // Reading goes on while the model works.
     let read = async {
-        let documents = source::documents(attempt, &gateway, entries, payload);
+        let documents = source::documents(attempt, &gateway, entries, payload, Wanted::Once);
         tokio::pin!(documents);
         while let Some(document) = documents.next().await {
             if to.send(document).await.is_err() {

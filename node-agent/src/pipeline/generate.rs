@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::embed::as_item;
 use super::manifest::{Manifest, NoResult};
 use super::mirror::{self, Done};
-use super::source::{self, Document};
+use super::source::{self, Document, Wanted};
 use super::template::{RenderError, Template, Variables};
 use super::texts;
 use super::{Attempt, Outcome, sampling};
@@ -80,7 +80,7 @@ pub async fn batch(attempt: &Attempt, work: v1::BatchWork) -> Result<Outcome, Fa
     let mut manifest = Manifest::new(attempt, work.segment.clone());
     let mut count = 0u32;
     {
-        let documents = source::documents(attempt, &gateway, entries, payload)
+        let documents = source::documents(attempt, &gateway, entries, payload, Wanted::Once)
             // A drain takes no further document; those begun are finished.
             .enumerate()
             .take_while(|(at, _)| std::future::ready(*at == 0 || !attempt.agent.draining()))

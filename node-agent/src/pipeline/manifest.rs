@@ -31,6 +31,12 @@ pub struct NoResult {
     pub problem: Problem,
 }
 
+/// How many have a result that lacks pages: only theirs says why.
+fn lacking(items: &[v1::ItemResult]) -> u32 {
+    let lacking = items.iter().filter(|item| item.outcome() == ItemOutcome::Committed && !item.code.is_empty());
+    u32::try_from(lacking.count()).unwrap_or(u32::MAX)
+}
+
 impl NoResult {
     /// It can't be done.
     pub fn failed(code: ErrorCode, reason: impl Into<String>) -> Self {
@@ -81,6 +87,7 @@ impl Manifest {
             unchanged: of(ItemOutcome::Unchanged),
             skipped: of(ItemOutcome::Skipped),
             failed: of(ItemOutcome::Failed),
+            incomplete: lacking(&self.message.items),
             bytes: self.bytes,
             outputs: u32::try_from(self.message.outputs.len()).unwrap_or(u32::MAX),
             manifest: None,

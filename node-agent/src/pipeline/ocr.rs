@@ -10,12 +10,12 @@ use super::manifest::{Manifest, NoResult};
 use super::mirror::{self, Done};
 use super::ocr_file::{Head, OcrFile};
 use super::pages::{Pages, unreadable};
-use super::source::{self, Content, Document};
+use super::source::{self, Content, Document, Wanted};
 use super::{Attempt, Outcome};
 use crate::error::Failure;
 use crate::limits;
 use crate::loaded::Lease;
-use crate::parsing::NotOpen;
+use crate::parsing::{Bytes, NotOpen};
 use crate::storage::{Gateway, encode};
 
 /// What is the same for all documents of a batch.
@@ -42,7 +42,7 @@ pub async fn batch(attempt: &Attempt, work: v1::BatchWork) -> Result<Outcome, Fa
     let mut manifest = Manifest::new(attempt, work.segment.clone());
     let mut count = 0u32;
     {
-        let documents = source::documents(attempt, &gateway, entries, payload);
+        let documents = source::documents(attempt, &gateway, entries, payload, Wanted::Pages);
         tokio::pin!(documents);
         while let Some(document) = documents.next().await {
             let (done, split) = match job.document(document?, count, manifest.bytes).await? {
@@ -114,6 +114,8 @@ impl Job<'_> {
         }
         let bytes = content.size;
         let path = display_bytes(&entry.name);
+        // It has its room on the disk as long as it is open.
+        let spooled = content.bytes.clone();
         let opened = match self.attempt.agent.parsers.batch.open(content.bytes, path.clone()).await {
             Ok(opened) => opened,
             Err(NotOpen::Document(problem)) => {
@@ -124,6 +126,10 @@ impl Job<'_> {
         };
         let total = opened.pages();
         if total > limits::PAGES_WHOLE_MAX {
+            // Some of its ranges will come here.
+            if let Bytes::Disk(spooled) = &spooled {
+                self.attempt.agent.spool.keep(spooled);
+            }
             return Ok(Became::Split(v1::SplitDocument { index, pages: total }));
         }
         let digest = self.lease.model.digest.hex();
@@ -162,13 +168,15 @@ impl Job<'_> {
         let (attempt, gateway) = (self.attempt, self.gateway);
         let mut manifest = Manifest::new(attempt, work.segment.clone());
         let document = {
-            let documents = source::documents(attempt, gateway, entries, None);
+            let documents = source::documents(attempt, gateway, entries, None, Wanted::SomePages);
             tokio::pin!(documents);
             documents.next().await
         };
         let Document { index, entry, content, .. } =
             document.ok_or_else(|| Failure::input(Problem::invalid("batch.count", "expected one document")))??;
         let mut fragment = v1::PageFragment { first: range.first, ..Default::default() };
+        // It has its room on the disk as long as it is open.
+        let _spooled = content.as_ref().ok().map(|content| content.bytes.clone());
         let opened = match content {
             Err(why) => Err(why.problem),
             Ok(content) => {

@@ -13,7 +13,7 @@ use super::ocr_file::plain;
 use super::pages::Pages;
 use super::{Attempt, Outcome};
 use crate::error::Failure;
-use crate::parsing::NotOpen;
+use crate::parsing::{Bytes, NotOpen};
 
 /// What an answer holds besides its pages, in bytes.
 const AROUND: usize = 64 << 10;
@@ -27,7 +27,7 @@ pub(super) async fn read(attempt: &Attempt, work: v1::OcrWork) -> Result<Outcome
     let lease = lease(attempt, Task::Ocr).await?;
     let begun = Instant::now();
     let name = if work.media_type.is_empty() { "the document".to_owned() } else { work.media_type };
-    let opened = match attempt.agent.parsers.calls.open(bytes, name).await {
+    let opened = match attempt.agent.parsers.calls.open(Bytes::Memory(bytes), name).await {
         Ok(opened) => opened,
         Err(NotOpen::Document(problem)) => return Err(Failure::input(problem)),
         Err(NotOpen::Ours(failure)) => return Err(failure),

@@ -8,6 +8,9 @@ use serde::Serialize;
 /// Version of the JSON; fields may be added within one.
 const SCHEMA: u32 = 1;
 
+/// Runs of missing pages that a document's entry names.
+const RUNS_SHOWN: usize = 12;
+
 /// What stands at the top of the JSON file.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Head<'a> {
@@ -51,8 +54,9 @@ pub(super) struct OcrFile<J: Write, T: Write> {
     text: T,
     written: u32,
     text_bytes: u64,
-    /// Pages that could not be read, and the first of them.
+    /// Pages that could not be read, as runs from first to last, and the first of them.
     failed: u32,
+    missing: Vec<(u32, u32)>,
     first_failed: Option<(u32, String, String)>,
 }
 
@@ -68,7 +72,7 @@ impl<J: Write, T: Write> OcrFile<J, T> {
         let head = serde_json::to_string(head)?;
         // The closing brace waits until the pages are there.
         write!(json, "{},\"pages\":[", head.strip_suffix('}').unwrap_or(&head))?;
-        Ok(Self { json, text, written: 0, text_bytes: 0, failed: 0, first_failed: None })
+        Ok(Self { json, text, written: 0, text_bytes: 0, failed: 0, missing: Vec::new(), first_failed: None })
     }
 
     /// Adds the next page: a line of JSON; in the text pages are parted by form feeds.
@@ -77,6 +81,13 @@ impl<J: Write, T: Write> OcrFile<J, T> {
             (page.source() == PageSource::Unspecified).then(|| Error { code: &page.code, reason: &page.reason });
         if error.is_some() {
             self.failed += 1;
+            let more = self.missing.len() <= RUNS_SHOWN;
+            match self.missing.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(page.number) => *last = page.number,
+                // One more than is shown tells that there are more.
+                _ if more => self.missing.push((page.number, page.number)),
+                _ => {}
+            }
             self.first_failed.get_or_insert_with(|| (page.number, page.code.clone(), page.reason.clone()));
         }
         let line = |line: &'p v1::OcrLine| Line {
@@ -124,9 +135,24 @@ impl<J: Write, T: Write> OcrFile<J, T> {
             (failed, written) if failed == written => {
                 format!("none of its {written} pages could be read; page {number}: {reason}")
             }
-            (failed, written) => format!("{failed} of its {written} pages could not be read; page {number}: {reason}"),
+            (1, written) => format!("1 of its {written} pages could not be read; page {number}: {reason}"),
+            (failed, written) => {
+                let missing = self.missing();
+                format!("{failed} of its {written} pages could not be read ({missing}); page {number}: {reason}")
+            }
         };
         Some((code.clone(), words))
+    }
+
+    /// Which pages could not be read, the first runs of them.
+    fn missing(&self) -> String {
+        let run = |(first, last): &(u32, u32)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}–{last}"),
+        };
+        let shown: Vec<String> = self.missing.iter().take(RUNS_SHOWN).map(run).collect();
+        let more = if self.missing.len() > RUNS_SHOWN { " …" } else { "" };
+        format!("{}{more}", shown.join(", "))
     }
 
     /// Writes what stands after the last page and hands both back. A text is never without a byte.
@@ -215,6 +241,17 @@ mod tests {
         let (json, text, short) = written(&[page(1, &[])]);
         assert_eq!((text.as_str(), short), ("\n", None));
         assert_eq!(json["pages"][0]["lines"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn missing_pages_are_named_in_runs() {
+        let failed = |number| v1::OcrPage { number, code: "X".into(), reason: "why".into(), ..Default::default() };
+        let pages: Vec<_> = (1..=9).map(|n| if n == 1 || n == 6 { page(n, &[]) } else { failed(n) }).collect();
+        let words = written(&pages).2.expect("some failed").1;
+        assert_eq!(words, "7 of its 9 pages could not be read (2–5, 7–9); page 2: why");
+        let pages: Vec<_> = (1..=60).map(|n| if n % 2 == 1 { page(n, &[]) } else { failed(n) }).collect();
+        let words = written(&pages).2.expect("some failed").1;
+        assert!(words.contains("(2, 4, 6") && words.contains("24 …)"), "{words}");
     }
 
     #[test]

@@ -115,7 +115,7 @@ struct Bounded(Vec<u8>);
 
 impl std::io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > limits::DOCUMENT_BYTES_MAX as usize * 2 {
+        if self.0.len() + bytes.len() > limits::TEXT_BYTES_MAX as usize * 2 {
             return Err(std::io::Error::other("the prompt grows too large"));
         }
         self.0.extend_from_slice(bytes);

@@ -11,10 +11,8 @@ use super::source::Content;
 use super::text::{Text, decode};
 use crate::error::Failure;
 use crate::limits;
-use crate::parsing::{NotOpen, problem};
-
-/// Extensions of documents that have pages, in lower case: those that the gateway lists for OCR.
-const PAGED: &[&str] = &["pdf", "png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "dib", "tif", "tiff"];
+use crate::parsing::{Bytes, NotOpen, problem};
+use crate::spool::Spooled;
 
 /// What a document's pages carry themselves.
 struct Own {
@@ -35,13 +33,14 @@ pub(super) async fn of(
     content: Content,
 ) -> Result<Result<Text, NoResult>, Failure> {
     let malformed = |reason| NoResult::failed(ErrorCode::DocumentMalformed, reason);
-    if !paged(&entry.name) {
-        return blocking(move || decode(content.bytes).map_err(malformed)).await;
-    }
+    let document = match content.bytes {
+        Bytes::Memory(bytes) => return blocking(move || decode(bytes).map_err(malformed)).await,
+        Bytes::Disk(document) => document,
+    };
     let is_pdf = entry.name.to_ascii_lowercase().ends_with(b".pdf");
     if is_pdf {
         let scans_settle = content.text.is_some();
-        match own(attempt, &entry.name, content.bytes, scans_settle).await? {
+        match own(attempt, &entry.name, document, scans_settle).await? {
             Err(why) if content.text.is_none() => return Ok(Err(why)),
             Ok(own) if own.scans == 0 || (content.text.is_none() && !own.text.trim().is_empty()) => {
                 return Ok(Ok(Text { text: own.text, base: 0 }));
@@ -61,12 +60,6 @@ pub(super) async fn of(
     }
 }
 
-fn paged(name: &[u8]) -> bool {
-    let Some(dot) = name.iter().rposition(|b| *b == b'.') else { return false };
-    let extension = name[dot + 1..].to_ascii_lowercase();
-    PAGED.iter().any(|known| known.as_bytes() == extension)
-}
-
 fn skipped(reason: String) -> NoResult {
     NoResult { outcome: ItemOutcome::Skipped, problem: Problem::new(ErrorCode::DocumentKind, reason) }
 }
@@ -75,10 +68,12 @@ fn skipped(reason: String) -> NoResult {
 async fn own(
     attempt: &Attempt,
     name: &[u8],
-    bytes: Vec<u8>,
+    document: Spooled,
     scans_settle: bool,
 ) -> Result<Result<Own, NoResult>, Failure> {
-    let document = match attempt.agent.parsers.batch.open(bytes, display_bytes(name)).await {
+    // It has its room on the disk as long as it is open.
+    let _spooled = document.clone();
+    let document = match attempt.agent.parsers.batch.open(Bytes::Disk(document), display_bytes(name)).await {
         Ok(document) => document,
         Err(NotOpen::Document(problem)) => {
             return Ok(Err(NoResult { outcome: ItemOutcome::Failed, problem }));
@@ -108,8 +103,8 @@ async fn own(
             }
         }
         own.text.push('\x0c');
-        if own.text.len() as u64 > limits::DOCUMENT_BYTES_MAX {
-            let words = format!("its text is longer than {} MiB", limits::DOCUMENT_BYTES_MAX >> 20);
+        if own.text.len() as u64 > limits::TEXT_BYTES_MAX {
+            let words = format!("its text is longer than {} MiB", limits::TEXT_BYTES_MAX >> 20);
             return Ok(Err(NoResult::failed(ErrorCode::TooLarge, words)));
         }
         if scans_settle && own.scans > 0 {
@@ -125,19 +120,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Failure::item(ErrorCode::ComputeFailed, format!("reading its text panicked: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_go_by_name() {
-        for name in ["a.pdf", "b/c.PDF", "x.tiff", "y.JPG"] {
-            assert!(paged(name.as_bytes()), "{name}");
-        }
-        for name in ["a.pdf.txt", "pdf", "README", "a.md"] {
-            assert!(!paged(name.as_bytes()), "{name}");
-        }
-    }
 }

@@ -186,6 +186,10 @@ impl Storage for Service {
         Ok(Response::new(v1::StageResponse { digest: digest.to_wire(), size }))
     }
 
+    async fn forget(&self, _: Request<v1::ForgetRequest>) -> Result<Response<v1::ForgetResponse>, Status> {
+        unused()
+    }
+
     async fn publish(&self, _: Request<v1::PublishRequest>) -> Result<Response<v1::PublishResponse>, Status> {
         unused()
     }

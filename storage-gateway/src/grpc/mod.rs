@@ -11,7 +11,7 @@ use futures::Stream;
 use ingle_daemon::{OnFailure, Tasks};
 use ingle_proto::storage::{OWN_DIRECTORY, Object};
 use ingle_proto::v1::storage_server::Storage;
-use ingle_proto::{Problem, v1};
+use ingle_proto::{Digest, Problem, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,6 +28,8 @@ use crate::publish::{self, Publisher};
 use crate::scan::{self, Scanner};
 use crate::stage::Staging;
 
+/// Parts that are removed in one call.
+const FORGET_MAX: usize = 100;
 /// How long a peer may keep a stream waiting.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -143,6 +145,23 @@ impl Storage for Service {
             return Err(status);
         }
         Ok(Response::new(self.to_the_end("stage", staging.finish()).await?))
+    }
+
+    async fn forget(&self, request: Request<v1::ForgetRequest>) -> Result<Response<v1::ForgetResponse>, Status> {
+        let request = request.into_inner();
+        let epoch = request.epoch.ok_or_else(|| Problem::missing("epoch"))?;
+        if request.blobs.len() > FORGET_MAX {
+            let words = format!("at most {FORGET_MAX} at a time, got {}", request.blobs.len());
+            return Err(Problem::invalid("blobs", words).into());
+        }
+        // An old leader's call may have ended while a new one's needs the same part.
+        self.scanner.fence.admit(epoch.into()).await?;
+        let mut removed = 0;
+        for blob in &request.blobs {
+            let digest = Digest::from_wire("blobs.digest", &blob.digest)?;
+            removed += u64::from(self.blobs.forget(digest).await?);
+        }
+        Ok(Response::new(v1::ForgetResponse { removed }))
     }
 
     async fn publish(&self, request: Request<v1::PublishRequest>) -> Result<Response<v1::PublishResponse>, Status> {

@@ -15,7 +15,7 @@ use tonic::Status;
 use super::{Answers, STALL, Service, access, attributes};
 use crate::blob::{self, Blobs};
 use crate::config::STATE_EXPORT;
-use crate::export::{Attr, Export, Kind};
+use crate::export::{Attr, Export, ExportError, Kind};
 use crate::file::{self, kind_name};
 use crate::place::Place;
 
@@ -31,8 +31,18 @@ struct Target {
 }
 
 pub(super) async fn begin(service: &Service, request: v1::ReadRequest) -> Result<Answers<v1::ReadResponse>, Problem> {
-    let target = open(service, &request).await?;
-    let attr = target.export.stat(&target.path).await?;
+    let mut target = open(service, &request).await?;
+    let attr = match (target.export.stat(&target.path).await, target.digest) {
+        // Parts of calls' documents lie apart.
+        (Err(error @ ExportError::NotFound(_)), Some(digest)) => {
+            target.path = Blobs::of_call(digest);
+            match target.export.stat(&target.path).await {
+                Err(ExportError::NotFound(_)) => return Err(error.into()),
+                found => found?,
+            }
+        }
+        (found, _) => found?,
+    };
     if attr.kind != Kind::File {
         return Err(Problem::new(
             ErrorCode::ObjectKind,

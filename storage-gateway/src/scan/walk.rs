@@ -7,6 +7,7 @@
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use globset::{GlobBuilder, GlobMatcher};
+use ingle_proto::job::TEXT_BYTES_MAX;
 use ingle_proto::v1::JobKind;
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
 use std::ffi::OsStr;
@@ -240,9 +241,14 @@ pub fn judge(entry: &Entry, taste: Taste) -> Result<(), String> {
         Kind::Symlink => return Err("a symbolic link: never followed".to_owned()),
         other => return Err(format!("{}: never opened", kind_name(other))),
     }
-    kinds::taken(taste.job, &entry.name, taste.texts)?;
-    if entry.attr.size > document_bytes_max {
-        return Err(format!("{} bytes, more than the limit of {document_bytes_max}", entry.attr.size));
+    let kind = kinds::taken(taste.job, &entry.name, taste.texts)?;
+    let size = entry.attr.size;
+    if size > document_bytes_max {
+        let setting = "limits.document_bytes_max of the gateway's settings";
+        return Err(format!("{size} bytes, more than the limit of {document_bytes_max} ({setting})"));
+    }
+    if kind == kinds::Kind::Text && size > TEXT_BYTES_MAX {
+        return Err(format!("{size} bytes, more than the limit of {TEXT_BYTES_MAX} for a text"));
     }
     if entry.name.len() > DOCUMENT_NAME_BYTES_MAX {
         return Err(format!("its name has more than {DOCUMENT_NAME_BYTES_MAX} bytes: results' names would not fit"));

@@ -54,10 +54,14 @@ async fn of_blobs_only_those_abandoned_in_the_making_go() {
     let running = rig.start();
     let blob = running.blobs.put(&"blob".into()).await.unwrap();
     running.blobs.begin().await.unwrap().push("half".into()).await.unwrap();
+    // The part of a document whose call died with its coordinator.
+    let mut part = running.blobs.begin().await.unwrap();
+    part.push("part".into()).await.unwrap();
+    running.blobs.keep_of_call(part.seal().await.unwrap()).await.unwrap();
     let sweep = async || sweep::sweep_blobs(&running.blobs, Duration::ZERO).await.unwrap();
     assert_eq!(sweep().await, 0);
     rig.state.pass(400 * DAY_NS);
-    assert_eq!(sweep().await, 1);
+    assert_eq!(sweep().await, 2);
     let digest = Digest::from_wire("digest", &blob.digest).unwrap();
     assert_eq!(running.blobs.get(digest).await.unwrap(), "blob");
     assert_eq!(rig.state.files(true).len(), 1);

@@ -384,3 +384,28 @@ async fn an_object_that_changes_while_it_is_read_ends_in_object_changed() {
     assert_eq!(Problem::from_status(&status).code, ErrorCode::ObjectChanged);
     served.stop().await;
 }
+
+#[tokio::test]
+async fn parts_of_a_calls_document_leave_with_the_call() {
+    let mut served = Served::start().await;
+    let data = b"a part of somebody's document".to_vec();
+    let header = v1::StageHeader { blob: true, of_call: true, size: data.len() as u64, ..Default::default() };
+    let staged = served.stage(header.clone(), &data).await.unwrap();
+    let part = v1::BlobRef { digest: staged.digest, size: staged.size };
+    let read = v1::ReadRequest { source: Some(v1::read_request::Source::Blob(part.clone())), ..Default::default() };
+    assert_eq!(served.read(read.clone()).await.unwrap().1, data);
+    // Another call brings the same: that is one file.
+    served.stage(header, &data).await.unwrap();
+    let forget =
+        |revision| v1::ForgetRequest { epoch: Some(v1::Epoch { generation: 1, revision }), blobs: vec![part.clone()] };
+    assert_eq!(served.client.forget(forget(7)).await.unwrap().into_inner().removed, 1);
+    assert_eq!(served.client.forget(forget(7)).await.unwrap().into_inner().removed, 0, "gone already");
+    assert_eq!(code(served.read(read).await), ErrorCode::ObjectNotFound);
+    assert_eq!(code(served.client.forget(forget(6)).await), ErrorCode::EpochStale);
+    // A blob of the same bytes is another thing, and stays.
+    let blob = served.blob(&data).await;
+    assert_eq!(served.client.forget(forget(7)).await.unwrap().into_inner().removed, 0);
+    let read = v1::ReadRequest { source: Some(v1::read_request::Source::Blob(blob)), ..Default::default() };
+    assert_eq!(served.read(read).await.unwrap().1, data);
+    served.stop().await;
+}

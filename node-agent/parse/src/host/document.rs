@@ -25,7 +25,7 @@ use crate::wire::{Reply, Request};
 pub struct Document {
     kind: Kind,
     pages: u32,
-    memory: File,
+    file: Arc<File>,
     bytes: u64,
     pool: Arc<Pool>,
     lent: Option<Lent>,
@@ -34,8 +34,8 @@ pub struct Document {
 }
 
 impl Document {
-    pub(super) fn open(pool: Arc<Pool>, kind: Kind, memory: File, bytes: u64) -> Result<Self, ParseError> {
-        let mut document = Document { kind, pages: 0, memory, bytes, pool, lent: None, deaths: 0, deaths_in_a_row: 0 };
+    pub(super) fn open(pool: Arc<Pool>, kind: Kind, file: Arc<File>, bytes: u64) -> Result<Self, ParseError> {
+        let mut document = Document { kind, pages: 0, file, bytes, pool, lent: None, deaths: 0, deaths_in_a_row: 0 };
         document.pages = document.open_in_child()?;
         Ok(document)
     }
@@ -134,7 +134,7 @@ impl Document {
     fn ask(&mut self, request: Request, within: std::time::Duration) -> Result<(Reply, Option<OwnedFd>), ParseError> {
         let gone = || ParseError::unavailable("the process that parses is gone");
         let child = self.lent.as_mut().and_then(Lent::child).ok_or_else(gone)?;
-        let file = matches!(request, Request::Open { .. }).then(|| self.memory.as_fd());
+        let file = matches!(request, Request::Open { .. }).then(|| self.file.as_fd());
         let answer = child.ask(request, file, within);
         if !child.is_alive() {
             self.lent = None;

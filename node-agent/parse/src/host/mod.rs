@@ -6,15 +6,18 @@ mod keeper;
 mod pool;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use document::Document;
+use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::channel;
 use crate::error::{ErrorKind, ParseError};
-use crate::kinds::{self, Verdict};
+use crate::kinds::{self, HEAD_BYTES, Kind, Verdict};
 use crate::limits::Limits;
 use pool::Pool;
 
@@ -42,7 +45,33 @@ impl Host {
     /// # Errors
     /// [`ParseError`] says what is wrong with it, or that no child could be had.
     pub fn open(&self, bytes: &[u8], name_hint: &str) -> Result<Document, ParseError> {
-        let kind = match kinds::look(bytes, name_hint) {
+        let kind = self.kind(bytes, bytes.len() as u64, name_hint)?;
+        let memory = channel::sealed("document", |file| file.write_all(bytes))
+            .map_err(|error| ParseError::unavailable(format!("no memory file for the document: {error}")))?;
+        Document::open(Arc::clone(&self.pool), kind, Arc::new(memory), bytes.len() as u64)
+    }
+
+    /// As [`Host::open`] for a document in a file, of which only the first bytes are read here. The child gets the very
+    /// descriptor: it must be open for reading alone, and nobody may change the file while the document is open.
+    ///
+    /// # Errors
+    /// As [`Host::open`]; `Unavailable` for a descriptor that can be written through, or that can't be read.
+    pub fn open_file(&self, file: Arc<File>, name_hint: &str) -> Result<Document, ParseError> {
+        let unusable =
+            |error: io::Error| ParseError::unavailable(format!("the document's file can't be used: {error}"));
+        if fcntl_getfl(&file).map_err(io::Error::from).map_err(unusable)? & OFlags::ACCMODE != OFlags::RDONLY {
+            return Err(ParseError::unavailable("the document's file is open for writing: open it for reading alone"));
+        }
+        let bytes = file.metadata().map_err(unusable)?.len();
+        let mut head = vec![0; bytes.min(HEAD_BYTES as u64) as usize];
+        file.read_exact_at(&mut head, 0).map_err(unusable)?;
+        let kind = self.kind(&head, bytes, name_hint)?;
+        Document::open(Arc::clone(&self.pool), kind, file, bytes)
+    }
+
+    /// What a document is that begins so and has so many bytes, if it can be opened.
+    fn kind(&self, head: &[u8], bytes: u64, name_hint: &str) -> Result<Kind, ParseError> {
+        let kind = match kinds::look(head, name_hint) {
             Verdict::Parse(kind) => kind,
             Verdict::Text => {
                 let kind = ErrorKind::Unsupported("plain text".into());
@@ -51,13 +80,11 @@ impl Host {
             Verdict::Unsupported(what) => return Err(ParseError::unsupported(what)),
         };
         let most = self.pool.limits().document_bytes_max;
-        if bytes.len() as u64 > most {
-            let message = format!("the document has {} bytes, at most {most} are read", bytes.len());
+        if bytes > most {
+            let message = format!("the document has {bytes} bytes, at most {most} are read");
             return Err(ParseError::too_large(message));
         }
-        let memory = channel::sealed("document", |file| file.write_all(bytes))
-            .map_err(|error| ParseError::unavailable(format!("no memory file for the document: {error}")))?;
-        Document::open(Arc::clone(&self.pool), kind, memory, bytes.len() as u64)
+        Ok(kind)
     }
 
     /// The limits in use.

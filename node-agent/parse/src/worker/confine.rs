@@ -19,7 +19,8 @@ pub(super) fn confine(limits: &Limits) -> io::Result<()> {
     // Nobody of the same user may look into documents' memory, and no core of it is written.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     bound(Resource::Core, 0)?;
-    bound(Resource::As, limits.memory_bytes)?;
+    bound(Resource::As, limits.memory_bytes.saturating_add(limits.document_bytes_max))?;
+    allow_memory(limits, 0)?;
     bound(Resource::Fsize, FILE_BYTES_MAX)?;
     bound(Resource::Nofile, DESCRIPTORS_MAX)?;
     bound(Resource::Cpu, CPU_LIFE_S)?;
@@ -37,6 +38,15 @@ pub(super) fn allow_processor(seconds: u64) -> io::Result<()> {
     let hard = getrlimit(Resource::Cpu).maximum;
     let soft = (used + 1 + seconds).min(hard.unwrap_or(u64::MAX));
     setrlimit(Resource::Cpu, Rlimit { current: Some(soft), maximum: hard })?;
+    Ok(())
+}
+
+/// Lets the process use its memory for parsing and, besides, `document_bytes` for the document that it opens: what is left to
+/// parse with doesn't depend on how long the document is.
+pub(super) fn allow_memory(limits: &Limits, document_bytes: u64) -> io::Result<()> {
+    let hard = getrlimit(Resource::As).maximum;
+    let soft = limits.memory_bytes.saturating_add(document_bytes.min(limits.document_bytes_max));
+    setrlimit(Resource::As, Rlimit { current: Some(soft.min(hard.unwrap_or(u64::MAX))), maximum: hard })?;
     Ok(())
 }
 

@@ -43,6 +43,9 @@ trait Pages {
     fn page(&mut self, index: u32, dpi: f32) -> Result<Made, ParseError>;
 }
 
+/// Bytes of a document that are read at a time.
+const READ_BYTES: u64 = 1 << 20;
+
 /// Where a panic's message waits for the one who caught it.
 static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
@@ -68,7 +71,7 @@ fn run() -> i32 {
     let worker = std::thread::Builder::new().name("parse".into()).stack_size(STACK_BYTES).spawn(move || {
         confine::no_more_threads()?;
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
-        serve(&socket, limits.cpu_s)
+        serve(&socket, &limits)
     });
     match worker.map(std::thread::JoinHandle::join) {
         Ok(Ok(Ok(()))) => 0,
@@ -85,17 +88,18 @@ fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "{message}");
 }
 
-fn serve(socket: &OwnedFd, cpu_s: u64) -> io::Result<()> {
+fn serve(socket: &OwnedFd, limits: &Limits) -> io::Result<()> {
     let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     channel::send(socket, &Reply::Ready { version: VERSION }.pack(), None)?;
     let mut open: Option<Box<dyn Pages>> = None;
     while let Some(received) = channel::receive(socket)? {
         let request = Request::unpack(&received.packet).ok_or_else(|| broken("a request that isn't one"))?;
-        confine::allow_processor(cpu_s)?;
+        confine::allow_processor(limits.cpu_s)?;
         let failed = match request {
             Request::Open { kind, bytes } => {
                 open = None;
-                let file = channel::checked(received.file, bytes).map_err(broken)?;
+                let file = channel::document(received.file, bytes).map_err(broken)?;
+                confine::allow_memory(limits, bytes)?;
                 match caught(|| opened(kind, &file, bytes)) {
                     Ok(document) => {
                         let pages = document.count();
@@ -151,9 +155,13 @@ fn opened(kind: Kind, file: &File, bytes: u64) -> Result<Box<dyn Pages>, ParseEr
     let no_room =
         || ParseError::new(crate::ErrorKind::OutOfMemory, "the document alone is larger than the memory limit");
     document.try_reserve_exact(usize::try_from(bytes).map_err(|_| no_room())?).map_err(|_| no_room())?;
-    document.resize(bytes as usize, 0);
-    file.read_exact_at(&mut document, 0)
-        .map_err(|error| ParseError::malformed(format!("the document can't be read from memory: {error}")))?;
+    // A piece at a time: each is still in the processor's cache when it is filled.
+    while (document.len() as u64) < bytes {
+        let at = document.len();
+        document.resize(at + (bytes - at as u64).min(READ_BYTES) as usize, 0);
+        file.read_exact_at(&mut document[at..], at as u64)
+            .map_err(|error| ParseError::malformed(format!("the document's file can't be read: {error}")))?;
+    }
     let pages: Box<dyn Pages> = match kind {
         Kind::Pdf => Box::new(pdf::PdfPages::open(document)?),
         Kind::Tiff => Box::new(tiff::TiffPages::open(document)?),

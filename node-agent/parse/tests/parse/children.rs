@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use image::ImageFormat;
@@ -191,6 +192,35 @@ fn documents_beyond_the_bound_are_not_sent() {
     let error = host.open(&good(), "a.png").expect_err("too long");
     assert_eq!(error.kind, ErrorKind::TooLarge);
     assert_eq!(host.children(), 0);
+}
+
+/// A document in a file, open for reading alone.
+fn in_file(bytes: &[u8], more: u64) -> Arc<std::fs::File> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("document");
+    std::fs::write(&path, bytes).expect("room for a document");
+    let file = std::fs::File::options().append(true).open(&path).expect("a file");
+    file.set_len(bytes.len() as u64 + more).expect("a hole needs no room");
+    Arc::new(std::fs::File::open(path).expect("a file"))
+}
+
+#[test]
+fn a_document_in_a_file_leaves_the_memory_for_parsing() {
+    // 300 MiB of which all but the beginning is nothing, and 256 MiB to parse with.
+    let host = host_with(Limits { memory_bytes: 256 << 20, ..patient() });
+    let mut opened = host.open_file(in_file(&good(), 300 << 20), "a.png").expect("opens");
+    assert!(opened.page(0, 200.0).is_ok());
+    let host = host_with(Limits { document_bytes_max: 1 << 20, ..patient() });
+    let error = host.open_file(in_file(&good(), 1 << 20), "a.png").expect_err("too long");
+    assert_eq!(error.kind, ErrorKind::TooLarge);
+}
+
+#[test]
+fn a_file_that_could_be_written_is_no_document() {
+    let mut file = tempfile::tempfile().expect("a file");
+    std::io::Write::write_all(&mut file, &good()).expect("room for a document");
+    let error = host_with(patient()).open_file(Arc::new(file), "a.png").expect_err("open for writing");
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
 }
 
 #[test]

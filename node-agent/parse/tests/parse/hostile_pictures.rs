@@ -74,6 +74,15 @@ fn tiff_sizes_that_cannot_be() {
 }
 
 #[test]
+fn one_pixel() {
+    let dot = image::GrayImage::from_pixel(1, 1, image::Luma([90]));
+    for format in [ImageFormat::Png, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::WebP, ImageFormat::Jpeg] {
+        let image = pixels(first(&host(), &encoded(dot.clone(), format)).expect("a page"));
+        assert_eq!((image.width, image.height), (1, 1), "{format:?}");
+    }
+}
+
+#[test]
 fn no_pixels_at_all() {
     assert_eq!(refused(&png(&[header(0, 0), chunk(b"IEND", &[])])), ErrorKind::Malformed);
     let mut gif = encoded(upright(), ImageFormat::Gif);

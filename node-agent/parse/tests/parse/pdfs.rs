@@ -179,3 +179,23 @@ fn long_documents_do_not_fill_the_child() {
         assert_eq!(words(opened.page(index, 72.0).expect("a page")).lines.len(), PROSE.len(), "page {index}");
     }
 }
+
+#[test]
+fn pictures_within_the_content_in_every_text_coding() {
+    // Four samples: black and white above, white and black below.
+    for picture in [
+        "BI /W 2 /H 2 /CS /G /BPC 8 /F /AHx ID 00FFFF00> EI",
+        "BI /W 2 /H 2 /CS /G /BPC 8 /F /AHx ID\n00ff\nff00\n>\nEI",
+        "BI /W 2 /H 2 /CS /G /BPC 8 /F [/AHx] ID 00FFFF00 EI",
+        "BI /Width 2 /Height 2 /ColorSpace /DeviceGray /BitsPerComponent 8 /Filter /ASCIIHexDecode ID 00FFFF00>\nEI",
+        "BI /W 2 /H 2 /CS /G /BPC 8 /F /A85 ID !<<'!~>\nEI",
+    ] {
+        let content = format!("q 595 0 0 842 0 0 cm\n{picture}\nQ\n");
+        let image = pixels(only_page(&document(&[page(content)])).expect("a page"));
+        let channels = u32::from(image.channels);
+        let at = |x: u32, y: u32| {
+            image.pixels[((y * image.height / 4 * image.width + x * image.width / 4) * channels) as usize]
+        };
+        assert!(at(1, 1) < 20 && at(3, 1) > 235 && at(1, 3) > 235 && at(3, 3) < 20, "{picture}");
+    }
+}

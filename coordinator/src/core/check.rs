@@ -74,7 +74,7 @@ impl Core {
                     ("failed", job.counts.failed, expected.failed),
                     ("committed", job.counts.committed, expected.committed),
                     ("published", job.counts.published, expected.published),
-                    ("conflict", job.counts.conflict, expected.conflict),
+                    ("conflict", job.counts.conflict, listed(|info| info.conflict) + expected.conflict),
                     ("deleted", job.counts.deleted, expected.deleted),
                     ("bytes_done", job.counts.bytes_done, expected.bytes_done),
                 ] {

@@ -276,7 +276,7 @@ impl Job {
         self.counts.failed = totals.failed;
         self.counts.committed = totals.committed;
         self.counts.published = totals.published;
-        self.counts.conflict = totals.conflict;
+        self.counts.conflict += totals.conflict;
         self.counts.deleted = totals.deleted;
         self.counts.bytes_done = totals.bytes_done;
         // Cancelled while batches ran: they are told again when their nodes come back.

@@ -94,6 +94,11 @@ impl Failure {
                     .hint("is it an Inglenook coordinator of this version? `ingle status` shows its version")
             }
             tonic::Code::NotFound => Self::new(Exit::NotFound, cause),
+            // What the transport says of a message that is too long, ours or the answer.
+            tonic::Code::OutOfRange if cause.contains("message length") => Self::from(Problem::new(
+                ErrorCode::TooLarge,
+                format!("a message to or from {endpoint} is too large: {cause}"),
+            )),
             _ => Self::from(Problem::from_status(status)),
         }
     }
@@ -163,7 +168,11 @@ fn hint_of(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::ModelNotFound => {
             "`ingle models list` shows what the nodes see; `ingle models pull --starter` fetches three models"
         }
-        ErrorCode::ModelUnusable => "`ingle models show MODEL` says what is wrong with its files",
+        ErrorCode::ModelUnusable => {
+            "`ingle models list` shows what each model is for, `ingle models show MODEL` what is wrong with one"
+        }
+        ErrorCode::TooLarge => "put it on an export and name that as INPUT of `ingle submit`, or ask in several parts",
+        ErrorCode::NameTaken => "move the file away that has the name, or name another --output",
         ErrorCode::ModelDoesNotFit => "`ingle models fit MODEL` shows what it needs and what each node has",
         ErrorCode::JobNotFound => "`ingle jobs list` shows the jobs there are",
         ErrorCode::JobState => "`ingle jobs show JOB` shows its state",
@@ -231,6 +240,15 @@ mod tests {
         let failure = Failure::from_status("http://127.0.0.1:7700", &tonic::Status::unavailable("tcp connect error"));
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.message.contains("127.0.0.1:7700") && failure.hint.is_some_and(|h| h.contains("ingle up")));
+    }
+
+    #[test]
+    fn a_message_that_the_transport_refuses_has_our_code_and_a_hint() {
+        let status =
+            tonic::Status::out_of_range("decoded message length too large: found 9 bytes, the limit is: 4 bytes");
+        let failure = Failure::from_status("http://127.0.0.1:7700", &status);
+        assert_eq!((failure.exit, failure.code), (Exit::Usage, Some("TOO_LARGE")));
+        assert!(failure.hint.is_some_and(|hint| hint.contains("ingle submit")));
     }
 
     #[test]

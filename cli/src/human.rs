@@ -81,6 +81,19 @@ pub(crate) fn cut(text: &str, limit: usize) -> String {
     cut
 }
 
+/// A path within `limit` characters: its middle goes, for the end tells most and the beginning where it is.
+pub(crate) fn cut_middle(path: &str, limit: usize) -> String {
+    let length = path.chars().count();
+    if length <= limit {
+        return path.to_owned();
+    }
+    let kept = limit.saturating_sub(1);
+    let head = kept / 3;
+    let begin: String = path.chars().take(head).collect();
+    let end: String = path.chars().skip(length - (kept - head)).collect();
+    format!("{begin}…{end}")
+}
+
 /// Reads `500ms`, `10s`, `5m`, `2h`, `1d`; a bare number is seconds. At most 366 days.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let expected = || format!("expected a length of time such as 500ms, 10s, 5m, 2h or 1d, got {text:?}");
@@ -166,6 +179,14 @@ mod tests {
         for bad in ["", "s", "-1s", "0", "5 parsecs", "inf", "nan", "1e9", "400d", "9999999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn paths_lose_their_middle() {
+        assert_eq!(cut_middle("a/b.md", 10), "a/b.md");
+        assert_eq!(cut_middle("letters/2019/spring/to-aunt.md", 16), "lette…to-aunt.md");
+        assert_eq!(cut_middle("äöüßäöüß", 5), "ä…öüß");
+        assert_eq!(cut_middle("abc", 0), "…");
     }
 
     #[test]

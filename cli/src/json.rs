@@ -49,7 +49,7 @@ pub(crate) fn item(item: &v1::Item) -> Value {
 
 fn counts(counts: &v1::ItemCounts) -> Value {
     json!({
-        "total": counts.total, "published": counts.published, "unchanged": counts.unchanged,
+        "total": counts.total, "settled": crate::commands::wait::settled(counts), "published": counts.published, "unchanged": counts.unchanged,
         "skipped": counts.skipped, "failed": counts.failed, "quarantined": counts.quarantined,
         "conflict": counts.conflict, "incomplete": counts.incomplete, "deleted": counts.deleted, "committed": counts.committed,
         "running": counts.running, "bytes_total": counts.bytes_total, "bytes_done": counts.bytes_done,

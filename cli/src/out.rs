@@ -17,6 +17,9 @@ pub(crate) struct Out {
     colour: bool,
 }
 
+/// Widest column that a table is padded to where nobody looks.
+const COLUMN_MAX: usize = 48;
+
 /// The few colours there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Colour {
@@ -71,15 +74,19 @@ impl Out {
         self.text(&format!("{value}\n"))
     }
 
+    /// Columns of the terminal; `None` where nobody looks.
+    pub(crate) fn width(self) -> Option<usize> {
+        self.terminal.then(|| Table::new().width().map_or(80, usize::from))
+    }
+
     /// A table: columns under headings, cut to the terminal's width; whole where nobody looks.
     pub(crate) fn table(self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
+        if !self.terminal {
+            return whole(headings, &rows).iter().try_for_each(|line| self.line(line));
+        }
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
-        table.set_content_arrangement(if self.terminal {
-            ContentArrangement::Dynamic
-        } else {
-            ContentArrangement::Disabled
-        });
+        table.set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(headings);
         for row in rows {
             table.add_row(row.iter().map(|text| cell(text)));
@@ -135,6 +142,23 @@ pub(crate) fn report(json: bool, failure: &Failure) {
     };
 }
 
+/// Lines of a table with every cell whole. One long path doesn't push all others aside: a cell past a column's width shifts its
+/// own line only.
+fn whole(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let headings: Vec<String> = headings.iter().map(|heading| (*heading).to_owned()).collect();
+    let all = || std::iter::once(&headings).chain(rows);
+    let longest = |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..headings.len()).map(|at| longest(at).unwrap_or(0).min(COLUMN_MAX)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| {
+            let pad = width.saturating_sub(cell.chars().count());
+            format!("{}{}", cell.replace('\n', " "), " ".repeat(pad))
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    all().map(line).collect()
+}
+
 /// Whether there is a terminal that takes colours (`NO_COLOR` and `TERM=dumb` say no).
 fn colours_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
@@ -173,6 +197,17 @@ mod tests {
     #[test]
     fn escape_sequences_do_not_reach_the_terminal() {
         assert_eq!(printable("a\x1b]0;title\x07b\n\tc"), "a]0;titleb\n\tc");
+    }
+
+    #[test]
+    fn a_long_cell_shifts_its_own_line_only() {
+        let long = "x".repeat(300);
+        let row = |name: &str| vec![name.to_owned(), "published".to_owned(), "two\nlines".to_owned()];
+        let lines = whole(&["DOCUMENT", "OUTCOME", "WHY"], &[row("a.md"), row(&long)]);
+        let column = " ".repeat(COLUMN_MAX - 4);
+        assert_eq!(lines[1], format!("a.md{column}  published  two lines"));
+        assert_eq!(lines[2], format!("{long}  published  two lines"), "nothing is cut");
+        assert_eq!(whole(&["A", "B"], &[vec!["xyz".into(), "1".into()]]), ["A    B", "xyz  1"]);
     }
 
     #[test]

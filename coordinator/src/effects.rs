@@ -1,11 +1,12 @@
 //! Carries out what the core asks for: dispatches at once, walks and publishing in tasks of their own.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use ingle_daemon::{OnFailure, Tasks, trace};
+use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, assign, input_spec::Input, scan_response, work_request::Message};
 use ingle_proto::{Epoch, ErrorCode, NodeId, Problem};
 use tokio::sync::Semaphore;
@@ -219,22 +220,30 @@ enum Walk {
     Ended(Problem),
 }
 
-/// Names of the documents whose output met a person's file.
-pub(crate) fn in_conflict(manifest: &v1::ResultManifest, outcomes: &v1::OutcomeManifest) -> BTreeSet<bytes::Bytes> {
-    let outputs: BTreeSet<&bytes::Bytes> = outcomes
-        .outputs
-        .iter()
-        .filter(|output| output.outcome() == v1::ItemOutcome::Conflict)
-        .map(|output| &output.name)
-        .collect();
-    manifest
-        .outputs
-        .iter()
-        .filter(|output| outputs.contains(&output.name))
-        .flat_map(|output| &output.inputs)
-        .filter(|input| !input.gone)
-        .map(|input| input.name.clone())
-        .collect()
+/// Names of the documents whose output met another file, with what is told of the first.
+pub(crate) fn in_conflict(
+    manifest: &v1::ResultManifest,
+    outcomes: &v1::OutcomeManifest,
+) -> BTreeMap<bytes::Bytes, String> {
+    let met = outcomes.outputs.iter().filter(|output| output.outcome() == v1::ItemOutcome::Conflict);
+    let met: BTreeMap<&bytes::Bytes, &v1::OutputOutcome> = met.map(|output| (&output.name, output)).collect();
+    let mut documents = BTreeMap::new();
+    for output in &manifest.outputs {
+        let Some(outcome) = met.get(&output.name) else { continue };
+        for input in output.inputs.iter().filter(|input| !input.gone) {
+            documents.entry(input.name.clone()).or_insert_with(|| kept_for(outcome));
+        }
+    }
+    documents
+}
+
+/// What a person is told of a result that could not have its name.
+pub(crate) fn kept_for(outcome: &v1::OutputOutcome) -> String {
+    let mut words = format!("{}: {}", display_bytes(&outcome.name), outcome.reason);
+    if !outcome.conflict_name.is_empty() {
+        words.push_str(&format!("; our result lies beside it as {}", display_bytes(&outcome.conflict_name)));
+    }
+    words
 }
 
 /// What an attempt at a job may read: its input, texts that stand for it, and what lies in its place already.
@@ -300,7 +309,8 @@ mod tests {
         let outcome = |name: &'static str, outcome: v1::ItemOutcome| v1::OutputOutcome {
             name: name.into(),
             outcome: outcome.into(),
-            ..Default::default()
+            reason: format!("why {name}"),
+            conflict_name: "beside".into(),
         };
         let outcomes = v1::OutcomeManifest {
             outputs: vec![
@@ -309,7 +319,8 @@ mod tests {
                 outcome("b.txt", v1::ItemOutcome::Published),
             ],
         };
-        assert_eq!(in_conflict(&manifest, &outcomes), BTreeSet::from(["a".into()]));
+        let told = "a.txt: why a.txt; our result lies beside it as beside".to_owned();
+        assert_eq!(in_conflict(&manifest, &outcomes), BTreeMap::from([("a".into(), told)]));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What a user may submit, checked field by field: the bounds of `ingle.v1.Jobs` in one place.
 
+use crate::choice::choice;
 use crate::error::Problem;
+use crate::extent::validate_exclude;
+use crate::prompt;
 use crate::storage::{OWN_DIRECTORY, Object};
 use crate::v1::{self, input_spec::Input};
 use crate::{ErrorCode, JobId};
@@ -31,12 +34,7 @@ pub fn job_id(number: u64) -> JobId {
 /// # Errors
 /// `INVALID_ARGUMENT` names the field and its bounds; `PATH_REFUSED` for paths.
 pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
-    let kind = match spec.kind() {
-        JobKind::Unspecified => {
-            return Err(Problem::invalid("spec.kind", "expected JOB_KIND_EMBED, JOB_KIND_GENERATE or JOB_KIND_OCR"));
-        }
-        kind => kind,
-    };
+    let kind = choice("spec.kind", spec.kind, &KINDS, JobKind::as_str_name)?;
     bounded("spec.model", spec.model.len(), 0, 255)?;
     no_nul("spec.model", &spec.model)?;
     let input =
@@ -76,11 +74,17 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
     {
         return Err(Problem::invalid("spec.output", "is the input itself; name a directory for the results"));
     }
-    if spec.priority() == v1::Priority::Unspecified {
+    if spec.priority == 0 {
         spec.set_priority(v1::Priority::Batch);
     }
+    let priorities = [v1::Priority::Interactive, v1::Priority::Batch];
+    choice("spec.priority", spec.priority, &priorities, v1::Priority::as_str_name)?;
     if spec.deadline_ms < 0 {
         return Err(Problem::invalid("spec.deadline_ms", "expected Unix milliseconds, or 0 for none"));
+    }
+    validate_exclude("spec.exclude", &spec.exclude)?;
+    if inside.is_none() && !spec.exclude.is_empty() {
+        return Err(Problem::invalid("spec.exclude", "texts given with the job have no names to exclude"));
     }
     bounded("spec.labels", spec.labels.len(), 0, 32)?;
     for (key, value) in &spec.labels {
@@ -121,6 +125,9 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
     Ok(spec)
 }
 
+/// Kinds of jobs and models that there are.
+pub const KINDS: [JobKind; 3] = [JobKind::Embed, JobKind::Generate, JobKind::Ocr];
+
 /// Where a job takes the text of documents that have none of their own, if anywhere.
 #[must_use]
 pub fn text_from(spec: &v1::JobSpec) -> Option<&v1::ObjectRef> {
@@ -133,11 +140,12 @@ pub fn text_from(spec: &v1::JobSpec) -> Option<&v1::ObjectRef> {
 
 fn validate_generate(options: &mut v1::GenerateOptions) -> Result<(), Problem> {
     if options.prompt.is_empty() {
-        options.prompt = "Summarise the following document in a few sentences.\n\n{{ document }}".into();
+        options.prompt = prompt::DEFAULT.into();
     }
     bounded("spec.generate.prompt", options.prompt.len(), 1, PROMPT_BYTES_MAX)?;
     bounded("spec.generate.system", options.system.len(), 0, PROMPT_BYTES_MAX)?;
     no_nul("spec.generate.prompt", &options.prompt)?;
+    prompt::check(&options.prompt)?;
     no_nul("spec.generate.system", &options.system)?;
     if options.max_tokens == 0 {
         options.max_tokens = MAX_TOKENS_DEFAULT;
@@ -271,7 +279,7 @@ pub fn validate_sampling(field: &str, sampling: &v1::Sampling) -> Result<(), Pro
     Ok(())
 }
 
-fn bounded(field: &str, value: usize, low: usize, high: usize) -> Result<(), Problem> {
+pub(crate) fn bounded(field: &str, value: usize, low: usize, high: usize) -> Result<(), Problem> {
     if (low..=high).contains(&value) {
         Ok(())
     } else {
@@ -279,7 +287,7 @@ fn bounded(field: &str, value: usize, low: usize, high: usize) -> Result<(), Pro
     }
 }
 
-fn no_nul(field: &str, text: &str) -> Result<(), Problem> {
+pub(crate) fn no_nul(field: &str, text: &str) -> Result<(), Problem> {
     if text.contains('\0') { Err(Problem::invalid(field, "holds a NUL character")) } else { Ok(()) }
 }
 
@@ -344,13 +352,14 @@ mod tests {
         let sampling =
             |sampling: v1::Sampling| generate(v1::GenerateOptions { sampling: Some(sampling), ..Default::default() });
         let cases: Vec<(&str, v1::JobSpec)> = vec![
-            ("kind", v1::JobSpec { kind: 0, ..embed() }),
+            ("JOB_KIND_UNSPECIFIED (0)", v1::JobSpec { kind: 0, ..embed() }),
             ("kind", v1::JobSpec { kind: 99, ..embed() }),
             ("input", v1::JobSpec { input: None, ..embed() }),
             ("output", v1::JobSpec { output: None, ..embed() }),
             ("model", v1::JobSpec { model: "a\0".into(), ..embed() }),
             ("deadline_ms", v1::JobSpec { deadline_ms: -1, ..embed() }),
-            ("inglenook", v1::JobSpec { output: Some(object("a/.inglenook")), ..embed() }),
+            ("PRIORITY_BATCH, got 99", v1::JobSpec { priority: 99, ..embed() }),
+            ("JOB_KIND_OCR, got -3", v1::JobSpec { kind: -3, ..embed() }),
             (
                 "passage_tokens",
                 v1::JobSpec { embed: Some(v1::EmbedOptions { passage_tokens: 3, ..Default::default() }), ..embed() },
@@ -387,6 +396,11 @@ mod tests {
                 "prompt",
                 generate(v1::GenerateOptions { prompt: "x".repeat(PROMPT_BYTES_MAX + 1), ..Default::default() }),
             ),
+            (
+                "`titel` is unknown",
+                generate(v1::GenerateOptions { prompt: "{{ titel }}".into(), ..Default::default() }),
+            ),
+            ("blank", generate(v1::GenerateOptions { prompt: " ".into(), ..Default::default() })),
             ("stop", generate(v1::GenerateOptions { stop: vec!["a".into(); 17], ..Default::default() })),
             ("stop[0]", generate(v1::GenerateOptions { stop: vec![String::new()], ..Default::default() })),
             ("temperature", sampling(v1::Sampling { temperature: Some(f32::NAN), ..Default::default() })),
@@ -403,6 +417,16 @@ mod tests {
             assert!(problem.message.contains(field), "{field}: {}", problem.message);
         }
         assert!(validate_spec(sampling(v1::Sampling { temperature: Some(-0.0), ..Default::default() })).is_ok());
+    }
+
+    #[test]
+    fn exclusions_of_a_folder_are_taken() {
+        let exclude = vec!["*.log".into(), "node_modules".into(), "drafts/".into(), "a/**/b.md".into()];
+        let spec = v1::JobSpec { exclude: exclude.clone(), ..embed() };
+        assert_eq!(validate_spec(spec.clone()).unwrap().exclude, exclude);
+        let inline = Input::Inline(v1::InlineInput { texts: vec!["a".into()] });
+        let texts = v1::JobSpec { input: Some(v1::InputSpec { input: Some(inline) }), ..spec };
+        assert!(validate_spec(texts).expect_err("texts").message.contains("spec.exclude"));
     }
 
     #[test]

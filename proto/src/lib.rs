@@ -1,10 +1,13 @@
 //! The gRPC contract `ingle.v1` and the validated domain types: all that our daemons share about each other. Keep it slim.
 
+pub mod choice;
 pub mod code;
 pub mod epoch;
 pub mod error;
+pub mod extent;
 pub mod id;
 pub mod job;
+pub mod prompt;
 pub mod storage;
 
 /// Generated from `proto/ingle/v1/*.proto`; the comments there are the manual.

@@ -51,6 +51,33 @@ async fn jobs_with_bad_numbers_and_paths_are_refused_and_leave_no_trace() {
         ("OCR", v1::JobSpec { kind: v1::JobKind::Ocr.into(), ..embed_job() }, Code::NotFound, "MODEL_NOT_FOUND"),
         ("no input", v1::JobSpec { input: None, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
         ("no output", v1::JobSpec { output: None, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
+        (
+            "a deadline long past",
+            v1::JobSpec { deadline_ms: 1, ..embed_job() },
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            "a deadline out of reach",
+            v1::JobSpec { deadline_ms: i64::MAX, ..embed_job() },
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+        ),
+        ("unknown priority", v1::JobSpec { priority: 99, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
+        (
+            "too many exclusions",
+            v1::JobSpec { exclude: vec!["*.log".into(); 65], ..embed_job() },
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+        ),
+        (
+            "unknown placeholder",
+            options(&|o| o.prompt = "Say: {{ documnet }}".into()),
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+        ),
+        ("torn template", options(&|o| o.prompt = "{% if %}".into()), Code::InvalidArgument, "INVALID_ARGUMENT"),
+        ("blank prompt", options(&|o| o.prompt = " \n".into()), Code::InvalidArgument, "INVALID_ARGUMENT"),
         ("deadline", v1::JobSpec { deadline_ms: -1, ..embed_job() }, Code::InvalidArgument, "INVALID_ARGUMENT"),
         ("..", output(b"../etc"), Code::InvalidArgument, "PATH_REFUSED"),
         (".. inside", output(b"a/../../b"), Code::InvalidArgument, "PATH_REFUSED"),
@@ -104,6 +131,52 @@ async fn jobs_with_bad_numbers_and_paths_are_refused_and_leave_no_trace() {
     assert!(jobs.jobs.is_empty(), "{jobs:?}");
     // It serves on.
     cluster.client.success(embed_job()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_no_list_knows_are_refused_with_those_it_does() {
+    let cluster = cluster().await;
+    let mut jobs = cluster.client.jobs.clone();
+    let told = |status: Status, field: &str, words: [&str; 2]| {
+        assert_eq!((status.code(), field_of(&status).as_str()), (Code::InvalidArgument, field), "{status:?}");
+        assert!(words.iter().all(|word| status.message().contains(word)), "{status:?}");
+    };
+    let states = v1::ListJobsRequest { states: vec![2, 77], ..Default::default() };
+    told(jobs.list_jobs(states).await.expect_err("states"), "states[1]", ["77", "JOB_STATE_PAUSED"]);
+    let kinds = v1::ListJobsRequest { kinds: vec![0], ..Default::default() };
+    told(jobs.list_jobs(kinds).await.expect_err("kinds"), "kinds[0]", ["JOB_KIND_UNSPECIFIED (0)", "JOB_KIND_OCR"]);
+    let job_id = cluster.client.success(embed_job()).await.job_id;
+    let outcomes = v1::ListItemsRequest { job_id, outcomes: vec![-1], ..Default::default() };
+    told(jobs.list_items(outcomes).await.expect_err("outcomes"), "outcomes[0]", ["-1", "ITEM_OUTCOME_SKIPPED"]);
+    let models = cluster.client.models.clone().list_models(v1::ListModelsRequest { kind: 9 }).await;
+    told(models.expect_err("a kind"), "kind", ["got 9", "JOB_KIND_GENERATE"]);
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    let node_id = nodes["node-1"].node_id.clone();
+    for deadline_ms in [-1, i64::MAX] {
+        let drain = v1::DrainNodeRequest { node_id: node_id.clone(), deadline_ms };
+        let status = cluster.client.cluster.clone().drain_node(drain).await.expect_err("a deadline");
+        assert_eq!(field_of(&status), "deadline_ms", "{status:?}");
+    }
+    // Nor has a message over the bound only what the transport says of it.
+    let status = cluster.client.embed(&[&"x".repeat(5 << 20)]).await.expect_err("5 MiB");
+    assert_eq!((status.code(), code_of(&status).as_str()), (Code::InvalidArgument, "TOO_LARGE"), "{status:?}");
+    assert!(status.message().contains("4 MiB"), "{status:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submission_is_answered_again_after_its_deadline() {
+    let cluster = cluster().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let deadline_ms = i64::try_from(now).expect("before the year 292 million") + 1_500;
+    let spec = v1::JobSpec { deadline_ms, ..embed_job() };
+    let first = cluster.client.try_submit(spec.clone(), "key").await.expect("in time").job.expect("a job");
+    tokio::time::sleep(std::time::Duration::from_millis(1_600)).await;
+    let again = cluster.client.try_submit(spec.clone(), "key").await.expect("the same job");
+    assert_eq!((again.existed, again.job.expect("a job").job_id), (true, first.job_id));
+    let status = cluster.client.try_submit(spec, "another").await.expect_err("too late");
+    assert_eq!(field_of(&status), "spec.deadline_ms", "{status:?}");
     cluster.stop().await;
 }
 

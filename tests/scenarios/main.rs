@@ -7,5 +7,6 @@ mod interactive;
 mod meeting;
 mod people;
 mod reading;
+mod sharing;
 mod steering;
 mod surface;

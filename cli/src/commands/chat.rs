@@ -10,6 +10,7 @@ use ingle_proto::v1::{self, content_part::Part, generate_response::Frame};
 use tokio::sync::{mpsc, oneshot};
 use v1::inference_client::InferenceClient;
 
+use super::patience::waited;
 use super::sampling::SamplingArgs;
 use super::submit::text_or_file;
 use crate::client::Client;
@@ -193,9 +194,17 @@ async fn stream(
 ) -> Result<(), Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(4));
     loop {
-        let failure = match client.long_call(inference.generate(request.clone())).await {
+        let model = request.model.clone();
+        let begun = answer.begun();
+        let asked = client.long_call(inference.generate(request.clone()));
+        // Until it has begun nobody sees anything of it.
+        let asked = if begun { asked.await } else { waited(client, v1::JobKind::Generate, &model, asked).await };
+        let failure = match asked {
             Ok(mut frames) => loop {
-                match client.long_call(async { frames.message().await.map(tonic::Response::new) }).await {
+                let next = client.long_call(async { frames.message().await.map(tonic::Response::new) });
+                let next =
+                    if answer.begun() { next.await } else { waited(client, v1::JobKind::Generate, &model, next).await };
+                match next {
                     Ok(Some(frame)) => {
                         if !frame.resume_token.is_empty() {
                             request.resume_token.clone_from(&frame.resume_token);
@@ -229,6 +238,10 @@ struct Answer {
 }
 
 impl Answer {
+    fn begun(&self) -> bool {
+        self.started.is_some() || !self.text.is_empty()
+    }
+
     /// Shows a frame. True for the last one.
     fn take(&mut self, response: &v1::GenerateResponse) -> Result<bool, Failure> {
         let piece = match &response.frame {

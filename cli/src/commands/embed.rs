@@ -4,6 +4,7 @@ use clap::Args;
 use ingle_proto::v1;
 use serde_json::{Value, json};
 
+use super::patience::waited;
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::out::{Out, note};
@@ -50,7 +51,8 @@ pub(crate) async fn run(client: &Client, args: EmbedArgs) -> Result<(), Failure>
             texts: call.to_vec(),
             fail_on_truncation: args.fail_on_truncation,
         };
-        let answer = client.long_call(inference.embed(client.long_request(request))).await?;
+        let answer = client.long_call(inference.embed(client.long_request(request)));
+        let answer = waited(client, v1::JobKind::Embed, &args.model, answer).await?;
         cut += answer.embeddings.iter().filter(|e| e.truncated).count();
         for (text, embedding) in call.iter().zip(&answer.embeddings) {
             match (out.json, from_stdin) {

@@ -66,7 +66,7 @@ pub(crate) struct ListArgs {
     #[arg(long, value_name = "KEY=VALUE", default_value = "", hide_default_value = true)]
     label: String,
     /// Most jobs to list
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct ItemsArgs {
     #[arg(long, value_enum)]
     outcome: Vec<Outcome>,
     /// Most documents to list
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
     limit: u32,
     /// List all documents
     #[arg(long)]
@@ -321,8 +321,11 @@ fn item_row(out: Out, item: &v1::Item) -> Vec<String> {
     };
     let cut = if item.truncated { "cut to the model's limit" } else { "" };
     let reason = if item.reason.is_empty() { cut.to_owned() } else { printable(&item.reason) };
+    // Two fifths of the line, and never so little that nothing is to be seen of the name.
+    let name = display_bytes(&item.name);
+    let name = out.width().map_or_else(|| name.clone(), |width| human::cut_middle(&name, (width * 2 / 5).max(24)));
     vec![
-        display_bytes(&item.name),
+        name,
         outcome,
         human::bytes(item.size),
         number(item.tokens),
@@ -375,7 +378,10 @@ async fn explain(client: &Client, job_id: String) -> Result<(), Failure> {
     }
     if !answer.nodes.is_empty() {
         out.line("")?;
-        let ms = |v: f64| if v.is_finite() { format!("{v:.0} ms") } else { "–".into() };
+        let ms = |v: f64| match std::time::Duration::try_from_secs_f64(v / 1e3) {
+            Ok(time) => human::duration(time),
+            Err(_) => "–".into(),
+        };
         let rows = answer.nodes.iter().map(|n| {
             let fits = if n.fits { "yes".to_owned() } else { format!("no: {}", n.why_not) };
             vec![

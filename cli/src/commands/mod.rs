@@ -7,6 +7,7 @@ pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod ocr;
+mod patience;
 pub(crate) mod sampling;
 pub(crate) mod status;
 pub(crate) mod submit;

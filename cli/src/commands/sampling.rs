@@ -8,25 +8,25 @@ use ingle_proto::v1;
 #[command(next_help_heading = "Choosing tokens")]
 pub(crate) struct SamplingArgs {
     /// Most tokens to write for one document or answer (1 to 1000000)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_tokens: Option<u32>,
     /// 0 takes the likeliest token; up to 2 the more varied [default: 0]
-    #[arg(long, value_name = "T", value_parser = |t: &str| float(t, 0.0, 2.0))]
+    #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = |t: &str| float(t, 0.0, 2.0))]
     temperature: Option<f32>,
     /// Choose among the K likeliest tokens; 0 for all
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "K", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     top_k: Option<u32>,
     /// Choose among the likeliest tokens that make up probability P
-    #[arg(long, value_name = "P", value_parser = |t: &str| above_zero(t, 1.0))]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", value_parser = |t: &str| above_zero(t, 1.0))]
     top_p: Option<f32>,
     /// Leave out tokens less likely than P times the likeliest
-    #[arg(long, value_name = "P", value_parser = |t: &str| float(t, 0.0, 1.0))]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", value_parser = |t: &str| float(t, 0.0, 1.0))]
     min_p: Option<f32>,
     /// Above 1 makes what was said lately less likely
-    #[arg(long, value_name = "R", value_parser = |t: &str| above_zero(t, 10.0))]
+    #[arg(long, allow_negative_numbers = true, value_name = "R", value_parser = |t: &str| above_zero(t, 10.0))]
     repetition_penalty: Option<f32>,
     /// The same seed gives the same text on the same kind of node
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     seed: Option<u64>,
     /// End where this text would come; may be given up to 16 times
     #[arg(long, value_name = "TEXT")]

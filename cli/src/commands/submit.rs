@@ -23,11 +23,21 @@ const EXAMPLES: &str = "\
 INPUT is nas://EXPORT/path (a file or everything below a directory), a glob such as
 'nas://docs/**/*.md' (quote it), text:… for a text itself, or - for a text per line of standard input.
 
+Never taken: names that begin with a dot (.git, .env), what NAS systems and PCs keep for
+themselves (@eaDir, #recycle, #snapshot, @Recycle, lost+found, $RECYCLE.BIN, Thumbs.db,
+System Volume Information), symbolic links, and the results of the job itself. --exclude
+leaves out more.
+
+Results are named after their documents' paths below INPUT (of a glob: below the part before
+its first wildcard). Where two inputs share an --output, a name belongs to the document that
+had it first: another one's outcome is conflict, and nothing is overwritten.
+
 Examples:
   ingle submit ocr nas://docs/ --output nas://docs/.ocr --wait
   ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.ocr --wait
   ingle submit generate 'nas://docs/**/*.md' --output nas://docs/summaries --max-tokens 80 \\
         --prompt 'Summarise in two sentences: {{ document }}' --wait
+  ingle submit embed nas://docs/ --output nas://docs/.index --exclude '*.log' --exclude node_modules
   ingle submit generate nas://docs/letters --output nas://docs/replies --prompt @reply.txt --temperature 0.7
   cut -f2 questions.tsv | ingle submit generate - --output nas://docs/answers --prompt '{{ document }}'";
 
@@ -45,7 +55,8 @@ pub(crate) struct SubmitArgs {
     /// Name of a model; needed only where several would do
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     model: String,
-    /// generate: what to ask of each document; sees document, path and name. @FILE reads a file
+    /// generate: what to ask of each document: a template that sees document, path and name. @FILE reads a file
+    /// [default: a summary in a few sentences: "Summarise the following document in a few sentences." and the document]
     #[arg(long, value_name = "TEMPLATE|@FILE")]
     prompt: Option<String>,
     /// generate: what the model is told first. @FILE reads a file
@@ -54,14 +65,18 @@ pub(crate) struct SubmitArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// embed: longest passage that becomes one vector, in tokens (at least 16) [default: the model's limit]
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=1_000_000), help_heading = "Passages")]
+    #[arg(long, allow_negative_numbers = true, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=1_000_000), help_heading = "Passages")]
     passage_tokens: Option<u32>,
     /// embed: how much a passage shares with the one before, in tokens [default: an eighth of a passage]
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(0..=500_000), help_heading = "Passages")]
+    #[arg(long, allow_negative_numbers = true, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(0..=500_000), help_heading = "Passages")]
     overlap_tokens: Option<u32>,
     /// embed, generate: where an OCR job over the same INPUT put its results: documents without text are read there
     #[arg(long, value_name = "NAS-URL")]
     text_from: Option<String>,
+    /// Leave out files and directories of this name at any depth, or, with a / in it, of this path below INPUT; a glob;
+    /// may be given up to 64 times. Results of earlier jobs stay
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
     /// Interactive work goes before batch work
     #[arg(long, value_enum, default_value = "batch")]
     priority: Priority,
@@ -189,6 +204,7 @@ fn spec(args: &SubmitArgs, stdin: impl std::io::Read) -> Result<v1::JobSpec, Fai
             text_from,
         }),
         force: args.force,
+        exclude: args.exclude.clone(),
         labels: labels.into_iter().collect(),
     };
     // What the coordinator would refuse is said without asking it.
@@ -269,6 +285,10 @@ mod tests {
             "--force",
             "--label",
             "a=b=c",
+            "--exclude",
+            "*.log",
+            "--exclude",
+            "old/**",
         ])
         .expect("a job");
         let generate = spec.generate.clone().expect("options");
@@ -278,6 +298,7 @@ mod tests {
         assert_eq!(generate.stop, ["END"]);
         assert_eq!(spec.priority(), v1::Priority::Interactive);
         assert_eq!(spec.labels.get("a").map(String::as_str), Some("b=c"));
+        assert_eq!(spec.exclude, ["*.log", "old/**"]);
         assert!(spec.force && spec.embed.is_none() && spec.deadline_ms == 0);
     }
 
@@ -300,6 +321,11 @@ mod tests {
             ),
             (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "@/"], "not a file"),
             (&["generate", "nas://docs/", "--output", "nas://docs/x", "--stop", ""], "stop[0]"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "{{ text }}"], "`text` is unknown"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "{{ document"], "prompt"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", " "], "blank"),
+            (&["embed", "nas://docs/", "--output", "nas://docs/x", "--exclude", "../x"], "exclude[0]"),
+            (&["embed", "text:a", "--output", "nas://docs/x", "--exclude", "*.md"], "exclude"),
             (&["embed", "nas://docs/", "--output", "nas://docs/x", "--label", "a=1", "--label", "a=2"], "twice"),
             (
                 &[

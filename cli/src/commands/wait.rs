@@ -132,9 +132,24 @@ fn bad(counts: &v1::ItemCounts) -> u64 {
     counts.failed + counts.quarantined + counts.conflict
 }
 
-/// Documents with a final outcome.
+/// Documents of the input with a final outcome: never more than `total`. Those that left are none of them.
 pub(crate) fn settled(counts: &v1::ItemCounts) -> u64 {
-    counts.published + counts.unchanged + counts.skipped + counts.deleted + bad(counts)
+    counts.published + counts.unchanged + counts.skipped + bad(counts)
+}
+
+/// What to do about documents that did not make it.
+fn remedy(counts: &v1::ItemCounts) -> String {
+    let mut ways = Vec::new();
+    if counts.failed + counts.quarantined > 0 {
+        ways.push("mend the documents that failed");
+    }
+    if counts.conflict > 0 {
+        ways.push(
+            "for each conflict move the file away that has the result's name (or is kept beside it as NAME.conflict-…), or name \
+             another --output",
+        );
+    }
+    format!("{}; then submit the same job again: only what is missing or changed is done", ways.join("; "))
 }
 
 /// What the exit code says.
@@ -145,7 +160,7 @@ pub(crate) fn verdict(job: &v1::Job) -> Result<(), Failure> {
     let mut failure = match job.state() {
         JobState::Cancelled => Failure::new(Exit::WorkFailed, format!("{id} was cancelled{why}")),
         _ if count > 0 => Failure::new(Exit::WorkFailed, format!("{count} of {id}'s documents did not make it"))
-            .hint("mend them and submit the same job again: only what is missing or changed is done"),
+            .hint(remedy(&job.counts.unwrap_or_default())),
         JobState::Succeeded => return Ok(()),
         _ => Failure::new(Exit::WorkFailed, format!("{id} failed{why}"))
             .hint(format!("`ingle jobs explain {id}` says more")),
@@ -199,7 +214,13 @@ fn summary(out: Out, job: &v1::Job, problems: &[v1::Item], incomplete: &[v1::Ite
         out.table(&["DOCUMENT", "OUTCOME", "CODE", "REASON"], problems.iter().map(|i| problem_row(out, i)).collect())?;
         let more = bad(&counts).saturating_sub(problems.len() as u64);
         if more > 0 {
-            out.line(format!("… and {more} more: `ingle jobs items {} --outcome failed --all`", job.job_id))?;
+            let kinds = [("failed", counts.failed), ("quarantined", counts.quarantined), ("conflict", counts.conflict)];
+            let asked = kinds.into_iter().filter(|(_, n)| *n > 0).map(|(name, _)| format!(" --outcome {name}"));
+            out.line(format!(
+                "… and {more} more: `ingle jobs items {}{} --all`",
+                job.job_id,
+                asked.collect::<String>()
+            ))?;
         }
     }
     if !incomplete.is_empty() {
@@ -245,18 +266,21 @@ struct Bar {
     styled_for_length: bool,
     last_said: Option<Instant>,
     last_count: u64,
+    /// Why nothing went on, as it was said last.
+    last_reason: String,
 }
 
 impl Bar {
     fn new(out: Out) -> Self {
         let bar = if out.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self { out, bar, styled_for_length: false, last_said: None, last_count: 0 }
+        Self { out, bar, styled_for_length: false, last_said: None, last_count: 0, last_reason: String::new() }
     }
 
     fn show(&mut self, job: &v1::Job) {
         let counts = job.counts.unwrap_or_default();
         let text = progress(job, &counts);
+        self.say_why(job);
         if job.state() == JobState::Listing || counts.total == 0 {
             self.bar.set_message(text.clone());
         } else {
@@ -278,6 +302,22 @@ impl Bar {
             self.last_said = Some(Instant::now());
             self.last_count = settled(&counts);
         }
+    }
+
+    /// A reason is said on a line of its own, once, and again when it is another: a listing that is tried again, storage that
+    /// doesn't answer, nodes that are missed.
+    fn say_why(&mut self, job: &v1::Job) {
+        let waits = matches!(job.state(), JobState::Listing | JobState::Running);
+        let reason = if waits { human::cut(&job.reason, 400) } else { String::new() };
+        if !reason.is_empty() && reason != self.last_reason && !self.out.json {
+            let words = format!("{}: waiting: {reason}", job.job_id);
+            if self.bar.is_hidden() {
+                note(self.out, words);
+            } else {
+                self.bar.println(words);
+            }
+        }
+        self.last_reason = reason;
     }
 
     fn away(&mut self, failure: &Failure) {
@@ -355,5 +395,24 @@ mod tests {
         let job = v1::Job { items_per_second: 2.5, eta_ms: 2400, ..job(JobState::Running, counts) };
         assert_eq!(progress(&job, &counts), "2.5/s, 2.4 s left, 1 failed");
         assert_eq!(settled(&counts), 4, "what runs or is not visible yet isn't settled");
+    }
+
+    #[test]
+    fn documents_that_left_are_not_among_those_that_are_done() {
+        let counts = v1::ItemCounts { total: 244, published: 4, unchanged: 240, deleted: 2, ..Default::default() };
+        assert_eq!(settled(&counts), counts.total, "never 246 of 244");
+        let all: u64 = by_outcome(&counts).into_iter().filter(|(name, _)| *name != "deleted").map(|(_, n)| n).sum();
+        assert_eq!(all, counts.total, "the summary adds up to the same");
+        assert_eq!(json::job(&job(JobState::Succeeded, counts))["counts"]["settled"], 244);
+    }
+
+    #[test]
+    fn each_trouble_has_its_remedy() {
+        let hint = |counts| verdict(&job(JobState::Failed, counts)).expect_err("trouble").hint.unwrap_or_default();
+        let failed = hint(v1::ItemCounts { failed: 1, total: 1, ..Default::default() });
+        assert!(failed.contains("mend") && !failed.contains("conflict"), "{failed}");
+        let conflict = hint(v1::ItemCounts { conflict: 1, total: 1, ..Default::default() });
+        assert!(conflict.contains("move the file away") && conflict.contains("--output"), "{conflict}");
+        assert!(!conflict.contains("mend"), "{conflict}");
     }
 }

@@ -44,11 +44,27 @@ impl Ports {
         for (what, port) in ports.named() {
             if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
                 let who = holder(port).map(|who| format!(" by {who}")).unwrap_or_default();
+                let elsewhere = match Self::another_base(base, nodes, directories) {
+                    Some(other) => {
+                        format!("--port-base {other} (all of its ports are free now; 0 takes whichever are)")
+                    }
+                    None => "--port-base 0, which takes whichever are free".to_owned(),
+                };
                 return Err(Failure::new(Exit::Refused, format!("port {port} for {what} is taken{who}: {error}"))
-                    .hint("end that program, or start elsewhere with --port-base, e.g. --port-base 8700 (0 takes free ports)"));
+                    .hint(format!("end that program, or start elsewhere with {elsewhere}")));
             }
         }
         Ok(ports)
+    }
+
+    /// A base like this one whose ports are all free.
+    fn another_base(base: u16, nodes: usize, directories: usize) -> Option<u16> {
+        let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        let up = (1..=9).filter_map(|step| base.checked_add(step * 1000));
+        let down = (1..=9).filter_map(|step| base.checked_sub(step * 1000));
+        up.chain(down)
+            .filter(|other| (1024..=u16::MAX - SPAN).contains(other))
+            .find(|other| Self::from_base(*other, nodes, directories).named().iter().all(|(_, port)| free(*port)))
     }
 
     fn from_base(base: u16, nodes: usize, directories: usize) -> Self {
@@ -184,6 +200,12 @@ mod tests {
         let held = (20_000..60_000).step_by(131).find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
         let base = held.as_ref().and_then(|l| l.local_addr().ok()).expect("a free port").port();
         let failure = Ports::choose(base, 1, &[]).expect_err("held");
-        assert!(failure.message.contains(&base.to_string()) && failure.hint.is_some_and(|h| h.contains("--port-base")));
+        assert!(failure.message.contains(&base.to_string()));
+        // Where to go instead is another base, and one that is to be had.
+        let hint = failure.hint.expect("a hint");
+        let (_, rest) = hint.split_once("--port-base ").expect("names the option");
+        let other: u16 = rest.split([' ', ',']).next().and_then(|n| n.parse().ok()).expect("names a base");
+        assert_ne!(other, base);
+        assert!(Ports::choose(other, 1, &[]).is_ok(), "{hint}");
     }
 }

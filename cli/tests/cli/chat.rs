@@ -95,3 +95,38 @@ async fn vectors_are_whole_in_json_and_short_in_a_table() {
     assert!(said.contains("DIMENSIONS") && said.contains("+12.0000"), "{said}");
     assert!(stderr(&output).contains("1 texts were longer"), "{}", stderr(&output));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_has_no_answer_yet_says_what_it_waits_for() {
+    let silent = v1::NodeStatus {
+        node_id: "n-1".into(),
+        state: v1::NodeState::Suspect.into(),
+        reason: "silent for over 3 s".into(),
+        ..Default::default()
+    };
+    let model = |kind: v1::JobKind| v1::ModelStatus {
+        info: Some(v1::ModelInfo {
+            model: Some(v1::ModelRef { name: format!("m-{}", i32::from(kind)), ..Default::default() }),
+            kind: kind.into(),
+            ..Default::default()
+        }),
+        seen_by: vec!["n-1".into()],
+        ..Default::default()
+    };
+    let coordinator = Coordinator::start(Script {
+        until_asked: true,
+        nodes: vec![silent],
+        models: vec![model(v1::JobKind::Generate), model(v1::JobKind::Embed)],
+        ..script(vec![vec![delta(0, 0, "Hello."), finished(6)]])
+    })
+    .await;
+    for (line, kind) in [(["chat", "hello"], v1::JobKind::Generate), (["embed", "hello"], v1::JobKind::Embed)] {
+        let output = coordinator.ingle(&line).await;
+        let said = stderr(&output);
+        assert_eq!(code(&output), 0, "{said}");
+        let expected = format!("waiting: no node that has m-{} is ready; n-1 is suspect", i32::from(kind));
+        assert!(said.contains(&expected), "{said}");
+    }
+    let output = coordinator.ingle(&["chat", "hello", "--json"]).await;
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""), "scripts are told nothing but JSON");
+}

@@ -31,6 +31,12 @@ pub(crate) struct Script {
     /// One entry per call of Generate; the last is repeated.
     pub(crate) generations: Mutex<Vec<Generated>>,
     pub(crate) generate_calls: Mutex<Vec<v1::GenerateRequest>>,
+    /// Interactive calls are answered only once somebody has asked what the nodes do.
+    pub(crate) until_asked: bool,
+    pub(crate) asked: tokio::sync::Notify,
+    pub(crate) explained: Option<v1::ExplainJobResponse>,
+    pub(crate) nodes: Vec<v1::NodeStatus>,
+    pub(crate) models: Vec<v1::ModelStatus>,
 }
 
 #[derive(Clone)]
@@ -68,7 +74,9 @@ impl Coordinator {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             tonic::transport::Server::builder()
                 .add_service(v1::jobs_server::JobsServer::new(played.clone()))
-                .add_service(v1::inference_server::InferenceServer::new(played))
+                .add_service(v1::inference_server::InferenceServer::new(played.clone()))
+                .add_service(v1::cluster_server::ClusterServer::new(played.clone()))
+                .add_service(v1::models_server::ModelsServer::new(played))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
                 .expect("it serves");
@@ -99,6 +107,65 @@ impl Coordinator {
 impl Drop for Coordinator {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+impl Played {
+    async fn wait(&self) {
+        if self.0.until_asked {
+            self.0.asked.notified().await;
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::cluster_server::Cluster for Played {
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(v1::ListNodesResponse { nodes: self.0.nodes.clone() }))
+    }
+
+    async fn drain_node(&self, _: Request<v1::DrainNodeRequest>) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        not_played()
+    }
+
+    async fn uncordon_node(
+        &self,
+        _: Request<v1::UncordonNodeRequest>,
+    ) -> Result<Response<v1::UncordonNodeResponse>, Status> {
+        not_played()
+    }
+
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        not_played()
+    }
+}
+
+#[tonic::async_trait]
+impl v1::models_server::Models for Played {
+    async fn list_models(&self, _: Request<v1::ListModelsRequest>) -> Result<Response<v1::ListModelsResponse>, Status> {
+        // What waits is answered a little later, when this has been told.
+        let script = Arc::clone(&self.0);
+        let models = script.models.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            script.asked.notify_one();
+        });
+        Ok(Response::new(v1::ListModelsResponse { models }))
+    }
+
+    async fn load_model(&self, _: Request<v1::LoadModelRequest>) -> Result<Response<v1::LoadModelResponse>, Status> {
+        not_played()
+    }
+
+    async fn unload_model(
+        &self,
+        _: Request<v1::UnloadModelRequest>,
+    ) -> Result<Response<v1::UnloadModelResponse>, Status> {
+        not_played()
+    }
+
+    async fn explain_fit(&self, _: Request<v1::ExplainFitRequest>) -> Result<Response<v1::ExplainFitResponse>, Status> {
+        not_played()
     }
 }
 
@@ -189,7 +256,7 @@ impl v1::jobs_server::Jobs for Played {
     }
 
     async fn explain_job(&self, _: Request<v1::ExplainJobRequest>) -> Result<Response<v1::ExplainJobResponse>, Status> {
-        not_played()
+        self.0.explained.clone().map_or_else(not_played, |explained| Ok(Response::new(explained)))
     }
 }
 
@@ -200,6 +267,7 @@ impl v1::inference_server::Inference for Played {
         if request.model == "absent" {
             return Err(Problem::new(ErrorCode::ModelNotFound, "no node sees a model \"absent\"").into());
         }
+        self.wait().await;
         let embeddings = request
             .texts
             .iter()
@@ -217,8 +285,11 @@ impl v1::inference_server::Inference for Played {
             calls.push(request.into_inner());
             calls.len() - 1
         };
-        let generations = self.0.generations.lock().expect("no panic");
-        let frames = generations[call.min(generations.len() - 1)].clone();
+        let frames = {
+            let generations = self.0.generations.lock().expect("no panic");
+            generations[call.min(generations.len() - 1)].clone()
+        };
+        self.wait().await;
         Ok(Response::new(Box::pin(tokio_stream::iter(frames))))
     }
 

@@ -196,3 +196,60 @@ async fn items_are_listed_page_by_page() {
     let output = coordinator.ingle(&["jobs", "items", "j-1", "--limit", "5"]).await;
     assert_eq!(stdout(&output).lines().count(), 7, "headings, five, and that there is more: {}", stdout(&output));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_job_waits_for_is_said_once_each() {
+    let listing = |reason: &str| v1::Job { reason: reason.into(), ..job(JobState::Listing, counts(0, 0, 0)) };
+    let running = |reason: &str| v1::Job { reason: reason.into(), ..job(JobState::Running, counts(1, 0, 3)) };
+    let away = "the listing failed (docs: no route to host); it is tried again";
+    let full = "publishing failed (disk full); it is tried again";
+    let seen = vec![
+        listing(away),
+        listing(away),
+        listing(""),
+        running(full),
+        running(full),
+        job(JobState::Succeeded, counts(3, 0, 3)),
+    ];
+    let coordinator = Coordinator::start(watches(vec![(seen, None)])).await;
+    let output = coordinator.ingle(&with_wait(&[])).await;
+    let said = stderr(&output);
+    assert_eq!(code(&output), 0, "{said}");
+    for reason in [away, full] {
+        assert_eq!(said.matches(&format!("j-1: waiting: {reason}")).count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_with_their_range() {
+    for (line, word) in [
+        (&["chat", "hi", "--max-tokens", "-1"][..], "1..=1000000"),
+        (&["chat", "hi", "--max-tokens", "0"], "1..=1000000"),
+        (&["chat", "hi", "--temperature", "-0.5"], "from 0 to 2"),
+        (&["chat", "hi", "--top-k", "-3"], "0..=1000000"),
+        (&["submit", "embed", "nas://d/", "--output", "nas://d/o", "--passage-tokens", "-1"], "16..=1000000"),
+    ] {
+        let output = super::run(line);
+        assert_eq!(code(&output), 2, "{line:?}");
+        assert!(stderr(&output).contains(word), "{line:?}: {}", stderr(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_are_explained_in_units_that_people_use() {
+    let node = v1::NodeTerms {
+        node_id: "n-1".into(),
+        fits: true,
+        backlog_ms: 200_000.0,
+        load_ms: 0.0,
+        prefill_ms: 1500.0,
+        finish_ms: f64::INFINITY,
+        ..Default::default()
+    };
+    let explained = v1::ExplainJobResponse { summary: "it waits".into(), nodes: vec![node], ..Default::default() };
+    let coordinator = Coordinator::start(Script { explained: Some(explained), ..Script::default() }).await;
+    let said = stdout(&coordinator.ingle(&["jobs", "explain", "j-1"]).await);
+    assert!(said.contains("3 min 20 s") && said.contains("1.5 s") && said.contains("–"), "{said}");
+    let document = json(&stdout(&coordinator.ingle(&["jobs", "explain", "j-1", "--json"]).await));
+    assert_eq!(document["nodes"][0]["backlog_ms"], 200_000.0);
+}

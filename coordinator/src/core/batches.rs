@@ -385,9 +385,9 @@ impl Core {
     fn pace(&mut self, number: u64) {
         let now = self.now.mono_ms;
         if let Some(job) = self.jobs.get_mut(&number) {
-            let settled = job.settled();
-            job.pace.push_back((now, settled));
-            while job.pace.len() > 2 && job.pace.front().is_some_and(|(at, _)| at + 60_000 < now) {
+            let pace = super::Pace { at: now, documents: job.settled(), bytes: job.counts.bytes_done };
+            job.pace.push_back(pace);
+            while job.pace.len() > 2 && job.pace.front().is_some_and(|pace| pace.at + 60_000 < now) {
                 job.pace.pop_front();
             }
             while job.pace.len() > 256 {

@@ -3,7 +3,7 @@
 use ingle_proto::{ErrorCode, Problem, v1};
 
 use super::event::{CallId, Effect};
-use super::placement::Size;
+use super::placement::{self, Size};
 use super::{Core, Step};
 use crate::limits;
 
@@ -90,6 +90,50 @@ impl Core {
         if hopeless || call.moves > MOVES_MAX {
             self.calls.remove(&id);
             step.effects.push(Effect::CallFailed { call: id, problem: problem.clone() });
+        }
+    }
+
+    /// A call that nothing but a person's doing can help is told so at once. One that has been on a node waits all the same:
+    /// its caller has part of the answer, and drains are often short.
+    pub(super) fn refuse_hopeless(&mut self, step: &mut Step, id: CallId, model: &str) {
+        if self.calls.get(&id).is_some_and(|call| call.moves == 0)
+            && let Some(problem) = self.hopeless(model)
+        {
+            self.calls.remove(&id);
+            step.effects.push(Effect::CallFailed { call: id, problem });
+        }
+    }
+
+    /// Why no node will take work of a model by itself; `None` while one may.
+    fn hopeless(&self, model: &str) -> Option<Problem> {
+        let mut drained = Vec::new();
+        let mut unfit = None;
+        for (id, node) in self.nodes.iter().filter(|(_, node)| !node.left) {
+            let Some(info) = node.model(model) else { continue };
+            let needed = placement::fit(info, info.context.min(4096), 1).needed;
+            let has = node.attached.capacity.memory_budget_bytes;
+            if node.draining {
+                drained.push(id.as_str());
+            } else if let Some(problem) = node.broken_models.get(model) {
+                let words = format!("model {model} failed on every node that may run it; {id}: {problem}");
+                unfit.get_or_insert(Problem::new(ErrorCode::ModelUnusable, words));
+            } else if has > 0 && needed > has {
+                let words =
+                    format!("model {model} needs {needed} bytes and fits on no node; {id} has {has} for models");
+                unfit.get_or_insert(Problem::new(ErrorCode::ModelDoesNotFit, words));
+            } else {
+                return None;
+            }
+        }
+        match (drained.as_slice(), unfit) {
+            ([], unfit) => unfit,
+            ([first, ..], _) => Some(Problem::new(
+                ErrorCode::NoNode,
+                format!(
+                    "no node takes {model} now, drained: {}; `ingle nodes uncordon {first}` lets it work again",
+                    drained.join(", ")
+                ),
+            )),
         }
     }
 

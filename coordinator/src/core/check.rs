@@ -76,7 +76,7 @@ impl Core {
                     ("committed", job.counts.committed, expected.committed),
                     ("incomplete", job.counts.incomplete, expected.incomplete),
                     ("published", job.counts.published, expected.published),
-                    ("conflict", job.counts.conflict, expected.conflict),
+                    ("conflict", job.counts.conflict, listed(|info| info.conflict) + expected.conflict),
                     ("deleted", job.counts.deleted, expected.deleted),
                     ("bytes_done", job.counts.bytes_done, expected.bytes_done),
                 ] {

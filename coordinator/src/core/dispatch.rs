@@ -389,7 +389,10 @@ impl Core {
                     (terms, tie(id.0, &node), node)
                 })
                 .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
-            let Some((terms, _, node)) = best else { continue };
+            let Some((terms, _, node)) = best else {
+                self.refuse_hopeless(step, id, &model);
+                continue;
+            };
             let attempt = self.new_attempt(step);
             self.attempts.insert(
                 attempt,
@@ -482,7 +485,8 @@ impl Job {
             .sum()
     }
 
-    fn remaining_bytes(&self) -> u64 {
+    /// Of documents that no node has.
+    pub(super) fn remaining_bytes(&self) -> u64 {
         let uncut: u64 = self
             .uncut
             .iter()

@@ -99,6 +99,7 @@ impl Core {
     pub(super) fn choose_model(&self, kind: v1::JobKind, name: &str) -> Result<Option<(String, Vec<u8>)>, Problem> {
         let mut known = std::collections::BTreeMap::new();
         let mut broken = std::collections::BTreeMap::new();
+        let mut others = std::collections::BTreeMap::new();
         let mut settled = false;
         for (_, node) in self.nodes.iter().filter(|(_, node)| node.connected && !node.left) {
             settled |= !node.attached.models.is_empty();
@@ -115,7 +116,7 @@ impl Core {
                 } else if info.kind() == kind {
                     known.insert(model.name.clone(), model.digest.to_vec());
                 } else {
-                    broken.insert(model.name.clone(), format!("does {}, not {}", word(info.kind()), word(kind)));
+                    others.insert(model.name.clone(), info.kind());
                 }
             }
         }
@@ -139,11 +140,16 @@ impl Core {
         if let Some(problem) = broken.get(name) {
             return Err(Problem::new(ErrorCode::ModelUnusable, format!("model {name}: {problem}")));
         }
+        if let Some(other) = others.get(name) {
+            let (can, cannot) = (word(*other), word(kind));
+            let words =
+                format!("model {name} can {can}, not {cannot}; models that can {cannot}: {}", join(known.keys()));
+            return Err(Problem::new(ErrorCode::ModelUnusable, words));
+        }
         if settled {
-            return Err(Problem::new(
-                ErrorCode::ModelNotFound,
-                format!("no node has a model named {name:?}; there are: {}", join(known.keys())),
-            ));
+            let words =
+                format!("no node has a model named {name:?}; models that can {}: {}", word(kind), join(known.keys()));
+            return Err(Problem::new(ErrorCode::ModelNotFound, words));
         }
         Ok(None)
     }
@@ -226,6 +232,7 @@ impl Core {
                         parameters_digest: parameters_digest(&spec).into(),
                         force: spec.force,
                         text_from: ingle_proto::job::text_from(&spec).cloned(),
+                        exclude: spec.exclude.clone(),
                     }),
                 });
                 step.effects.push(Effect::JobChanged { job: number });
@@ -249,7 +256,7 @@ impl Core {
     pub(super) fn scan_segment(&mut self, step: &mut Step, number: u64, scan: u64, info: v1::SegmentInfo) {
         let Some(job) = self.current_scan(number, scan) else { return };
         let index = job.segments.len() as u32;
-        let kinds = [info.to_do, info.unchanged, info.skipped, info.deleted];
+        let kinds = [info.to_do, info.unchanged, info.skipped, info.deleted, info.conflict];
         let consistent = info.blob.is_some()
             && info.entries <= 1000
             && kinds.into_iter().map(u64::from).sum::<u64>() == u64::from(info.entries)
@@ -491,6 +498,7 @@ impl Job {
             self.counts.total += u64::from(info.entries - info.deleted.min(info.entries));
             self.counts.unchanged += u64::from(info.unchanged);
             self.counts.skipped += u64::from(info.skipped);
+            self.counts.conflict += u64::from(info.conflict);
             self.counts.bytes_total += info.to_do_bytes;
             if segment.cut < info.to_do {
                 self.uncut.insert(*index);

@@ -276,7 +276,7 @@ impl Job {
         self.counts.failed = totals.failed;
         self.counts.committed = totals.committed;
         self.counts.published = totals.published;
-        self.counts.conflict = totals.conflict;
+        self.counts.conflict += totals.conflict;
         self.counts.deleted = totals.deleted;
         self.counts.bytes_done = totals.bytes_done;
         self.counts.incomplete = totals.incomplete;

@@ -88,12 +88,23 @@ pub(crate) struct Job {
     pub(crate) next_batch: u64,
     /// The walk under way, and when to try again after one failed.
     pub(crate) scan: ScanState,
-    /// (monotonic ms, documents settled) over the last minute, for the rate.
-    pub(crate) pace: std::collections::VecDeque<(u64, u64)>,
+    /// Over the last minute, for rate and time left.
+    pub(crate) pace: std::collections::VecDeque<Pace>,
     /// When something of it could first have run, for ageing and queue time.
     pub(crate) waiting_since: Option<u64>,
     /// Why nothing of it runs now.
     pub(crate) hold: String,
+}
+
+/// How far a job was at a moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pace {
+    /// Monotonic milliseconds.
+    pub(crate) at: u64,
+    /// Documents settled.
+    pub(crate) documents: u64,
+    /// Their bytes.
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]

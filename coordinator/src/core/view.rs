@@ -8,7 +8,7 @@ use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 use super::nodes::{Health, NodeEntry};
 use super::placement::{self, Size, Speeds};
 use super::record::{BatchRecord, JobRecord, SegmentRecord};
-use super::{Core, Segment};
+use super::{Attempt, Core, Job, Segment};
 
 impl Core {
     /// A job, open or ended.
@@ -51,16 +51,43 @@ impl Core {
         nodes.sort();
         nodes.dedup();
         view.nodes = nodes;
-        if let (Some((from, first)), Some((to, last))) = (job.pace.front(), job.pace.back())
-            && to > from
-            && last > first
+        // Nothing runs, since everything that is left has failed and is tried again.
+        if view.reason.is_empty()
+            && running.is_empty()
+            && let Some(batch) = job
+                .queued
+                .iter()
+                .filter_map(|id| job.batches.get(id))
+                .find(|b| !b.reason.is_empty() && b.not_before_ms > self.now.unix_ms)
         {
-            view.items_per_second = (last - first) as f64 * 1e3 / (to - from) as f64;
+            view.reason = format!("{}; it is tried again", batch.reason);
+            view.code.clone_from(&batch.code);
+        }
+        if let (Some(first), Some(last)) = (job.pace.front(), job.pace.back())
+            && last.at > first.at
+        {
+            let per_second = |first: u64, last: u64, ms: u64| last.saturating_sub(first) as f64 * 1e3 / ms as f64;
+            let ms = last.at - first.at;
+            view.items_per_second = per_second(first.documents, last.documents, ms);
             let to_do: u64 = job.segments.values().map(|s| u64::from(s.info().to_do)).sum();
-            let left = to_do.saturating_sub(*last);
-            view.eta_ms = (left as f64 * 1e3 / view.items_per_second) as i64;
+            let documents = to_do.saturating_sub(last.documents);
+            // One large document takes as long as many small ones, but where an answer is written for each of them.
+            let (left, rate) = if job.record.spec().kind() == v1::JobKind::Generate {
+                (documents, view.items_per_second)
+            } else {
+                (job.unfinished_bytes(|number| self.attempts.get(&number)), per_second(first.bytes, last.bytes, ms))
+            };
+            if rate > 0.0 {
+                view.eta_ms = (left as f64 * 1e3 / rate) as i64;
+            }
         }
         Some(view)
+    }
+
+    /// Whether an idempotency key names a job.
+    #[must_use]
+    pub fn knows_key(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
     }
 
     /// At most `limit` jobs with numbers below `before`, newest first.
@@ -262,6 +289,15 @@ impl Core {
             items_running: self.jobs.values().map(|job| job.counts.running).sum(),
             ..Default::default()
         }
+    }
+}
+
+impl Job {
+    /// Bytes that no node has yet, and those of running batches that aren't done.
+    fn unfinished_bytes<'a>(&self, attempt: impl Fn(u64) -> Option<&'a Attempt>) -> u64 {
+        let running = self.running.iter().filter_map(|id| self.batches.get(id)).filter(|batch| !batch.join);
+        let at = running.map(|b| b.bytes.saturating_sub(attempt(b.attempt).map_or(0, |attempt| attempt.bytes_done)));
+        self.remaining_bytes() + at.sum::<u64>()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The service `ingle.v1.Cluster`: what an operator sees of the nodes, and drains.
 
+use ingle_proto::extent::DEADLINE_AHEAD_MS;
 use ingle_proto::{NodeId, Problem, v1};
 use tonic::{Request, Response, Status};
 
@@ -41,6 +42,11 @@ impl v1::cluster_server::Cluster for ClusterService {
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::DrainNodeResponse>, Status> {
         let v1::DrainNodeRequest { node_id, deadline_ms } = request.into_inner();
+        let latest = ingle_daemon::clock::unix_ms().saturating_add(DEADLINE_AHEAD_MS);
+        if !(0..=latest).contains(&deadline_ms) {
+            let words = format!("expected 0, or Unix milliseconds up to {latest} (366 days ahead), got {deadline_ms}");
+            return Err(Problem::invalid("deadline_ms", words).into());
+        }
         let node = self.steer(&node_id, |reply, node| Event::Drain { reply, node, deadline_ms }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node }))
     }

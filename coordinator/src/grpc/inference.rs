@@ -118,6 +118,9 @@ impl InferenceService {
 async fn next(pieces: &mut Streaming<v1::OcrRequest>) -> Result<Option<v1::OcrRequest>, Problem> {
     match tokio::time::timeout(PIECE_WITHIN, pieces.message()).await {
         Ok(Ok(piece)) => Ok(piece),
+        Ok(Err(status)) if super::oversize::refused_as_too_large(&status) => {
+            Err(Problem::invalid("data", format!("expected at most {CHUNK_BYTES} bytes a message")))
+        }
         Ok(Err(status)) => {
             Err(Problem::new(ErrorCode::Cancelled, format!("the document broke off: {}", status.message())))
         }

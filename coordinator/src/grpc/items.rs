@@ -1,10 +1,11 @@
 //! Documents of a job with their outcomes, put together page by page from listing, records and manifests.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use ingle_proto::choice::choices;
 use ingle_proto::v1::{self, EntryAction, ItemOutcome, JobKind};
 use ingle_proto::{ErrorCode, Problem};
 use prost::Message as _;
@@ -12,7 +13,7 @@ use prost::Message as _;
 use super::{Api, spec};
 use crate::core::record::{ended, parts_prefix};
 use crate::core::{BatchRecord, BatchState, SegmentRecord};
-use crate::effects::in_conflict;
+use crate::effects::{in_conflict, kept_for};
 use crate::gateway::decode;
 
 /// Largest segment or manifest that is read, in bytes.
@@ -21,6 +22,21 @@ const BLOB_BYTES_MAX: u64 = 16 << 20;
 const CACHED_MAX: (usize, usize) = (64, 32 << 20);
 /// Segments looked at for one page; a page may be short (or empty) and still have a next one.
 const SEGMENTS_PER_PAGE: usize = 64;
+
+/// What documents are asked for by.
+const OUTCOMES: [ItemOutcome; 11] = [
+    ItemOutcome::Pending,
+    ItemOutcome::Running,
+    ItemOutcome::Committed,
+    ItemOutcome::Published,
+    ItemOutcome::Unchanged,
+    ItemOutcome::Skipped,
+    ItemOutcome::Failed,
+    ItemOutcome::Quarantined,
+    ItemOutcome::Conflict,
+    ItemOutcome::Deleted,
+    ItemOutcome::Cancelled,
+];
 
 /// Answers `ListItems`.
 pub(super) struct Items {
@@ -46,7 +62,8 @@ struct Parts {
 #[derive(Default)]
 struct Results {
     items: BTreeMap<u32, v1::ItemResult>,
-    conflicts: BTreeSet<Bytes>,
+    /// Documents whose name was kept for another file, and why; for vectors those of the whole bucket, under no name.
+    conflicts: BTreeMap<Bytes, String>,
 }
 
 impl Items {
@@ -55,6 +72,7 @@ impl Items {
     }
 
     pub(super) async fn list(&self, request: v1::ListItemsRequest) -> Result<v1::ListItemsResponse, Problem> {
+        choices("outcomes", &request.outcomes, &OUTCOMES, ItemOutcome::as_str_name)?;
         let number = spec::job_number(&request.job_id)?;
         let size = spec::page_size(request.page_size)?;
         let (from, mut entry) = position(&request.page_token)?;
@@ -127,6 +145,11 @@ impl Items {
         match listed.action() {
             EntryAction::Unchanged => item.set_outcome(ItemOutcome::Unchanged),
             EntryAction::Deleted => item.set_outcome(ItemOutcome::Deleted),
+            EntryAction::Conflict => {
+                item.set_outcome(ItemOutcome::Conflict);
+                item.reason.clone_from(&listed.reason);
+                item.code = ErrorCode::NameTaken.as_str().to_owned();
+            }
             EntryAction::Skip => {
                 item.set_outcome(ItemOutcome::Skipped);
                 item.reason.clone_from(&listed.reason);
@@ -213,8 +236,14 @@ impl Items {
         let Some(manifest) = &batch.manifest else { return Ok(Results::default()) };
         let manifest: v1::ResultManifest = decode(self.blob(manifest).await?)?;
         let mut results = Results::default();
-        if batch.conflict > 0
-            && parts.kind != JobKind::Embed
+        if parts.kind == JobKind::Embed {
+            let join = parts.joins.get(&batch.bucket).filter(|join| join.conflict > 0);
+            if let Some(outcomes) = join.and_then(|join| join.outcomes.as_ref()) {
+                let outcomes: v1::OutcomeManifest = decode(self.blob(outcomes).await?)?;
+                let met = outcomes.outputs.iter().filter(|output| output.outcome() == ItemOutcome::Conflict);
+                results.conflicts = met.map(|output| (Bytes::new(), kept_for(output))).collect();
+            }
+        } else if batch.conflict > 0
             && let Some(outcomes) = &batch.outcomes
         {
             let outcomes: v1::OutcomeManifest = decode(self.blob(outcomes).await?)?;
@@ -269,12 +298,13 @@ fn settle(item: &mut v1::Item, parts: &Parts, batch: &BatchRecord, result: Optio
         let join = parts.joins.get(&batch.bucket).filter(|join| join.state() == BatchState::Published);
         (join.is_some(), join.is_some_and(|join| join.conflict > 0))
     } else {
-        (batch.state() == BatchState::Published, all.conflicts.contains(&item.name))
+        (batch.state() == BatchState::Published, all.conflicts.contains_key(&item.name))
     };
     if published && conflict {
         item.set_outcome(ItemOutcome::Conflict);
         item.code = ErrorCode::NameTaken.as_str().to_owned();
-        item.reason = "a file that is not ours has the result's name and was kept".into();
+        let why = all.conflicts.get(&item.name).or_else(|| all.conflicts.get(&Bytes::new())).cloned();
+        item.reason = why.unwrap_or_else(|| "a file that is not ours has the result's name and was kept".into());
     } else if published {
         item.set_outcome(ItemOutcome::Published);
     }
@@ -357,7 +387,7 @@ mod tests {
         let failed = v1::ItemResult { outcome: ItemOutcome::Failed.into(), ..Default::default() };
         assert_eq!(outcome(&parts, BatchState::Published, Some(&failed), &all), ItemOutcome::Failed);
         assert_eq!(outcome(&parts, BatchState::Published, None, &all), ItemOutcome::Failed);
-        all.conflicts.insert("a".into());
+        all.conflicts.insert("a".into(), "a person's".into());
         assert_eq!(outcome(&parts, BatchState::Published, Some(&committed), &all), ItemOutcome::Conflict);
         // Vectors wait for their bucket's join.
         parts.kind = JobKind::Embed;

@@ -4,6 +4,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
+use ingle_proto::choice::choices;
+use ingle_proto::extent::validate_deadline;
+use ingle_proto::job::KINDS;
 use ingle_proto::v1::{self, input_spec::Input};
 use ingle_proto::{ErrorCode, Problem};
 use prost::Message as _;
@@ -20,6 +23,17 @@ use crate::core::{Answer, Event, ReplyId};
 const TELL_EVERY: Duration = Duration::from_millis(250);
 /// Longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
+
+/// What jobs are asked for by.
+const STATES: [v1::JobState; 7] = [
+    v1::JobState::Listing,
+    v1::JobState::Running,
+    v1::JobState::Paused,
+    v1::JobState::Cancelling,
+    v1::JobState::Succeeded,
+    v1::JobState::Failed,
+    v1::JobState::Cancelled,
+];
 
 /// See the module.
 pub struct JobsService {
@@ -50,6 +64,11 @@ impl JobsService {
         }
         let spec_digest = spec::digest(&given);
         let mut spec = ingle_proto::job::validate_spec(given)?;
+        // A submission that is sent again is answered for whatever time it is by now.
+        let asked = key.clone();
+        if !self.api.handle.query(move |core, _| core.knows_key(&asked)).await? {
+            validate_deadline(spec.deadline_ms, ingle_daemon::clock::unix_ms())?;
+        }
         if let Some(Input::Inline(texts)) = spec.input.as_ref().and_then(|input| input.input.as_ref()) {
             let blob = self.api.gateway.put_blob(texts.encode_to_vec().into()).await?;
             spec.input = Some(v1::InputSpec { input: Some(Input::Payload(blob)) });
@@ -87,6 +106,8 @@ impl JobsService {
             }
         };
         let (states, kinds) = (request.states, request.kinds);
+        choices("states", &states, &STATES, v1::JobState::as_str_name)?;
+        choices("kinds", &kinds, &KINDS, v1::JobKind::as_str_name)?;
         let mut jobs = self
             .api
             .handle

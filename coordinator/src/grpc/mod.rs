@@ -6,6 +6,7 @@ mod inference;
 mod items;
 mod jobs;
 mod models;
+mod oversize;
 mod spec;
 
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::calls::Calls;
 use crate::driver::Handle;
 use crate::gateway::Gateway;
 use crate::sessions::Sessions;
+
+pub use oversize::Oversize;
 
 /// Who asks, until people are known apart.
 const PRINCIPAL: &str = "local";
@@ -53,27 +56,30 @@ impl Api {
 
     /// `ingle.v1.Jobs`.
     #[must_use]
-    pub fn jobs(&self) -> JobsServer<jobs::JobsService> {
-        JobsServer::new(jobs::JobsService::new(self.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    pub fn jobs(&self) -> Oversize<JobsServer<jobs::JobsService>> {
+        let service = jobs::JobsService::new(self.clone());
+        Oversize(JobsServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// `ingle.v1.Inference`.
     #[must_use]
-    pub fn inference(&self) -> InferenceServer<inference::InferenceService> {
+    pub fn inference(&self) -> Oversize<InferenceServer<inference::InferenceService>> {
         let service = inference::InferenceService::new(self.clone());
-        InferenceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX)
+        Oversize(InferenceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// `ingle.v1.Cluster`.
     #[must_use]
-    pub fn cluster(&self) -> ClusterServer<cluster::ClusterService> {
-        ClusterServer::new(cluster::ClusterService::new(self.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    pub fn cluster(&self) -> Oversize<ClusterServer<cluster::ClusterService>> {
+        let service = cluster::ClusterService::new(self.clone());
+        Oversize(ClusterServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// `ingle.v1.Models`.
     #[must_use]
-    pub fn models(&self) -> ModelsServer<models::ModelsService> {
-        ModelsServer::new(models::ModelsService::new(self.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    pub fn models(&self) -> Oversize<ModelsServer<models::ModelsService>> {
+        let service = models::ModelsService::new(self.clone());
+        Oversize(ModelsServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 }
 

@@ -6,6 +6,7 @@ mod calls;
 mod drains;
 mod lateness;
 mod outdated;
+mod progress;
 mod setbacks;
 
 use std::collections::BTreeMap;

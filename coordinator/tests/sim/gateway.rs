@@ -167,6 +167,7 @@ impl World {
                     deleted: rest.2.len() as u32,
                     to_do_bytes: piece.iter().map(|d| u64::from(d.kib) << 10).sum(),
                     size_kib: piece.iter().map(|d| d.kib).collect(),
+                    conflict: 0,
                 };
                 self.gateway.left.insert(blob, rest.2);
                 events.push(Event::ScanSegment { job, scan, info: Box::new(info) });

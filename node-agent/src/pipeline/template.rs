@@ -1,15 +1,12 @@
 //! A job's prompt template: minijinja with fuel, without includes, strict about names it doesn't know.
 
-use ingle_proto::{ErrorCode, Problem};
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
+use ingle_proto::ErrorCode;
+use ingle_proto::prompt::{self, TEMPLATE, of_template};
+use minijinja::{Environment, context};
 
 use super::manifest::NoResult;
 use crate::error::Failure;
 use crate::limits;
-
-const NAME: &str = "prompt";
-/// What a template sees.
-const NAMES: [&str; 3] = ["document", "path", "name"];
 
 /// A template that compiles.
 pub struct Template {
@@ -31,28 +28,15 @@ impl Template {
     /// # Errors
     /// `INVALID_ARGUMENT` says where the syntax is wrong.
     pub fn new(source: &str) -> Result<Self, Failure> {
-        let mut environment = Environment::new();
+        let mut environment = prompt::compile(source).map_err(Failure::input)?;
         environment.set_fuel(Some(limits::TEMPLATE_FUEL));
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_recursion_limit(64);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| refused(&error))?;
         let template = Self { environment };
-        template.check_names()?;
         // Filters and functions that don't exist show at once, not once per document.
         template.render(Variables { document: "text", path: "name" }).or_else(|error| match error {
             RenderError::Template(failure) => Err(failure),
             RenderError::Document(_) => Ok(String::new()),
         })?;
         Ok(template)
-    }
-
-    fn check_names(&self) -> Result<(), Failure> {
-        let template = self.environment.get_template(NAME).map_err(|error| refused(&error))?;
-        let known = |name: &str| NAMES.contains(&name) || self.environment.globals().any(|(global, _)| global == name);
-        match template.undeclared_variables(false).into_iter().filter(|name| !known(name)).min() {
-            None => Ok(()),
-            Some(name) => Err(refused(&format!("`{name}` is unknown"))),
-        }
     }
 
     /// Renders it for a document.
@@ -65,7 +49,7 @@ impl Template {
         let values = context! { document => variables.document, path => variables.path, name };
         let rendered = self
             .environment
-            .get_template(NAME)
+            .get_template(TEMPLATE)
             .and_then(|template| template.render_captured_to(values, &mut out).map(|_| ()));
         match rendered {
             Ok(()) => String::from_utf8(out.0).map_err(|_| {
@@ -89,25 +73,8 @@ pub enum RenderError {
     Document(NoResult),
 }
 
-fn of_template(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::SyntaxError
-            | ErrorKind::TemplateNotFound
-            | ErrorKind::UnknownFilter
-            | ErrorKind::UnknownTest
-            | ErrorKind::UnknownFunction
-            | ErrorKind::UnknownMethod
-            | ErrorKind::BadEscape
-            | ErrorKind::BadInclude
-    )
-}
-
-fn refused(error: &impl std::fmt::Display) -> Failure {
-    Failure::input(Problem::invalid(
-        "spec.generate.prompt",
-        format!("{error}; a prompt is a minijinja template that sees `document`, `path` and `name`"),
-    ))
+fn refused(error: &minijinja::Error) -> Failure {
+    Failure::input(prompt::refused(error))
 }
 
 /// Takes no more than a prompt may have.

@@ -10,12 +10,20 @@ pub mod store;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_proto::storage::display_bytes;
+use ingle_proto::v1::JobKind;
 use ingle_proto::{Digest, ErrorCode, Problem};
 
-use record::{Done, InputState, Intent, OutputState, Publish};
+use record::{Done, InputState, Intent, OutputState, Publish, Root};
 
 /// Buckets of a ledger's snapshots. Another number needs another mark in the frame.
 pub const BUCKETS: u32 = 16;
+
+/// Kinds of jobs whose results have the same names for the same document, this one first.
+pub fn alike(kind: i32) -> impl Iterator<Item = i32> {
+    let (ocr, generate) = (i32::from(JobKind::Ocr), i32::from(JobKind::Generate));
+    let other = if kind == ocr { Some(generate) } else { (kind == generate).then_some(ocr) };
+    std::iter::once(kind).chain(other)
+}
 
 /// Which bucket a key's state is kept in.
 #[must_use]
@@ -83,6 +91,19 @@ impl Ledger {
         self.inputs.get(&(kind, name.to_vec())).into_iter().flatten().map(Vec::as_slice)
     }
 
+    /// The input that holds a name against a document of this name below `root`: another input that gave the place results
+    /// of it, or the same one by a kind of job that names its results alike. With the kind.
+    #[must_use]
+    pub fn held_elsewhere(&self, kind: i32, name: &[u8], root: &Root) -> Option<(i32, &Root)> {
+        alike(kind).find_map(|held| {
+            let states = self.outputs_of(held, name).filter_map(|output| self.outputs.get(output)?.inputs.get(name));
+            states
+                .filter_map(|state| state.root.as_ref())
+                .find(|theirs| held != kind || *theirs != root)
+                .map(|r| (held, r))
+        })
+    }
+
     /// Names of all inputs of a kind of job, in order.
     pub fn input_names(&self, kind: i32) -> impl Iterator<Item = &[u8]> {
         self.inputs
@@ -148,7 +169,7 @@ impl Ledger {
         for intent in &publish.intents {
             let result = results.get(intent.name.as_slice());
             if matches!(result, Some(record::Result::Conflict | record::Result::Refused)) {
-                self.spoil(publish.kind, intent, &fresh);
+                self.spoil(&publish, intent, &fresh);
             }
         }
         let bucket = bucket_of(done.key.as_bytes());
@@ -230,13 +251,15 @@ impl Ledger {
         }
     }
 
-    fn spoil(&mut self, kind: i32, intent: &Intent, fresh: &impl Fn(u32) -> bool) {
+    fn spoil(&mut self, publish: &Publish, intent: &Intent, fresh: &impl Fn(u32) -> bool) {
         for input in &intent.inputs {
-            let Some(names) = self.inputs.get(&(kind, input.name.clone())) else { continue };
+            let Some(names) = self.inputs.get(&(publish.kind, input.name.clone())) else { continue };
             for name in names {
                 let bucket = bucket_of(name);
                 if fresh(bucket)
                     && let Some(state) = self.outputs.get_mut(name).and_then(|o| o.inputs.get_mut(&input.name))
+                    // What another input's document gave is as good as before.
+                    && (publish.root.is_none() || state.root == publish.root)
                 {
                     state.stale = true;
                     self.dirty.insert(bucket);

@@ -61,6 +61,9 @@ pub struct Intent {
     /// It was made from nothing though we had shown a file: that one was gone, and with it what the inputs of other jobs gave.
     #[prost(bool, tag = "9")]
     pub anew: bool,
+    /// Why it is not shown under its name, if a document of another input has that: empty otherwise.
+    #[prost(string, tag = "10")]
+    pub taken: String,
 }
 
 /// All intents of one attempt, written before the first of them is acted on.
@@ -271,4 +274,7 @@ pub struct JobRecord {
     /// When it began, Unix milliseconds.
     #[prost(int64, tag = "2")]
     pub scanned_ms: i64,
+    /// Other roots of whose documents it found some gone: names of theirs may be taken over.
+    #[prost(message, repeated, tag = "3")]
+    pub replaces: Vec<Root>,
 }

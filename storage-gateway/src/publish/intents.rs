@@ -9,9 +9,10 @@ use ingle_proto::{Digest, ErrorCode, ObjectPath, Problem, v1};
 use crate::export::{ExportError, Kind};
 use crate::file;
 use crate::ledger::Ledger;
-use crate::ledger::record::{Input, Intent, Publish};
+use crate::ledger::record::{Input, Intent, JobRecord, Publish};
 use crate::limits::{MANIFEST_OUTPUTS_MAX, PUBLISH_IN_FLIGHT};
 use crate::place::Place;
+use crate::scan::claims;
 
 /// Checks a manifest's outputs, in order of their names.
 ///
@@ -56,6 +57,7 @@ pub fn from_manifest(place: &Place, ledger: &Ledger, manifest: &v1::ResultManife
             previous: ledger.output(&output.name).map(|before| before.digest.0.to_vec()).unwrap_or_default(),
             remove: output.remove,
             keep: output.keep,
+            taken: String::new(),
             anew: output.based_on.as_ref().is_some_and(|based_on| based_on.is_empty()),
             inputs: output.inputs.iter().map(input).collect::<Result<_, _>>()?,
         });
@@ -76,6 +78,22 @@ fn input(wire: &v1::Provenance) -> Result<Input, Problem> {
         content_digest: wire.content_digest.to_vec(),
         gone: wire.gone,
     })
+}
+
+/// Keeps results from names that documents of another input have come to hold since the scan looked: two jobs that list at the
+/// same time see nothing of each other.
+pub fn yield_names(ledger: &Ledger, record: &JobRecord, publish: &mut Publish) {
+    let Some(root) = record.root.clone() else { return };
+    let kind = publish.kind;
+    for intent in publish.intents.iter_mut().filter(|intent| !intent.remove && !intent.keep) {
+        let Some(before) = ledger.output(&intent.name) else { continue };
+        let held = intent.inputs.iter().filter(|input| !input.gone).find_map(|input| {
+            let theirs = before.inputs.get(&input.name)?.root.as_ref()?;
+            let another = (before.kind != kind || *theirs != root) && !record.replaces.contains(theirs);
+            another.then(|| claims::reason(kind, &root, before.kind, theirs, &input.name))
+        });
+        intent.taken = held.unwrap_or_default();
+    }
 }
 
 /// Makes sure that no other publish came between an output and the visible file that it was made from.

@@ -14,6 +14,8 @@ pub mod settle;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use ingle_proto::choice::choice;
+use ingle_proto::job::KINDS;
 use ingle_proto::storage::Object;
 use ingle_proto::{Digest, Epoch, ErrorCode, JobId, ObjectPath, Problem, v1};
 
@@ -152,18 +154,19 @@ impl Publisher {
         }
         let manifest: v1::ResultManifest = self.blobs.message("manifest", &request.manifest).await?;
         let record = self.job_record(place, &request.job).await?;
-        let publish = Publish {
+        let mut publish = Publish {
             key,
             job: request.job.to_string(),
             attempt: request.attempt,
             kind: request.kind.into(),
             model: request.model,
             parameters: request.parameters,
-            root: record.root,
+            root: record.root.clone(),
             scanned_ms: record.scanned_ms,
             manifest: manifest_digest.0.to_vec(),
             intents: intents::from_manifest(place, &store.ledger(), &manifest)?,
         };
+        intents::yield_names(&store.ledger(), &record, &mut publish);
         intents::check_base(place, &store.ledger(), &manifest).await?;
         intents::check_staged(place, &publish).await?;
         if !publish.intents.is_empty() {
@@ -318,9 +321,7 @@ pub fn check(wire: &v1::PublishRequest) -> Result<Request, Problem> {
             Err(Problem::invalid(field, format!("a BLAKE3 digest has 32 bytes, got {}", bytes.len())))
         }
     };
-    if wire.kind() == v1::JobKind::Unspecified {
-        return Err(Problem::invalid("kind", "expected JOB_KIND_EMBED, JOB_KIND_OCR or JOB_KIND_GENERATE"));
-    }
+    let kind = choice("kind", wire.kind, &KINDS, v1::JobKind::as_str_name)?;
     Ok(Request {
         epoch: wire.epoch.ok_or_else(|| Problem::missing("epoch"))?.into(),
         job: JobId::parse(&wire.job_id)?,
@@ -328,7 +329,7 @@ pub fn check(wire: &v1::PublishRequest) -> Result<Request, Problem> {
         manifest: wire.manifest.clone().ok_or_else(|| Problem::missing("manifest"))?,
         model: digest("model_digest", &wire.model_digest)?,
         parameters: digest("parameters_digest", &wire.parameters_digest)?,
-        kind: wire.kind(),
+        kind,
     })
 }
 

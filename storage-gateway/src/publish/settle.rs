@@ -95,6 +95,9 @@ impl<'a> Desk<'a> {
         if intent.keep {
             return Ok(outcome(intent, Verdict::Kept, ""));
         }
+        if !intent.taken.is_empty() {
+            return self.beside(intent, Verdict::Refused, &intent.taken).await;
+        }
         let visible = self.visible(&intent.name)?;
         if self.recovering && !intent.remove && !self.link && self.is_missing(&self.staged(intent)?).await? {
             return self.moved_already(intent, &visible).await;

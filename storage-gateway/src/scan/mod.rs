@@ -1,6 +1,8 @@
 //! Scan: walks an input, compares it with its place's ledger, and leaves the listing as segments in the state export.
 
+pub mod claims;
 pub mod compare;
+pub mod exclude;
 pub mod input;
 pub mod segments;
 mod texts;
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt as _;
+use ingle_proto::choice::choice;
+use ingle_proto::job::KINDS;
 use ingle_proto::storage::Object;
 use ingle_proto::v1::scan_response::Message;
 use ingle_proto::v1::{self, EntryAction, JobKind};
@@ -29,6 +33,7 @@ use crate::metrics::Meters;
 use crate::place::Place;
 use crate::publish::Publisher;
 use compare::{Judged, Wanted};
+use exclude::Exclude;
 use input::Source;
 use segments::Piece;
 use texts::Texts;
@@ -55,6 +60,8 @@ pub struct Request {
     pub force: bool,
     /// Where documents without text of their own may have it.
     pub text_from: Option<Object>,
+    /// What is left out.
+    pub exclude: Exclude,
 }
 
 /// Reads a `ScanRequest`.
@@ -62,10 +69,7 @@ pub struct Request {
 /// # Errors
 /// `INVALID_ARGUMENT` names the field; `PATH_REFUSED` for paths.
 pub fn check(wire: v1::ScanRequest) -> Result<Request, Problem> {
-    let kind = wire.kind();
-    if kind == JobKind::Unspecified {
-        return Err(Problem::invalid("kind", "expected JOB_KIND_EMBED, JOB_KIND_OCR or JOB_KIND_GENERATE"));
-    }
+    let kind = choice("kind", wire.kind, &KINDS, JobKind::as_str_name)?;
     for (field, digest) in [("model_digest", &wire.model_digest), ("parameters_digest", &wire.parameters_digest)] {
         if !digest.is_empty() && digest.len() != 32 {
             return Err(Problem::invalid(field, format!("a BLAKE3 digest has 32 bytes, got {}", digest.len())));
@@ -81,6 +85,7 @@ pub fn check(wire: v1::ScanRequest) -> Result<Request, Problem> {
         parameters: wire.parameters_digest.to_vec(),
         force: wire.force,
         text_from: wire.text_from.map(Object::try_from).transpose()?,
+        exclude: Exclude::new(&wire.exclude)?,
     })
 }
 
@@ -134,7 +139,7 @@ impl Scanner {
         let ledger = self.publisher.ledger(&place).await?;
         if let Some(job) = &request.job {
             // Before the walk: a publish that reads it sees a time that is too early, never too late.
-            let record = JobRecord { root: Some(source.root.clone()), scanned_ms };
+            let record = JobRecord { root: Some(source.root.clone()), scanned_ms, replaces: Vec::new() };
             self.publisher.note_job(&place, job, &record).await?;
         }
         let wanted = Wanted {
@@ -150,9 +155,16 @@ impl Scanner {
         };
         let taste =
             Taste { job: request.kind, texts: texts.is_some(), document_bytes_max: self.limits.document_bytes_max };
-        let against = Against { place: &place, ledger: &ledger, wanted: &wanted, texts: texts.as_ref(), taste };
+        let exclude = &request.exclude;
+        let against =
+            Against { place: &place, ledger: &ledger, wanted: &wanted, texts: texts.as_ref(), taste, exclude };
         let mut entries = self.entries(&source, &against, out).await?;
         visible::check(&place, &ledger, wanted.kind, &mut entries).await?;
+        let replaces = claims::settle(&self.exports, &ledger, &wanted, &mut entries).await;
+        if let Some(job) = request.job.as_ref().filter(|_| !replaces.is_empty()) {
+            let record = JobRecord { root: Some(source.root.clone()), scanned_ms, replaces };
+            self.publisher.note_job(&place, job, &record).await?;
+        }
 
         let buckets = if request.kind == JobKind::Embed {
             let documents = entries.iter().filter(|e| matches!(e.action, EntryAction::Do | EntryAction::Unchanged));
@@ -179,7 +191,7 @@ impl Scanner {
 
     /// Every entry with its fate.
     async fn entries(&self, source: &Source, against: &Against<'_>, out: &Out) -> Result<Vec<Judged>, Problem> {
-        let Against { place, ledger, wanted, texts, taste } = *against;
+        let Against { place, ledger, wanted, texts, taste, exclude } = *against;
         let Some(base) = &source.base else {
             return Ok(inline_entries(source, ledger, wanted));
         };
@@ -201,12 +213,14 @@ impl Scanner {
             }
             let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
             let found = Found { name: entry.name.clone(), size, mtime_ns, skipped, text: None };
-            Walked { found: vec![found], ..Default::default() }
+            let found = if exclude.covers(&entry.name) { Vec::new() } else { vec![found] };
+            Walked { found, ..Default::default() }
         } else {
             let walk = Walk {
                 export: &*export,
                 base: &base.path,
                 pattern: source.pattern.as_ref(),
+                exclude,
                 places: &places,
                 ours: &ours,
                 taste,
@@ -229,7 +243,9 @@ impl Scanner {
             walked.found.into_iter().map(|found| compare::judge(ledger, wanted, found, None)).collect();
         if !blind {
             let present: BTreeSet<&[u8]> = present.iter().map(Vec::as_slice).collect();
-            let covered = |name: &[u8]| source.pattern.as_ref().is_none_or(|pattern| pattern.matches(name));
+            let covered = |name: &[u8]| {
+                !exclude.covers(name) && source.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
+            };
             let gone = compare::deleted(ledger, wanted, &present, covered);
             // Looked at once more: a file that was moved while the walk went by is not deleted.
             let mut checked = futures::stream::iter(gone)
@@ -271,6 +287,7 @@ struct Against<'a> {
     wanted: &'a Wanted,
     texts: Option<&'a Texts>,
     taste: Taste,
+    exclude: &'a Exclude,
 }
 
 fn inline_entries(source: &Source, ledger: &Ledger, wanted: &Wanted) -> Vec<Judged> {
@@ -327,6 +344,7 @@ fn action_name(action: EntryAction) -> &'static str {
         EntryAction::Do => "do",
         EntryAction::Unchanged => "unchanged",
         EntryAction::Deleted => "deleted",
+        EntryAction::Conflict => "conflict",
         EntryAction::Skip | EntryAction::Unspecified => "skip",
     }
 }

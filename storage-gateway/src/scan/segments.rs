@@ -54,6 +54,7 @@ fn rank(action: EntryAction) -> u8 {
         EntryAction::Do => 0,
         EntryAction::Deleted => 1,
         EntryAction::Unchanged => 2,
+        EntryAction::Conflict => 4,
         EntryAction::Skip | EntryAction::Unspecified => 3,
     }
 }
@@ -69,6 +70,7 @@ fn piece(bucket: u32, chunk: &[Judged], base: Option<&Object>, texts: Option<&Ob
             }
             EntryAction::Unchanged => info.unchanged += 1,
             EntryAction::Deleted => info.deleted += 1,
+            EntryAction::Conflict => info.conflict += 1,
             EntryAction::Skip | EntryAction::Unspecified => info.skipped += 1,
         }
     }

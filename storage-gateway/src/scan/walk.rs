@@ -13,6 +13,7 @@ use ingle_proto::{ErrorCode, ObjectPath, Problem};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
+use super::exclude::Exclude;
 use crate::export::{Entry, Export, ExportError, Kind};
 use crate::file::kind_name;
 use crate::kinds;
@@ -112,6 +113,8 @@ pub struct Walk<'a> {
     pub base: &'a ObjectPath,
     /// What to take; everything if `None`.
     pub pattern: Option<&'a Pattern>,
+    /// What is left out: not listed, not entered.
+    pub exclude: &'a Exclude,
     /// Output places below the base: not entered.
     pub places: &'a [ObjectPath],
     /// Names (relative to the base) that are results in such a place: not listed.
@@ -206,6 +209,9 @@ impl Walk<'_> {
             return Ok(());
         };
         let name = self.relative(&path);
+        if self.exclude.matches(name) {
+            return Ok(());
+        }
         if entry.attr.kind == Kind::Directory {
             let within = self.pattern.and_then(|p| p.depth).is_none_or(|most| depth + 1 < most);
             if self.places.contains(&path) || !within {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod base;
+mod claims;
 mod ledger;
 mod memory;
 mod person;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ingle_gateway::exports::Exports;
 use ingle_gateway::limits::Limits;
+use ingle_gateway::scan::exclude::Exclude;
 use ingle_gateway::scan::{Request, Scanner};
 use ingle_proto::storage::Object;
 use ingle_proto::v1::{self, EntryAction, JobKind, input_spec::Input, scan_response::Message};
@@ -13,26 +14,26 @@ use tokio::sync::mpsc;
 
 use crate::rig::{Rig, Running};
 
-struct Bench {
-    rig: Rig,
-    running: Running,
+pub(crate) struct Bench {
+    pub(crate) rig: Rig,
+    pub(crate) running: Running,
     scanner: Scanner,
 }
 
 #[derive(Debug, Default)]
-struct Listing {
-    entries: BTreeMap<String, v1::SegmentEntry>,
-    segments: Vec<v1::SegmentInfo>,
+pub(crate) struct Listing {
+    pub(crate) entries: BTreeMap<String, v1::SegmentEntry>,
+    pub(crate) segments: Vec<v1::SegmentInfo>,
     done: v1::ScanDone,
 }
 
 impl Listing {
-    fn names(&self, action: EntryAction) -> Vec<&str> {
+    pub(crate) fn names(&self, action: EntryAction) -> Vec<&str> {
         self.entries.iter().filter(|(_, e)| e.action() == action).map(|(n, _)| n.as_str()).collect()
     }
 }
 
-fn bench(limits: Limits) -> Bench {
+pub(crate) fn bench(limits: Limits) -> Bench {
     let rig = Rig::new(true);
     let running = rig.start();
     let exports = Exports::empty(running.meters.clone()).with("docs", running.place.export.clone());
@@ -51,7 +52,7 @@ fn reference(path: &str) -> v1::ObjectRef {
     v1::ObjectRef { export: "docs".into(), path: path.as_bytes().to_vec().into() }
 }
 
-fn tree(path: &str) -> Input {
+pub(crate) fn tree(path: &str) -> Input {
     Input::Tree(reference(path))
 }
 
@@ -60,7 +61,7 @@ fn glob(base: &str, pattern: &str) -> Input {
 }
 
 impl Bench {
-    fn request(&self, input: Input) -> Request {
+    pub(crate) fn request(&self, input: Input) -> Request {
         Request {
             epoch: None,
             job: Some(JobId::parse("j-1").unwrap()),
@@ -71,10 +72,11 @@ impl Bench {
             parameters: vec![2; 32],
             force: false,
             text_from: None,
+            exclude: Exclude::default(),
         }
     }
 
-    async fn ask(&self, request: Request) -> Result<Listing, Problem> {
+    pub(crate) async fn ask(&self, request: Request) -> Result<Listing, Problem> {
         let (out, mut answers) = mpsc::channel::<Result<v1::ScanResponse, tonic::Status>>(64);
         let collect = async {
             let mut listing = Listing::default();
@@ -104,12 +106,24 @@ impl Bench {
         ended.map(|()| listing)
     }
 
-    async fn scan(&self, input: Input) -> Listing {
+    pub(crate) async fn scan(&self, input: Input) -> Listing {
         self.ask(self.request(input)).await.unwrap()
     }
 
     /// Publishes `NAME.json` for each document as a node would have made it from this listing.
     async fn publish(&self, attempt: u64, listing: &Listing, names: &[&str]) {
+        self.publish_as("j-1", JobKind::Generate, attempt, listing, names).await;
+    }
+
+    /// [`Bench::publish`] for this job; answers the outcomes.
+    pub(crate) async fn publish_as(
+        &self,
+        job: &str,
+        kind: JobKind,
+        attempt: u64,
+        listing: &Listing,
+        names: &[&str],
+    ) -> Vec<v1::OutputOutcome> {
         let mut manifest = v1::ResultManifest::default();
         for (at, name) in names.iter().enumerate() {
             let entry = &listing.entries[*name];
@@ -135,11 +149,15 @@ impl Bench {
         }
         let mut request = self.running.stage(attempt, &[]).await;
         request.manifest = self.running.blobs.put(&prost::Message::encode_to_vec(&manifest).into()).await.unwrap();
-        self.running.publish(&request).await.unwrap();
+        (request.job, request.kind) = (JobId::parse(job).unwrap(), kind);
+        let answer = self.running.publish(&request).await.unwrap();
+        let outcomes = answer.outcomes.unwrap();
+        let outcomes: v1::OutcomeManifest = self.running.blobs.message("outcomes", &outcomes).await.unwrap();
+        outcomes.outputs
     }
 }
 
-fn usual() -> Bench {
+pub(crate) fn usual() -> Bench {
     let bench = bench(Limits { document_bytes_max: 100, ..Limits::default() });
     let nas = &bench.rig.nas;
     for name in ["a.md", "b.txt", "sub/c.rs", "sub/deep/d.md", "README"] {

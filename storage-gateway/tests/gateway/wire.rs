@@ -260,6 +260,7 @@ async fn a_job(mut served: Served, change: impl FnOnce(&mut Config)) {
         parameters_digest: vec![2; 32].into(),
         force: false,
         text_from: None,
+        exclude: Vec::new(),
     };
     let mut answers = served.client.scan(scan.clone()).await.unwrap().into_inner();
     let (mut segments, mut done) = (Vec::new(), None);

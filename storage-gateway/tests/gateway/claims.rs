@@ -1,4 +1,4 @@
-//! Two inputs, one place: a name belongs to the document that had it first, and exclusions reach as far as they say.
+//! Names: whose one is where two inputs share a place, which are kept apart, and which are left out of an input.
 
 use ingle_gateway::limits::Limits;
 use ingle_gateway::scan::Request;
@@ -6,7 +6,7 @@ use ingle_gateway::scan::exclude::Exclude;
 use ingle_proto::JobId;
 use ingle_proto::v1::{self, EntryAction, ItemOutcome, JobKind, input_spec::Input};
 
-use crate::scan::{Bench, Listing, bench, tree, usual};
+use crate::scan::{Bench, DOCUMENTS, Listing, bench, tree, usual};
 
 /// Two folders that share one name and have one of their own each.
 fn folders() -> Bench {
@@ -143,4 +143,31 @@ async fn what_is_excluded_is_neither_listed_nor_deleted() {
     assert_eq!(bench.ask(without(&["*.md"])).await.unwrap().names(EntryAction::Deleted), ["sub/c.rs"]);
     let single = Request { input: tree("in/a.md"), ..without(&["*.md"]) };
     assert!(bench.ask(single).await.unwrap().entries.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_nas_keeps_for_itself_is_no_document() {
+    let bench = usual();
+    for name in ["in/@eaDir/a.md", "in/sub/#recycle/old.txt", "in/lost+found/x.txt", "in/.hidden/x.txt"] {
+        bench.rig.nas.replace(name, b"somebody's deleted words");
+    }
+    let listing = bench.scan(tree("in")).await;
+    assert_eq!(listing.names(EntryAction::Do), DOCUMENTS);
+    assert!(listing.names(EntryAction::Skip).iter().all(|name| !name.contains("eaDir") && !name.contains("recycle")));
+}
+
+#[tokio::test]
+async fn names_that_are_not_utf8_and_look_alikes_are_kept_apart() {
+    let bench = bench(Limits::default());
+    let nas = &bench.rig.nas;
+    nas.replace("in/caf\u{e9}.md", b"nfc");
+    nas.replace("in/cafe\u{301}.md", b"nfd");
+    nas.replace("in/a b\nc.md", b"x");
+    nas.replace("in/%2e%2e.md", b"x");
+    let listing = bench.scan(tree("in")).await;
+    assert_eq!(listing.names(EntryAction::Do).len(), 4);
+    let long = "x".repeat(230) + ".md";
+    nas.replace(&format!("in/{long}"), b"x");
+    let listing = bench.scan(tree("in")).await;
+    assert!(listing.entries[&long].reason.contains("215"), "{}", listing.entries[&long].reason);
 }

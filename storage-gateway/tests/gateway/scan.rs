@@ -174,7 +174,7 @@ pub(crate) fn usual() -> Bench {
     bench
 }
 
-const DOCUMENTS: [&str; 5] = ["README", "a.md", "b.txt", "sub/c.rs", "sub/deep/d.md"];
+pub(crate) const DOCUMENTS: [&str; 5] = ["README", "a.md", "b.txt", "sub/c.rs", "sub/deep/d.md"];
 
 #[tokio::test]
 async fn a_tree_is_listed_with_reasons_for_what_is_passed_over() {
@@ -351,17 +351,6 @@ async fn a_place_that_somebody_removed_begins_anew() {
 }
 
 #[tokio::test]
-async fn what_a_nas_keeps_for_itself_is_no_document() {
-    let bench = usual();
-    for name in ["in/@eaDir/a.md", "in/sub/#recycle/old.txt", "in/lost+found/x.txt", "in/.hidden/x.txt"] {
-        bench.rig.nas.replace(name, b"somebody's deleted words");
-    }
-    let listing = bench.scan(tree("in")).await;
-    assert_eq!(listing.names(EntryAction::Do), DOCUMENTS);
-    assert!(listing.names(EntryAction::Skip).iter().all(|name| !name.contains("eaDir") && !name.contains("recycle")));
-}
-
-#[tokio::test]
 async fn a_deleted_result_of_a_young_file_is_made_again() {
     let bench = usual();
     let now_ns = ingle_daemon::clock::unix_ms() * 1_000_000;
@@ -497,20 +486,4 @@ async fn bounds_and_old_leaders_are_refused() {
     bench.ask(Request { epoch: epoch(5), ..bench.request(tree("in")) }).await.unwrap();
     let stale = Request { epoch: epoch(4), ..bench.request(tree("in")) };
     assert_eq!(bench.ask(stale).await.unwrap_err().code, ErrorCode::EpochStale);
-}
-
-#[tokio::test]
-async fn names_that_are_not_utf8_and_look_alikes_are_kept_apart() {
-    let bench = bench(Limits::default());
-    let nas = &bench.rig.nas;
-    nas.replace("in/caf\u{e9}.md", b"nfc");
-    nas.replace("in/cafe\u{301}.md", b"nfd");
-    nas.replace("in/a b\nc.md", b"x");
-    nas.replace("in/%2e%2e.md", b"x");
-    let listing = bench.scan(tree("in")).await;
-    assert_eq!(listing.names(EntryAction::Do).len(), 4);
-    let long = "x".repeat(230) + ".md";
-    nas.replace(&format!("in/{long}"), b"x");
-    let listing = bench.scan(tree("in")).await;
-    assert!(listing.entries[&long].reason.contains("215"), "{}", listing.entries[&long].reason);
 }

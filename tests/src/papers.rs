@@ -154,7 +154,7 @@ pub fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let deep = format!("<< /Type /Catalog /Pages 2 0 R /X {} >>", "<< /A ".repeat(100_000));
     vec![
         ("huge.png", huge_png(100_000), "TOO_LARGE"),
-        ("wide.tif", wide, "TOO_LARGE"),
+        ("wide.tif", wide, "DOCUMENT_MALFORMED"),
         ("torn.pdf", whole[..40].to_vec(), "DOCUMENT_MALFORMED"),
         ("torn.png", png(&["x"])[..40].to_vec(), "DOCUMENT_MALFORMED"),
         ("headless.tif", b"II*\0\x08\0\0\0".to_vec(), "DOCUMENT_MALFORMED"),

@@ -66,7 +66,7 @@ impl NodeMetrics {
             tokens_in: metrics.counter("node_tokens_read", "Tokens read by models"),
             tokens_out: metrics.counter("node_tokens_written", "Tokens written by models"),
             passages: metrics.counter("node_passages", "Passages embedded for jobs"),
-            pages: metrics.counter("node_pages", "Pages of documents read"),
+            pages: metrics.counter("node_pages", "Pages of documents read or found unreadable"),
             loads: metrics.counter("node_model_loads", "Models loaded"),
             load_seconds: metrics.seconds("node_model_load_seconds", "Time of loading a model"),
             model_bytes: metrics.gauge("node_model_bytes", "Memory that loaded models take"),

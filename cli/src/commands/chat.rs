@@ -198,7 +198,8 @@ async fn stream(
         let begun = answer.begun();
         let asked = client.long_call(inference.generate(request.clone()));
         // Until it has begun nobody sees anything of it.
-        let asked = if begun { asked.await } else { waited(client, v1::JobKind::Generate, &model, asked).await };
+        let asked =
+            if begun { asked.await } else { Box::pin(waited(client, v1::JobKind::Generate, &model, asked)).await };
         let failure = match asked {
             Ok(mut frames) => loop {
                 let next = client.long_call(async { frames.message().await.map(tonic::Response::new) });

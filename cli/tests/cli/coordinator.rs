@@ -146,6 +146,7 @@ impl v1::models_server::Models for Played {
         // What waits is answered a little later, when this has been told.
         let script = Arc::clone(&self.0);
         let models = script.models.clone();
+        #[allow(clippy::disallowed_methods, reason = "ends by itself, at the latest with the test's runtime")]
         tokio::spawn(async move {
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
             script.asked.notify_one();

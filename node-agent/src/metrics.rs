@@ -35,7 +35,7 @@ pub struct NodeMetrics {
     pub tokens_out: Counter,
     /// Passages embedded for jobs.
     pub passages: Counter,
-    /// Pages of documents read.
+    /// Pages of documents read or found unreadable.
     pub pages: Counter,
     /// Models loaded.
     pub loads: Counter,

@@ -14,6 +14,8 @@ use crate::weights::gguf::TensorPlace;
 
 /// Groups that a thread takes at a time.
 const GROUPS: usize = 3;
+/// Weights below which one thread multiplies a vector sooner than a second one wakes up.
+const ALONE: usize = 1 << 20;
 
 /// A matrix of `rows` × `columns`, or several below each other with equal columns.
 #[derive(Debug)]
@@ -125,14 +127,18 @@ impl Matrix {
         self.rows
     }
 
-    /// `out[r] = Σ_c w[r, c] · x[c]`, on all threads of the pool.
+    /// `out[r] = Σ_c w[r, c] · x[c]`, on all threads of the pool if there is enough to do.
     pub(super) fn times_vector(&self, x: &Input<'_>, mut out: &mut [f32]) {
         for part in &self.parts {
             let (own, rest) = out.split_at_mut(part.rows);
-            own.par_chunks_mut(GROUPS * GROUP).enumerate().for_each(|(chunk, out)| {
-                let (weights, first) = (&part.weights, chunk * GROUPS);
-                pulp::Arch::new().dispatch(Dots { weights, first, x: x.values, sums: &x.sums, out });
-            });
+            let dots = |first, out| {
+                pulp::Arch::new().dispatch(Dots { weights: &part.weights, first, x: x.values, sums: &x.sums, out });
+            };
+            if part.rows * self.columns < ALONE {
+                dots(0, own);
+            } else {
+                own.par_chunks_mut(GROUPS * GROUP).enumerate().for_each(|(chunk, out)| dots(chunk * GROUPS, out));
+            }
             out = rest;
         }
     }

@@ -13,6 +13,9 @@ use crate::embed::math::exp;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::Header;
 
+/// Products of a query's and a key's values below which one thread looks sooner than a second one wakes up.
+const ALONE: usize = 1 << 18;
+
 struct Layer {
     attention_norm: Vec<f32>,
     /// Queries, keys and values below each other.
@@ -182,7 +185,7 @@ impl Network {
         let (keys, values, qkv) = (&cache.keys[layer], &cache.values[layer], &*qkv);
         let scale = 1.0 / (head_size as f32).sqrt();
         out.resize(tokens * width, 0.0);
-        out.par_chunks_mut(head_size).enumerate().for_each(|(index, out)| {
+        let look = |(index, out): (usize, &mut [f32])| {
             let (token, head) = (index / heads, index % heads);
             let query = &qkv[token * stride + head * head_size..][..head_size];
             let place = head / (heads / kv_heads) * head_size;
@@ -192,7 +195,12 @@ impl Network {
                 let (keys, values) = (&keys[..seen * kv], &values[..seen * kv]);
                 pulp::Arch::new().dispatch(Look { query, keys, values, kv, place, scale, scores, out });
             });
-        });
+        };
+        if tokens * width * (before + tokens) < ALONE {
+            out.chunks_mut(head_size).enumerate().for_each(look);
+        } else {
+            out.par_chunks_mut(head_size).enumerate().for_each(look);
+        }
     }
 }
 
@@ -215,9 +223,12 @@ fn add(x: &mut [f32], added: &[f32]) {
 /// silu(gate) · up, where each row holds the gate's values and then up's.
 fn gate(gate_up: &[f32], inner: usize, out: &mut Vec<f32>) {
     out.resize(gate_up.len() / 2, 0.0);
-    out.par_chunks_mut(inner).zip(gate_up.par_chunks(2 * inner)).for_each(|(out, row)| {
-        pulp::Arch::new().dispatch(Gate { row, inner, out });
-    });
+    let gate = |(out, row): (&mut [f32], &[f32])| pulp::Arch::new().dispatch(Gate { row, inner, out });
+    if out.len() == inner {
+        gate((out, gate_up));
+    } else {
+        out.par_chunks_mut(inner).zip(gate_up.par_chunks(2 * inner)).for_each(gate);
+    }
 }
 
 // Structures rather than closures, for the reason given in `packed`.

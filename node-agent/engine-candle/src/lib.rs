@@ -10,6 +10,7 @@ mod folder;
 mod llm;
 mod memory;
 pub mod ocr;
+mod panel;
 pub mod weights;
 
 use std::path::Path;

@@ -1,13 +1,16 @@
-//! Language models from GGUF files of the llama family, over packed matrices of ours, or candle's stock quantised decoder.
+//! Language models from GGUF files of the llama family, over packed matrices.
 
 mod attention;
 mod decoder;
-mod image;
+mod kernels;
+mod kinds;
 mod matrix;
 mod model;
 mod network;
 mod packed;
 mod pymethods;
+#[cfg(test)]
+mod reference;
 mod sample;
 mod sequence;
 mod spec;
@@ -60,8 +63,8 @@ pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Resul
     crate::memory::require(spec.memory_bytes(&header, slots))?;
     let vocabulary = vocabulary::Vocabulary::read(&header, &spec).map_err(|error| error.of(file.name()))?;
     let template = template::Template::read(&header).map_err(|error| error.of(file.name()))?;
-    let weights = pool.install(|| decoder::Weights::load(&file, &header, &spec))?;
-    Ok(Box::new(model::LanguageModel::new(&header, spec, Arc::new(vocabulary), template, weights, pool, slots)))
+    let network = Arc::new(pool.install(|| network::Network::load(&file, &header, &spec))?);
+    Ok(Box::new(model::LanguageModel::new(&header, spec, Arc::new(vocabulary), template, network, pool, slots)))
 }
 
 fn open(dir: &Path) -> Result<WeightFile, EngineError> {

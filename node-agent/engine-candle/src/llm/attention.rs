@@ -73,7 +73,7 @@ fn mix<S: Simd, const V: usize>(
 
 /// Σ a · b.
 #[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, rest_a), (b, rest_b)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
     let ((pairs_a, last_a), (pairs_b, last_b)) = (a.as_chunks::<2>(), b.as_chunks::<2>());
     let (mut even, mut odd) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));

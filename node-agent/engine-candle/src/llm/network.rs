@@ -7,7 +7,8 @@ use ingle_engine::EngineError;
 use rayon::prelude::*;
 
 use super::attention::Look;
-use super::matrix::{Input, Matrix, dot};
+use super::attention::dot;
+use super::matrix::{Input, Matrix};
 use super::spec::Spec;
 use crate::embed::math::exp;
 use crate::weights::file::WeightFile;
@@ -15,6 +16,8 @@ use crate::weights::gguf::Header;
 
 /// Products of a query's and a key's values below which one thread looks sooner than a second one wakes up.
 const ALONE: usize = 1 << 18;
+/// What the speed of each pair of rotary positions is divided by.
+pub(super) const SLOWER: &str = "rope_freqs.weight";
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -68,17 +71,17 @@ impl Cache {
 }
 
 impl Network {
-    /// Reads all weights; every tensor must be of a kind that [`super::matrix::holds`].
+    /// Reads all weights.
     pub(super) fn load(file: &WeightFile, header: &Header, spec: &Spec) -> Result<Self, EngineError> {
         let matrix = |name: &str| {
             let missing =
                 || EngineError::Model { file: file.name().into(), problem: format!("has no tensor {name:?}") };
             let place = header.tensors.get(name).ok_or_else(missing)?;
-            Matrix::read(place, &file.read_at(header.data_begin + place.offset, place.length)?)
+            Ok(Matrix::read(place, &file.read_at(header.data_begin + place.offset, place.length)?))
         };
-        let vector = |name: &str| {
+        let vector = |name: &str, length: usize| {
             let matrix = matrix(name)?;
-            let mut values = vec![0.0; spec.width];
+            let mut values = vec![0.0; length];
             matrix.row(0, &mut values);
             Ok::<_, EngineError>(values)
         };
@@ -89,30 +92,41 @@ impl Network {
         for number in 0..spec.layers {
             let name = |part: &str| format!("blk.{number}.{part}.weight");
             layers.push(Layer {
-                attention_norm: vector(&name("attn_norm"))?,
+                attention_norm: vector(&name("attn_norm"), spec.width)?,
                 qkv: stack(&["attn_q", "attn_k", "attn_v"].map(name))?,
                 attention_out: matrix(&name("attn_output"))?,
-                inner_norm: vector(&name("ffn_norm"))?,
+                inner_norm: vector(&name("ffn_norm"), spec.width)?,
                 gate_up: stack(&["ffn_gate", "ffn_up"].map(name))?,
                 down: matrix(&name("ffn_down"))?,
             });
         }
         let output = header.tensors.contains_key("output.weight").then(|| matrix("output.weight")).transpose()?;
         let pairs = spec.head_size / 2;
+        // Llama 3.1 and later turn slow pairs even slower.
+        let slower = match header.tensors.contains_key(SLOWER) {
+            true => vector(SLOWER, pairs)?,
+            false => vec![1.0; pairs],
+        };
         let turn = |index: usize| {
             let (position, pair) = (index / pairs, index % pairs);
             let speed = f64::from(spec.rope_base).powf(-2.0 * pair as f64 / spec.head_size as f64);
+            let speed = speed / f64::from(slower[pair]) / f64::from(spec.rope_factor);
             let (sine, cosine) = (position as f64 * speed).sin_cos();
             (cosine as f32, sine as f32)
         };
         Ok(Self {
             table: matrix("token_embd.weight")?,
-            norm: vector("output_norm.weight")?,
+            norm: vector("output_norm.weight", spec.width)?,
             turns: (0..spec.context * pairs).map(turn).collect(),
             spec: spec.clone(),
             layers,
             output,
         })
+    }
+
+    /// Positions that there are turns for.
+    pub(super) fn context(&self) -> usize {
+        self.spec.context
     }
 
     /// Appends tokens to a sequence; logits of what follows the last one, if they are `wanted`. The caller keeps within the context and the
@@ -231,7 +245,7 @@ fn gate(gate_up: &[f32], inner: usize, out: &mut Vec<f32>) {
     }
 }
 
-// Structures rather than closures, for the reason given in `packed`.
+// Structures rather than closures, for the reason given in `kernels`.
 
 struct Norm<'a> {
     x: &'a [f32],
@@ -244,10 +258,10 @@ impl pulp::WithSimd for Norm<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
         let width = self.weight.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let scale = 1.0 / (dot(x, x) / width as f32 + self.epsilon).sqrt();
+            let scale = 1.0 / (dot(simd, x, x) / width as f32 + self.epsilon).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(self.weight) {
                 *out = x * scale * weight;
             }

@@ -2,12 +2,13 @@
 
 use ingle_engine::{ModelCard, Task};
 
-use super::image::Form;
+use super::matrix;
+use super::network::SLOWER;
 use crate::weights::gguf::Header;
 use crate::weights::{HeaderError, bad};
 
-/// Positions that candle's stock decoder has tables for.
-const CONTEXT_MAX: usize = candle_transformers::models::quantized_llama::MAX_SEQ_LEN;
+/// Most positions, so that their table stays below 128 MiB.
+const CONTEXT_MAX: usize = 1 << 17;
 
 /// Shape of a llama decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,8 @@ pub(crate) struct Spec {
     /// Tokens of prompt and answer together.
     pub(crate) context: usize,
     pub(crate) rope_base: f32,
+    /// Positions are divided by it.
+    pub(crate) rope_factor: f32,
     pub(crate) epsilon: f32,
 }
 
@@ -54,10 +57,15 @@ impl Spec {
         if header.number("llama.expert_count").is_some_and(|experts| experts > 1) {
             return bad("mixtures of experts can't be run");
         }
-        let scaling = header.text("llama.rope.scaling.type").is_some_and(|kind| kind != "none");
-        if scaling || header.tensors.contains_key("rope_freqs.weight") {
-            return bad("scaled rotary positions (llama.rope.scaling.type, rope_freqs.weight) can't be run");
-        }
+        let rope_factor = match header.text("llama.rope.scaling.type") {
+            None | Some("none") => 1.0,
+            Some("linear") => positive(header, "llama.rope.scaling.factor", 1.0)?,
+            Some(other) => {
+                return bad(format!(
+                    "llama.rope.scaling.type is {other:?}, rotary positions can be scaled by \"linear\" or by {SLOWER}"
+                ));
+            }
+        };
         if let Some(name) = header.tensors.keys().find(|name| name.ends_with(".bias")) {
             return bad(format!("tensor {name:?}: biases can't be run"));
         }
@@ -74,6 +82,7 @@ impl Spec {
             vocabulary: table.shape[0],
             context,
             rope_base: positive(header, "llama.rope.freq_base", 10_000.0)?,
+            rope_factor,
             epsilon: positive(header, "llama.attention.layer_norm_rms_epsilon", 1e-5)?,
         };
         spec.check_tensors(header)?;
@@ -87,6 +96,9 @@ impl Spec {
         check(header, "output_norm.weight", &[width])?;
         if header.tensors.contains_key("output.weight") {
             check(header, "output.weight", &[self.vocabulary, width])?;
+        }
+        if header.tensors.contains_key(SLOWER) {
+            check(header, SLOWER, &[self.head_size / 2])?;
         }
         for layer in 0..self.layers {
             for (name, shape) in [
@@ -111,13 +123,9 @@ impl Spec {
         (self.layers * 2 * self.kv_heads * self.head_size * 4) as u64
     }
 
-    /// Bytes of the loaded weights as they are held. Candle holds the token table once more in 32 bits; we hold the positions' turns.
+    /// Bytes of the loaded weights as they are held, and of the positions' turns.
     pub(crate) fn loaded_bytes(&self, header: &Header) -> u64 {
-        let more = match Form::of(header) {
-            Form::Packed => self.context * self.head_size * 4,
-            Form::Floats | Form::Quantised => self.vocabulary * self.width * 4,
-        };
-        held_bytes(header) + more as u64
+        held_bytes(header) + (self.context * self.head_size * 4) as u64
     }
 
     /// Bytes needed at most: weights, caches of all slots, buffers.
@@ -132,7 +140,7 @@ impl Spec {
         let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         // With an output matrix of its own, only one row of the token table is read per token.
         let unread = match header.tensors.get("token_embd.weight") {
-            Some(table) if header.tensors.contains_key("output.weight") => Form::of(header).bytes(table),
+            Some(table) if header.tensors.contains_key("output.weight") => matrix::bytes(table),
             _ => 0,
         };
         ModelCard {
@@ -152,8 +160,7 @@ impl Spec {
 }
 
 fn held_bytes(header: &Header) -> u64 {
-    let form = Form::of(header);
-    header.tensors.values().map(|place| form.bytes(place)).sum()
+    header.tensors.values().map(matrix::bytes).sum()
 }
 
 /// The storage that most bytes of the layers have.

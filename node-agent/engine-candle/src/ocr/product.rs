@@ -8,6 +8,7 @@ use pulp::Simd;
 
 use super::activation::Activation;
 use crate::floats::Floats;
+use crate::panel;
 
 /// Vectors of a panel at most where there are 32 registers: with 8 rows they take 24.
 const PANEL: usize = 3;
@@ -198,7 +199,7 @@ impl<S: Simd> Part<'_, S> {
             for (m, row) in rows.iter_mut().enumerate() {
                 *row = &values[begin + m * stride..][..length];
             }
-            add(simd, rows, panel.as_chunks::<V>().0, &mut sums);
+            panel::add(simd, rows, panel.as_chunks::<V>().0, &mut sums);
         }
         self.finish(simd, row, &sums, out);
     }
@@ -224,48 +225,6 @@ impl<S: Simd> Part<'_, S> {
             }
         }
     }
-}
-
-/// Values of a row that are taken together: one check of the row's length serves them all.
-const STEP: usize = 4;
-
-/// `sums[m] += rows[m] × panel`; all in registers.
-#[inline(always)]
-fn add<S: Simd, const M: usize, const V: usize>(
-    simd: S,
-    rows: [&[f32]; M],
-    panel: &[[S::f32s; V]],
-    sums: &mut [[S::f32s; V]; M],
-) {
-    let mut steps: [&[[f32; STEP]]; M] = [&[]; M];
-    for (steps, row) in steps.iter_mut().zip(&rows) {
-        *steps = row.as_chunks::<STEP>().0;
-    }
-    let (panel_steps, panel_rest) = panel.as_chunks::<STEP>();
-    let mut local = *sums;
-    for (at, right) in panel_steps.iter().enumerate() {
-        let mut left = [&[0.0; STEP]; M];
-        for (left, steps) in left.iter_mut().zip(&steps) {
-            *left = &steps[at];
-        }
-        for (step, right) in right.iter().enumerate() {
-            for (sums, left) in local.iter_mut().zip(&left) {
-                let left = simd.splat_f32s(left[step]);
-                for (sum, right) in sums.iter_mut().zip(right) {
-                    *sum = simd.mul_add_f32s(left, *right, *sum);
-                }
-            }
-        }
-    }
-    for (right, at) in panel_rest.iter().zip(panel_steps.len() * STEP..) {
-        for (sums, row) in local.iter_mut().zip(&rows) {
-            let left = simd.splat_f32s(row[at]);
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = simd.mul_add_f32s(left, *right, *sum);
-            }
-        }
-    }
-    *sums = local;
 }
 
 #[cfg(test)]

@@ -257,7 +257,8 @@ fn number(rows: &[Vec<Part>], block: &mut u32, out: &mut Vec<Row>) {
     }
 }
 
-fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
+/// The middle one of the values.
+pub(super) fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
     let mut values: Vec<f32> = values.collect();
     values.sort_by(f32::total_cmp);
     values.get(values.len() / 2).copied()

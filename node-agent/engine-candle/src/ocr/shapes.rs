@@ -5,6 +5,7 @@
 
 use super::blanks::Placed;
 use super::ink::{Blot, Ink};
+use super::reading_order::median;
 
 /// Letters as high as an x, without ambiguity and without dots.
 const LOW: &str = "aemnru";
@@ -138,12 +139,6 @@ fn in_word(glyphs: &[Placed], index: usize) -> bool {
 
 fn is_digit(text: &str) -> bool {
     text.chars().all(|c| c.is_ascii_digit())
-}
-
-fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
-    let mut values: Vec<f32> = values.collect();
-    values.sort_by(f32::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 #[cfg(test)]

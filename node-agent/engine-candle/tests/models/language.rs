@@ -179,7 +179,7 @@ fn the_card_says_what_the_file_holds() {
     let Some(dir) = starter::language() else { return };
     let card = CandleEngine::new(2).inspect(&dir).unwrap();
     assert_eq!((card.task, card.architecture.as_str(), card.quantisation.as_str()), (Task::Generate, "llama", "Q4_1"));
-    assert_eq!((card.layers, card.width, card.context), (30, 576, 4096));
+    assert_eq!((card.layers, card.width, card.context), (30, 576, 8192));
     assert!((130_000_000..140_000_000).contains(&card.parameters), "{}", card.parameters);
     assert_eq!(card.kv_bytes_per_token, 30 * 2 * 3 * 64 * 4);
     // Held packed, with scales in 32 bits: about a fifth more than the file, far less than floats.

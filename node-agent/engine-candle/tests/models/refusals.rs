@@ -51,7 +51,7 @@ fn ggufs_of_other_kinds() {
     check(&llama(&[("tokenizer.ggml.pre", Some(Value::String("klingon".into())))]), &["klingon", "smollm"]);
     check(&llama(&[("tokenizer.chat_template", Some(Value::String("{% if %}".into())))]), &["chat template"]);
     check(&llama(&[("llama.expert_count", Some(Value::U32(8)))]), &["experts"]);
-    check(&llama(&[("llama.rope.scaling.type", Some(Value::String("linear".into())))]), &["rotary"]);
+    check(&llama(&[("llama.rope.scaling.type", Some(Value::String("yarn".into())))]), &["rotary", "yarn", "linear"]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub enum ErrorKind {
         /// Number of the signal; 0 where it ended by itself.
         signal: i32,
     },
-    /// Not the document's fault: no child could be started, or none was free in time. Trying again may help.
+    /// Not the document's fault: no child could be started, none was free in time, or the disk failed. Trying again may help.
     Unavailable,
 }
 

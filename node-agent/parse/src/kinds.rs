@@ -68,13 +68,6 @@ pub enum Verdict {
 
 /// Looks at a file's first bytes (at most [`HEAD_BYTES`] count) and its name. Bytes decide; the name only helps to say what an
 /// unknown thing is.
-///
-/// ```
-/// use ingle_parse::kinds::{Kind, Verdict, look};
-/// assert_eq!(look(b"%PDF-1.7\n", "a.png"), Verdict::Parse(Kind::Pdf));
-/// assert_eq!(look(b"<svg xmlns='...'>", "a.svg"), Verdict::Unsupported("SVG drawing".into()));
-/// assert_eq!(look(b"Dear reader,\n", "a"), Verdict::Text);
-/// ```
 #[must_use]
 pub fn look(head: &[u8], name: &str) -> Verdict {
     let head = &head[..head.len().min(HEAD_BYTES)];

@@ -6,24 +6,7 @@
 //! memory file whose size is asked of the kernel, words in a table whose every count, text and coordinate has a bound.
 //! A crash costs the document, or the page, that caused it.
 //!
-//! ```no_run
-//! use ingle_parse::{Content, Host, Limits};
-//!
-//! # fn main() -> Result<(), ingle_parse::ParseError> {
-//! // The same program again, as `parse-worker`: its main calls `ingle_parse::worker::main()` before anything else.
-//! let host = Host::new("/proc/self/exe".into(), vec!["parse-worker".into()], Limits::default());
-//! let bytes: Vec<u8> = Vec::new();
-//! let mut document = host.open(&bytes, "scan.pdf")?;
-//! for index in 0..document.pages() {
-//!     let page = document.page(index, 200.0)?;
-//!     match page.content {
-//!         Content::Text(words) => println!("{}", words.plain()),
-//!         Content::Pixels(image) => println!("{} × {} at {} dpi", image.width, image.height, page.dpi),
-//!     }
-//! }
-//! # Ok(())
-//! # }
-//! ```
+//! `examples/look.rs` is a whole program on it.
 //!
 //! Everything here blocks; call it where blocking is allowed. A [`Document`] holds one child until it is dropped, and a
 //! host has [`Limits::children_max`] of them: `open` waits for a free one up to [`Limits::wait`].

@@ -75,8 +75,9 @@ impl Reply {
                     ErrorKind::Unsupported(what) => (2, what.as_str()),
                     ErrorKind::TooLarge => (3, ""),
                     ErrorKind::OutOfMemory => (4, ""),
+                    ErrorKind::Unavailable => (5, ""),
                     // A child doesn't judge these: they are the parent's to find.
-                    ErrorKind::TimedOut | ErrorKind::Crashed { .. } | ErrorKind::Unavailable => (0, ""),
+                    ErrorKind::TimedOut | ErrorKind::Crashed { .. } => (0, ""),
                 };
                 Pack::new(14)
                     .u8(number)
@@ -120,6 +121,7 @@ impl Reply {
                     2 => ErrorKind::Unsupported(what),
                     3 => ErrorKind::TooLarge,
                     4 => ErrorKind::OutOfMemory,
+                    5 => ErrorKind::Unavailable,
                     _ => return None,
                 };
                 Reply::Failed { error: ParseError { kind, message }, last }
@@ -237,6 +239,7 @@ mod tests {
             Reply::Pixels { width: 1, height: 2, dpi: 0.0, channels: 3 },
             Reply::Words { width: 1, height: 2, dpi: 72.5, bytes: 9 },
             Reply::Failed { error: ParseError::unsupported("old JPEG"), last: false },
+            Reply::Failed { error: ParseError::unavailable("EIO"), last: false },
             Reply::Failed { error: ParseError::malformed("x".repeat(MESSAGE_MAX)), last: true },
         ] {
             let packet = reply.pack();

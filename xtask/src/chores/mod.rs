@@ -1,6 +1,5 @@
 //! The commands behind make: `check` while working, `test` for everything, `soak` for what is long.
 
-mod doctests;
 mod needs;
 mod round;
 mod skips;
@@ -111,10 +110,6 @@ fn run_tests(round: &mut Round, profile: &str, rest: &[String]) -> anyhow::Resul
         let mut arguments = vec!["test", "--workspace", "--bins", "--lib", "--tests", "--no-fail-fast"];
         arguments.extend(rest);
         round.step("tests", "cargo", &arguments)?;
-    }
-    let packages = doctests::packages(&tidy::Tree::read(&round.root)?, &tidy::Metadata::read(&round.root)?);
-    for package in packages {
-        round.step(&format!("examples of {package}"), "cargo", &["test", "--doc", "--package", &package])?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub mod codes;
 pub mod docs;
 pub mod edges;
+pub mod examples;
 pub mod leftovers;
 pub mod licences;
 pub mod linked;
@@ -47,6 +48,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("modules", |tree, _| modules::check(tree)),
     ("size", |tree, _| size::check(tree)),
     ("leftovers", |tree, _| leftovers::check(tree)),
+    ("examples", |tree, _| examples::check(tree)),
     ("places", |tree, _| places::check(tree)),
     ("codes", |tree, _| codes::check(tree)),
     ("rpcs", |tree, _| rpcs::check(tree)),

@@ -159,8 +159,9 @@ fn opened(kind: Kind, file: &File, bytes: u64) -> Result<Box<dyn Pages>, ParseEr
     while (document.len() as u64) < bytes {
         let at = document.len();
         document.resize(at + (bytes - at as u64).min(READ_BYTES) as usize, 0);
-        file.read_exact_at(&mut document[at..], at as u64)
-            .map_err(|error| ParseError::malformed(format!("the document's file can't be read: {error}")))?;
+        file.read_exact_at(&mut document[at..], at as u64).map_err(|error| {
+            ParseError::unavailable(format!("the node's copy of the document can't be read: {error}"))
+        })?;
     }
     let pages: Box<dyn Pages> = match kind {
         Kind::Pdf => Box::new(pdf::PdfPages::open(document)?),

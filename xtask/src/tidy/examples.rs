@@ -1,19 +1,15 @@
-//! Which packages have examples in their comments: only for those is rustdoc worth its time.
+//! Comments hold no Rust code that nothing runs: examples are programs in `examples/`, or tests.
 
-use crate::tidy::{Metadata, Tree};
+use super::{Finding, Tree};
 
-/// Packages with a library whose comments hold Rust examples.
-pub(super) fn packages(tree: &Tree, metadata: &Metadata) -> Vec<String> {
-    metadata
-        .packages
-        .iter()
-        .filter(|package| {
-            let folder = package.manifest.trim_end_matches("Cargo.toml");
-            let source = format!("{folder}src/");
-            tree.has(&format!("{source}lib.rs"))
-                && tree.rust().any(|(path, text)| path.starts_with(&source) && has_example(text))
+/// Checks the comments of every library and program.
+#[must_use]
+pub fn check(tree: &Tree) -> Vec<Finding> {
+    tree.rust()
+        .filter(|(path, text)| !path.starts_with("xtask/") && has_example(text))
+        .map(|(path, _)| {
+            Finding::new(path, "a comment holds Rust code that no test runs: make it a program in examples/, or a test")
         })
-        .map(|package| package.name.clone())
         .collect()
 }
 

@@ -72,6 +72,12 @@ pub enum StageBody {
     File(PathBuf),
 }
 
+/// Where what is read goes.
+enum Sink<'a> {
+    Memory(&'a mut Vec<u8>),
+    File(&'a mut tokio::fs::File, &'a mut blake3::Hasher),
+}
+
 impl Gateway {
     /// Reads a whole blob and checks its digest.
     ///
@@ -135,23 +141,7 @@ impl Gateway {
             // A try before this one may have left something.
             file.set_len(0).await.map_err(local)?;
             file.rewind().await.map_err(local)?;
-            let mut stream = self.open(request(source.clone(), Some(token))).await?;
-            let mut hasher = blake3::Hasher::new();
-            let mut attributes: Option<v1::Attributes> = None;
-            let mut bytes = 0;
-            while let Some(message) = next(&mut stream).await? {
-                bytes += message.data.len() as u64;
-                let told = message.attributes.map_or(0, |attributes| attributes.size);
-                if bytes.max(told) > bytes_max {
-                    return Err(too_large(bytes.max(told), bytes_max));
-                }
-                attributes = attributes.or(message.attributes);
-                self.metrics.read_bytes.inc_by(message.data.len() as u64);
-                hasher.update(&message.data);
-                file.write_all(&message.data).await.map_err(local)?;
-            }
-            file.flush().await.map_err(local)?;
-            Ok((attributes.unwrap_or_default(), Digest::from(hasher.finalize())))
+            self.read_into(request(source.clone(), Some(token)), bytes_max, &mut file).await
         })
         .await
     }
@@ -209,27 +199,14 @@ impl Gateway {
         let result = self
             .retrying(|| async {
                 let mut file = tokio::fs::File::create(path).await.map_err(local)?;
-                let mut hasher = blake3::Hasher::new();
-                let mut stream = self.open(request(source.clone(), token)).await?;
-                let mut attributes = None;
-                let mut bytes = 0u64;
-                while let Some(message) = next(&mut stream).await? {
-                    attributes = attributes.or(message.attributes);
-                    bytes += message.data.len() as u64;
-                    if bytes > limits::PART_BYTES_MAX {
-                        return Err(too_large(bytes, limits::PART_BYTES_MAX));
-                    }
-                    self.metrics.read_bytes.inc_by(message.data.len() as u64);
-                    hasher.update(&message.data);
-                    file.write_all(&message.data).await.map_err(local)?;
-                }
-                file.flush().await.map_err(local)?;
+                let request = request(source.clone(), token);
+                let (attributes, found) = self.read_into(request, limits::PART_BYTES_MAX, &mut file).await?;
                 match digest {
-                    Some(digest) if digest != Digest::from(hasher.finalize()) => Err(Problem::new(
+                    Some(digest) if digest != found => Err(Problem::new(
                         ErrorCode::DigestMismatch,
                         format!("blob {digest:?} arrived with other bytes"),
                     )),
-                    _ => Ok(attributes.unwrap_or_default()),
+                    _ => Ok(attributes),
                 }
             })
             .await;
@@ -316,21 +293,52 @@ impl Gateway {
     }
 
     async fn read_once(&self, request: v1::ReadRequest, bytes_max: u64) -> Result<(v1::Attributes, Vec<u8>), Problem> {
-        let mut stream = self.open(request).await?;
-        let mut attributes = None;
         let mut bytes = Vec::new();
+        let attributes = self.read(request, bytes_max, Sink::Memory(&mut bytes)).await?;
+        Ok((attributes, bytes))
+    }
+
+    /// Reads into a file, and tells the digest of what came.
+    async fn read_into(
+        &self,
+        request: v1::ReadRequest,
+        bytes_max: u64,
+        file: &mut tokio::fs::File,
+    ) -> Result<(v1::Attributes, Digest), Problem> {
+        let mut hasher = blake3::Hasher::new();
+        let attributes = self.read(request, bytes_max, Sink::File(file, &mut hasher)).await?;
+        file.flush().await.map_err(local)?;
+        Ok((attributes, Digest::from(hasher.finalize())))
+    }
+
+    /// Reads to the end. What is too large is given up as soon as that is known.
+    async fn read(
+        &self,
+        request: v1::ReadRequest,
+        bytes_max: u64,
+        mut sink: Sink<'_>,
+    ) -> Result<v1::Attributes, Problem> {
+        let ranged = request.length > 0;
+        let mut stream = self.open(request).await?;
+        let mut attributes: Option<v1::Attributes> = None;
+        let mut bytes = 0;
         while let Some(message) = next(&mut stream).await? {
-            if let (None, Some(first)) = (&attributes, message.attributes) {
-                attributes = Some(first);
+            bytes += message.data.len() as u64;
+            let told = message.attributes.filter(|_| !ranged).map_or(0, |attributes| attributes.size);
+            if bytes.max(told) > bytes_max {
+                return Err(too_large(bytes.max(told), bytes_max));
             }
-            let size = bytes.len() as u64 + message.data.len() as u64;
-            if size > bytes_max {
-                return Err(too_large(size, bytes_max));
+            attributes = attributes.or(message.attributes);
+            self.metrics.read_bytes.inc_by(message.data.len() as u64);
+            match &mut sink {
+                Sink::Memory(all) => all.extend_from_slice(&message.data),
+                Sink::File(file, hasher) => {
+                    hasher.update(&message.data);
+                    file.write_all(&message.data).await.map_err(local)?;
+                }
             }
-            bytes.extend_from_slice(&message.data);
         }
-        self.metrics.read_bytes.inc_by(bytes.len() as u64);
-        Ok((attributes.unwrap_or_default(), bytes))
+        Ok(attributes.unwrap_or_default())
     }
 
     async fn retrying<T, F, W>(&self, mut call: F) -> Result<T, Problem>

@@ -34,7 +34,7 @@ pub fn job_id(number: u64) -> JobId {
 /// # Errors
 /// `INVALID_ARGUMENT` names the field and its bounds; `PATH_REFUSED` for paths.
 pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
-    let kind = choice("spec.kind", spec.kind, &KINDS, JobKind::as_str_name)?;
+    let kind = choice("spec.kind", spec.kind, JobKind::as_str_name)?;
     bounded("spec.model", spec.model.len(), 0, 255)?;
     no_nul("spec.model", &spec.model)?;
     let input =
@@ -77,8 +77,7 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
     if spec.priority == 0 {
         spec.set_priority(v1::Priority::Batch);
     }
-    let priorities = [v1::Priority::Interactive, v1::Priority::Batch];
-    choice("spec.priority", spec.priority, &priorities, v1::Priority::as_str_name)?;
+    choice("spec.priority", spec.priority, v1::Priority::as_str_name)?;
     if spec.deadline_ms < 0 {
         return Err(Problem::invalid("spec.deadline_ms", "expected Unix milliseconds, or 0 for none"));
     }
@@ -124,9 +123,6 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
     }
     Ok(spec)
 }
-
-/// Kinds of jobs and models that there are.
-pub const KINDS: [JobKind; 3] = [JobKind::Embed, JobKind::Generate, JobKind::Ocr];
 
 /// Where a job takes the text of documents that have none of their own, if anywhere.
 #[must_use]
@@ -359,7 +355,7 @@ mod tests {
             ("model", v1::JobSpec { model: "a\0".into(), ..embed() }),
             ("deadline_ms", v1::JobSpec { deadline_ms: -1, ..embed() }),
             ("PRIORITY_BATCH, got 99", v1::JobSpec { priority: 99, ..embed() }),
-            ("JOB_KIND_OCR, got -3", v1::JobSpec { kind: -3, ..embed() }),
+            ("JOB_KIND_GENERATE, got -3", v1::JobSpec { kind: -3, ..embed() }),
             (
                 "passage_tokens",
                 v1::JobSpec { embed: Some(v1::EmbedOptions { passage_tokens: 3, ..Default::default() }), ..embed() },

@@ -77,6 +77,9 @@ pub(crate) struct ItemsArgs {
     /// Only documents with this outcome; may be given several times
     #[arg(long, value_enum)]
     outcome: Vec<Outcome>,
+    /// Only documents with a result that lacks pages
+    #[arg(long)]
+    incomplete: bool,
     /// Most documents to list
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
     limit: u32,
@@ -278,7 +281,7 @@ async fn items(client: &Client, args: &ItemsArgs) -> Result<(), Failure> {
             page_size: u32::try_from(limit - listed).unwrap_or(PAGE).min(PAGE),
             page_token,
             outcomes: args.outcome.iter().map(|o| o.to_wire().into()).collect(),
-            incomplete: false,
+            incomplete: args.incomplete,
         };
         let page = client.call(service.list_items(client.request(request))).await?;
         let empty = page.items.is_empty();

@@ -232,7 +232,7 @@ fn summary(out: Out, job: &v1::Job, problems: &[v1::Item], incomplete: &[v1::Ite
         )?;
         let more = counts.incomplete.saturating_sub(incomplete.len() as u64);
         if more > 0 {
-            out.line(format!("… and {more} more"))?;
+            out.line(format!("… and {more} more: `ingle jobs items {} --incomplete --all`", job.job_id))?;
         }
     }
     if counts.skipped > 0 {

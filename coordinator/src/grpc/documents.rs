@@ -41,20 +41,18 @@ impl Documents {
         &self.stripes[usize::from(digest.0[0]) % STRIPES]
     }
 
-    async fn forget(&self, parts: Vec<v1::BlobRef>) -> Result<(), Problem> {
-        for part in parts {
-            let digest = Digest::from_wire("digest", &part.digest)?;
-            let mut needed = self.stripe(digest).lock().await;
-            let left = needed.get(&digest).copied().unwrap_or(1) - 1;
-            if left > 0 {
-                needed.insert(digest, left);
-                continue;
-            }
-            needed.remove(&digest);
-            // Still under the lock: nobody keeps it anew before it is gone.
-            self.gateway.forget_part(part).await?;
+    /// One of those who need a part needs it no more. A part that can't be removed is no longer counted either: the sweeper takes it.
+    async fn forget(&self, part: v1::BlobRef) -> Result<(), Problem> {
+        let digest = Digest::from_wire("digest", &part.digest)?;
+        let mut needed = self.stripe(digest).lock().await;
+        let left = needed.get(&digest).copied().unwrap_or(1) - 1;
+        if left > 0 {
+            needed.insert(digest, left);
+            return Ok(());
         }
-        Ok(())
+        needed.remove(&digest);
+        // Still under the lock: nobody keeps it anew before it is gone.
+        self.gateway.forget_part(part).await
     }
 }
 
@@ -86,8 +84,10 @@ impl Drop for Document {
             return;
         }
         self.all.tasks.spawn("forget a document", OnFailure::Log, async move {
-            if let Err(problem) = all.forget(parts).await {
-                tracing::debug!(%problem, "parts of a call's document stay until they are swept");
+            for part in parts {
+                if let Err(problem) = all.forget(part).await {
+                    tracing::debug!(%problem, "a part of a call's document stays until it is swept");
+                }
             }
             Ok::<_, std::convert::Infallible>(())
         });

@@ -23,21 +23,6 @@ const CACHED_MAX: (usize, usize) = (64, 32 << 20);
 /// Segments looked at for one page; a page may be short (or empty) and still have a next one.
 const SEGMENTS_PER_PAGE: usize = 64;
 
-/// What documents are asked for by.
-const OUTCOMES: [ItemOutcome; 11] = [
-    ItemOutcome::Pending,
-    ItemOutcome::Running,
-    ItemOutcome::Committed,
-    ItemOutcome::Published,
-    ItemOutcome::Unchanged,
-    ItemOutcome::Skipped,
-    ItemOutcome::Failed,
-    ItemOutcome::Quarantined,
-    ItemOutcome::Conflict,
-    ItemOutcome::Deleted,
-    ItemOutcome::Cancelled,
-];
-
 /// Answers `ListItems`.
 pub(super) struct Items {
     api: Api,
@@ -72,7 +57,7 @@ impl Items {
     }
 
     pub(super) async fn list(&self, request: v1::ListItemsRequest) -> Result<v1::ListItemsResponse, Problem> {
-        choices("outcomes", &request.outcomes, &OUTCOMES, ItemOutcome::as_str_name)?;
+        choices("outcomes", &request.outcomes, ItemOutcome::as_str_name)?;
         let number = spec::job_number(&request.job_id)?;
         let size = spec::page_size(request.page_size)?;
         let (from, mut entry) = position(&request.page_token)?;

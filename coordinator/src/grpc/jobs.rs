@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures::Stream;
 use ingle_proto::choice::choices;
 use ingle_proto::extent::validate_deadline;
-use ingle_proto::job::KINDS;
 use ingle_proto::v1::{self, input_spec::Input};
 use ingle_proto::{ErrorCode, Problem};
 use prost::Message as _;
@@ -23,17 +22,6 @@ use crate::core::{Answer, Event, ReplyId};
 const TELL_EVERY: Duration = Duration::from_millis(250);
 /// Longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
-
-/// What jobs are asked for by.
-const STATES: [v1::JobState; 7] = [
-    v1::JobState::Listing,
-    v1::JobState::Running,
-    v1::JobState::Paused,
-    v1::JobState::Cancelling,
-    v1::JobState::Succeeded,
-    v1::JobState::Failed,
-    v1::JobState::Cancelled,
-];
 
 /// See the module.
 pub struct JobsService {
@@ -106,8 +94,8 @@ impl JobsService {
             }
         };
         let (states, kinds) = (request.states, request.kinds);
-        choices("states", &states, &STATES, v1::JobState::as_str_name)?;
-        choices("kinds", &kinds, &KINDS, v1::JobKind::as_str_name)?;
+        choices("states", &states, v1::JobState::as_str_name)?;
+        choices("kinds", &kinds, v1::JobKind::as_str_name)?;
         let mut jobs = self
             .api
             .handle

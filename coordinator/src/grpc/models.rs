@@ -1,7 +1,6 @@
 //! The service `ingle.v1.Models`: what can be run, where it lies, and loading it ahead of use.
 
 use ingle_proto::choice::choice;
-use ingle_proto::job::KINDS;
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 use tonic::{Request, Response, Status};
 
@@ -98,7 +97,7 @@ impl v1::models_server::Models for ModelsService {
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
         let kind = request.into_inner().kind;
         if kind != 0 {
-            choice("kind", kind, &KINDS, v1::JobKind::as_str_name)?;
+            choice("kind", kind, v1::JobKind::as_str_name)?;
         }
         let mut models = self.api.handle.query(|core, _| core.models()).await?;
         models.retain(|status| kind == 0 || status.info.as_ref().is_some_and(|info| info.kind == kind));

@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use ingle_proto::choice::choice;
-use ingle_proto::job::KINDS;
 use ingle_proto::storage::Object;
 use ingle_proto::{Digest, Epoch, ErrorCode, JobId, ObjectPath, Problem, v1};
 
@@ -321,7 +320,7 @@ pub fn check(wire: &v1::PublishRequest) -> Result<Request, Problem> {
             Err(Problem::invalid(field, format!("a BLAKE3 digest has 32 bytes, got {}", bytes.len())))
         }
     };
-    let kind = choice("kind", wire.kind, &KINDS, v1::JobKind::as_str_name)?;
+    let kind = choice("kind", wire.kind, v1::JobKind::as_str_name)?;
     Ok(Request {
         epoch: wire.epoch.ok_or_else(|| Problem::missing("epoch"))?.into(),
         job: JobId::parse(&wire.job_id)?,

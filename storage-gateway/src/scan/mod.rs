@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt as _;
 use ingle_proto::choice::choice;
-use ingle_proto::job::KINDS;
 use ingle_proto::storage::Object;
 use ingle_proto::v1::scan_response::Message;
 use ingle_proto::v1::{self, EntryAction, JobKind};
@@ -69,7 +68,7 @@ pub struct Request {
 /// # Errors
 /// `INVALID_ARGUMENT` names the field; `PATH_REFUSED` for paths.
 pub fn check(wire: v1::ScanRequest) -> Result<Request, Problem> {
-    let kind = choice("kind", wire.kind, &KINDS, JobKind::as_str_name)?;
+    let kind = choice("kind", wire.kind, JobKind::as_str_name)?;
     for (field, digest) in [("model_digest", &wire.model_digest), ("parameters_digest", &wire.parameters_digest)] {
         if !digest.is_empty() && digest.len() != 32 {
             return Err(Problem::invalid(field, format!("a BLAKE3 digest has 32 bytes, got {}", digest.len())));

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::run::Readiness;
-use ingle_daemon::{OnFailure, Settings as _, Shutdown, Tasks, grpc};
+use ingle_daemon::{OnFailure, Serving, Settings as _, Shutdown, Tasks, grpc};
 use ingle_membership::connect::{ConnectOptions, EtcdUser};
 use ingle_membership::election::Candidate;
 use ingle_membership::members::SETTLE;
@@ -56,25 +56,19 @@ const TASKS_END_WITHIN: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// [`RunError`] if it can't start, or if something it can't do without ends.
-pub async fn run(
-    deps: Deps,
-    shutdown: Shutdown,
-    serving: impl FnOnce(BTreeMap<String, SocketAddr>) -> std::io::Result<()>,
-) -> Result<(), RunError> {
-    let circles = Circles::new();
-    let outcome = Box::pin(lead(deps, shutdown, serving, &circles)).await;
-    // A task's failure says more than what came of it.
-    circles.end().await?;
-    outcome
+pub fn run(deps: Deps, shutdown: Shutdown, serving: Serving) -> BoxFuture<'static, Result<(), RunError>> {
+    // Boxed, so that all that a coordinator does is compiled with this crate and not once more with whoever runs one.
+    Box::pin(async move {
+        let circles = Circles::new();
+        let outcome = lead(deps, shutdown, serving, &circles).await;
+        // A task's failure says more than what came of it.
+        circles.end().await?;
+        outcome
+    })
 }
 
 /// From opening the store until asked to stop; whatever it started in `circles` is then still to be ended.
-async fn lead(
-    deps: Deps,
-    shutdown: Shutdown,
-    serving: impl FnOnce(BTreeMap<String, SocketAddr>) -> std::io::Result<()>,
-    circles: &Circles,
-) -> Result<(), RunError> {
+async fn lead(deps: Deps, shutdown: Shutdown, serving: Serving, circles: &Circles) -> Result<(), RunError> {
     let Deps { config, metrics, readiness, listener, membership } = deps;
     config.check()?;
     let address =

@@ -5,7 +5,7 @@
 //! - `effects` acts: on nodes through `sessions`, on the NAS through `gateway`, on people's calls through `calls`.
 //! - `grpc` is the public API: it translates, and decides nothing.
 //! - `members` follows who is there; `leader` is about being the only one.
-//! - `app` puts all of it together; `config`, `error`, `metrics` are what they say.
+//! - `app` puts all of it together, `program` is the binary; `config`, `error`, `metrics` are what they say.
 
 pub mod app;
 pub mod calls;
@@ -20,7 +20,9 @@ pub mod leader;
 pub mod limits;
 pub mod members;
 pub mod metrics;
+mod program;
 pub mod sessions;
 pub mod store;
 
 pub use app::{Deps, run};
+pub use program::main;

@@ -15,7 +15,7 @@ pub mod tls;
 pub mod trace;
 
 pub use args::CommonArgs;
-pub use run::{Context, Settings, run, run_to_code};
+pub use run::{Context, Serving, Settings, run, run_to_code};
 pub use shutdown::Shutdown;
 pub use tasks::{OnFailure, Tasks};
 

@@ -109,6 +109,9 @@ impl Readiness {
     }
 }
 
+/// Told once, when a daemon serves, at which addresses.
+pub type Serving = Box<dyn FnOnce(BTreeMap<String, SocketAddr>) -> std::io::Result<()> + Send>;
+
 /// A clean end.
 const CODE_GOOD: u8 = 0;
 /// Something failed.

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::run::Readiness;
-use ingle_daemon::{OnFailure, Settings as _, Shutdown, Tasks, grpc};
+use ingle_daemon::{OnFailure, Serving, Settings as _, Shutdown, Tasks, grpc};
 use ingle_engine::Engine;
 use ingle_membership::{Identity, Membership};
 use ingle_proto::v1::node_server::NodeServer;
@@ -85,11 +86,12 @@ pub struct Deps {
 ///
 /// # Errors
 /// [`StartError`] if it can't start, or if a task it can't do without ends.
-pub async fn run(
-    deps: Deps,
-    shutdown: Shutdown,
-    serving: impl FnOnce(BTreeMap<String, SocketAddr>) -> std::io::Result<()>,
-) -> Result<(), StartError> {
+pub fn run(deps: Deps, shutdown: Shutdown, serving: Serving) -> BoxFuture<'static, Result<(), StartError>> {
+    // Boxed, so that all that a node does is compiled with this crate and not once more with whoever runs one.
+    Box::pin(work(deps, shutdown, serving))
+}
+
+async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), StartError> {
     let Deps { config, engine, metrics, readiness, listeners, membership, parser } = deps;
     config.check()?;
     let (work_address, beat_address) = listeners.addresses()?;

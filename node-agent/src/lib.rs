@@ -30,6 +30,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
+use futures::future::BoxFuture;
+use ingle_daemon::{BoxError, Context};
 use ingle_engine::Engine;
 
 pub use app::{Deps, Listeners, run};
@@ -38,14 +40,20 @@ pub use error::{Failure, StartError};
 pub use parsing::PARSE_WORKER;
 
 /// The whole of the binary's `main`. `engine` is called once with the number of compute threads.
-pub fn main(engine: impl FnOnce(usize) -> Arc<dyn Engine>) -> ExitCode {
+pub fn main(engine: fn(usize) -> Arc<dyn Engine>) -> ExitCode {
     // The process that parses documents is this program again; nothing of the node is in it.
     if std::env::args_os().nth(1).is_some_and(|first| first == PARSE_WORKER) {
         ingle_parse::worker::main();
     }
     let args = config::Args::parse();
-    ingle_daemon::run("ingle-node", "INGLE_NODE", &args.common, args.overrides(), |context| async move {
-        let context: ingle_daemon::Context<NodeConfig> = context;
+    ingle_daemon::run("ingle-node", "INGLE_NODE", &args.common, args.overrides(), |context| daemon(context, engine))
+}
+
+fn daemon(
+    context: Context<NodeConfig>,
+    engine: fn(usize) -> Arc<dyn Engine>,
+) -> BoxFuture<'static, Result<(), BoxError>> {
+    Box::pin(async move {
         let deps = Deps {
             engine: engine(context.config.compute_threads()),
             metrics: context.metrics.clone(),
@@ -56,7 +64,8 @@ pub fn main(engine: impl FnOnce(usize) -> Arc<dyn Engine>) -> ExitCode {
             parser: "/proc/self/exe".into(),
             config: context.config.clone(),
         };
-        run(deps, context.shutdown.clone(), |addresses| context.announce(addresses)).await?;
+        let shutdown = context.shutdown.clone();
+        run(deps, shutdown, Box::new(move |addresses| context.announce(addresses))).await?;
         Ok(())
     })
 }

@@ -4,7 +4,7 @@
 //! - `file`, `place`: bytes and names on an export. `blob`: the state export.
 //! - `scan/`, `stage`, `publish/`, `ledger/`: what the coordinator and nodes ask for. `sweep`: what is left over.
 //! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and for whom.
-//! - `grpc/`, `register`: the wire. `app`: all of it put together; [`run`] is the whole daemon.
+//! - `grpc/`, `register`: the wire. `app`: all of it put together. `program`: the binary.
 
 pub mod admission;
 pub mod app;
@@ -22,6 +22,7 @@ pub mod metered;
 pub mod metrics;
 pub mod nfs_server;
 pub mod place;
+mod program;
 pub mod publish;
 pub mod register;
 pub mod scan;
@@ -29,21 +30,24 @@ pub mod stage;
 pub mod sweep;
 
 pub use config::Config;
+pub use program::main;
 
+use futures::future::BoxFuture;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::{BoxError, Shutdown, Tasks};
 use tokio::net::TcpListener;
 
-/// Runs a gateway on a listener until shutdown: what `main` and tests call.
+/// Runs a gateway on a listener until shutdown, for tests that have one in their own process.
 ///
 /// # Errors
 /// The state directory or certificates can't be used, or the listener broke.
-pub async fn run(
+pub fn run(
     listener: TcpListener,
     config: Config,
     metrics: &Metrics,
     tasks: Tasks,
     shutdown: Shutdown,
-) -> Result<(), BoxError> {
-    app::Gateway::new(config, metrics, tasks)?.serve(listener, shutdown).await
+) -> BoxFuture<'static, Result<(), BoxError>> {
+    let gateway = app::Gateway::new(config, metrics, tasks);
+    Box::pin(async move { gateway?.serve(listener, shutdown).await })
 }

@@ -224,10 +224,7 @@ fn coordinator_at(listener: TcpListener, address: SocketAddr, home: &Path, etcd:
         membership: None,
     };
     let stop = shutdown.clone();
-    let work = async move {
-        // Boxed: it holds everything there is.
-        Box::pin(ingle_coordinator::run(deps, stop, |_| Ok(()))).await.map_err(BoxError::from)
-    };
+    let work = async move { ingle_coordinator::run(deps, stop, Box::new(|_| Ok(()))).await.map_err(BoxError::from) };
     Daemon::start("coordinator", shutdown, None, work)
 }
 
@@ -293,7 +290,7 @@ impl Node {
             parser: crate::process::binary("ingle-test-node"),
         };
         let stop = shutdown.clone();
-        let work = async move { ingle_node_agent::run(deps, stop, |_| Ok(())).await.map_err(BoxError::from) };
+        let work = async move { ingle_node_agent::run(deps, stop, Box::new(|_| Ok(()))).await.map_err(BoxError::from) };
         Self { daemon: Daemon::start(name, shutdown, None, work), metrics, address }
     }
 

@@ -1,5 +1,6 @@
 //! A whole coordinator in process: starts on what is there, serves, ends, starts again.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use ingle_membership::GatewayRecord;
@@ -32,7 +33,7 @@ async fn start(directory: &Path) -> Running {
         told.send(addresses["grpc"]).expect("the test waits for it");
         Ok(())
     };
-    let task = tokio::spawn(run(deps, stop.clone(), serving));
+    let task = tokio::spawn(run(deps, stop.clone(), Box::new(serving)));
     Running { address: address.await.unwrap(), stop, task }
 }
 
@@ -75,7 +76,7 @@ async fn it_starts_serves_ends_and_starts_again() {
         listener: grpc::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap(),
         membership: None,
     };
-    let refused = run(deps, Shutdown::new(), |_| panic!("two on one store")).await;
+    let refused = run(deps, Shutdown::new(), Box::new(|_| panic!("two on one store"))).await;
     assert!(matches!(&refused, Err(RunError::Store(crate::store::StoreError::InUse { .. }))), "{refused:?}");
 
     first.end().await;

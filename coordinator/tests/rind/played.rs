@@ -391,7 +391,7 @@ impl Coordinator {
                 told.send(addresses["grpc"]).expect("the test waits for it");
                 Ok(())
             };
-            let outcome = Box::pin(run(deps, shutdown, serving)).await;
+            let outcome = run(deps, shutdown, Box::new(serving)).await;
             let _ = end.send(outcome.map_err(|error| error.to_string()));
             Ok::<(), BoxError>(())
         });

@@ -86,7 +86,7 @@ impl Node {
             membership: None,
             parser: "/nowhere/a-program-that-parses".into(),
         };
-        let running = tokio::spawn(run(deps, shutdown.clone(), |_| Ok(())));
+        let running = tokio::spawn(run(deps, shutdown.clone(), Box::new(|_| Ok(()))));
         Self { gateway, work, beat, dir, shutdown, running }
     }
 

@@ -78,7 +78,7 @@ impl Options {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().suite {
         Suite::Main(options) => {
-            // Candle's quantised products size their own pool from the environment, once per process and before any
+            // Candle sizes its own pool from the environment, once per process and before any
             // thread: so this program starts itself again with it set.
             let name = "CANDLE_NUM_THREADS";
             let wanted = options.threads().to_string();

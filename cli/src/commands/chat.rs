@@ -45,11 +45,12 @@ pub(crate) struct ChatArgs {
     /// What the model is told first. @FILE reads a file
     #[arg(long, value_name = "TEXT|@FILE")]
     system: Option<String>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Say after each answer how fast it was
     #[arg(long)]
     stats: bool,
+    // Last: what follows would come below its heading.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 pub(crate) async fn run(client: &Client, args: ChatArgs) -> Result<(), Failure> {

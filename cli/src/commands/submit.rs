@@ -52,49 +52,50 @@ pub(crate) struct SubmitArgs {
     /// Directory for the results, as nas://EXPORT/path; made if absent
     #[arg(long, value_name = "NAS-URL")]
     output: String,
+    /// Show progress until the job ends; exit with 1 if any document failed
+    #[arg(long)]
+    wait: bool,
     /// Name of a model; needed only where several would do
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     model: String,
-    /// generate: what to ask of each document: a template that sees document, path and name. @FILE reads a file
-    /// [default: a summary in a few sentences: "Summarise the following document in a few sentences." and the document]
-    #[arg(long, value_name = "TEMPLATE|@FILE")]
-    prompt: Option<String>,
-    /// generate: what the model is told first. @FILE reads a file
-    #[arg(long, value_name = "TEXT|@FILE")]
-    system: Option<String>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
+    /// Leave out files and directories of this name at any depth, or, with a / in it, of this path below INPUT; a glob;
+    /// may be given up to 64 times. Results of earlier jobs stay
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// embed, generate: where an OCR job over the same INPUT put its results: documents without text are read there
+    #[arg(long, value_name = "NAS-URL")]
+    text_from: Option<String>,
+    /// Do documents again that have not changed
+    #[arg(long)]
+    force: bool,
+    /// Interactive work goes before batch work
+    #[arg(long, value_enum, default_value = "batch")]
+    priority: Priority,
+    /// Cancel the job if it is not done by then, e.g. 8h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    deadline: Option<Duration>,
+    /// A label to find the job by; may be given up to 32 times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// The same key and job again answers with the first job instead of a second one
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// embed: longest passage that becomes one vector, in tokens (at least 16) [default: the model's limit]
     #[arg(long, allow_negative_numbers = true, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=1_000_000), help_heading = "Passages")]
     passage_tokens: Option<u32>,
     /// embed: how much a passage shares with the one before, in tokens [default: an eighth of a passage]
     #[arg(long, allow_negative_numbers = true, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(0..=500_000), help_heading = "Passages")]
     overlap_tokens: Option<u32>,
-    /// embed, generate: where an OCR job over the same INPUT put its results: documents without text are read there
-    #[arg(long, value_name = "NAS-URL")]
-    text_from: Option<String>,
-    /// Leave out files and directories of this name at any depth, or, with a / in it, of this path below INPUT; a glob;
-    /// may be given up to 64 times. Results of earlier jobs stay
-    #[arg(long, value_name = "GLOB")]
-    exclude: Vec<String>,
-    /// Interactive work goes before batch work
-    #[arg(long, value_enum, default_value = "batch")]
-    priority: Priority,
-    /// The same key and job again answers with the first job instead of a second one
-    #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
-    /// Do documents again that have not changed
-    #[arg(long)]
-    force: bool,
-    /// A label to find the job by; may be given up to 32 times
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
-    label: Vec<(String, String)>,
-    /// Cancel the job if it is not done by then, e.g. 8h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    deadline: Option<Duration>,
-    /// Show progress until the job ends; exit with 1 if any document failed
-    #[arg(long)]
-    wait: bool,
+    /// generate: what to ask of each document: a template that sees document, path and name. @FILE reads a file
+    /// [default: a summary in a few sentences: "Summarise the following document in a few sentences." and the document]
+    #[arg(long, value_name = "TEMPLATE|@FILE", help_heading = "Prompt")]
+    prompt: Option<String>,
+    /// generate: what the model is told first. @FILE reads a file
+    #[arg(long, value_name = "TEXT|@FILE", help_heading = "Prompt")]
+    system: Option<String>,
+    // Last: what follows would come below its heading.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// A job's kind as it is typed.

@@ -1,7 +1,7 @@
 //! The only crate that compiles candle: opens model folders and runs them behind the seam of `ingle-engine`.
 //!
-//! Threads. Our own loops and candle's matrix products run in one rayon pool of [`CandleEngine::new`]'s size. Candle's quantised
-//! products use a pool of their own, which is made at the first use in the process and takes its size from the environment
+//! Threads. Our own loops and candle's matrix products run in one rayon pool of [`CandleEngine::new`]'s size. What candle does with
+//! each value of large tensors uses a pool of its own, which is made at the first use in the process and takes its size from the environment
 //! alone: set `CANDLE_NUM_THREADS` (else `RAYON_NUM_THREADS`, else the physical cores count) before the process starts to bound it.
 
 mod embed;

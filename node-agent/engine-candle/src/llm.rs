@@ -14,6 +14,7 @@ mod reference;
 mod sample;
 mod sequence;
 mod spec;
+mod team;
 mod template;
 mod vocabulary;
 

@@ -10,13 +10,12 @@ use rayon::prelude::*;
 use super::kernels::{Dots, Multiply, SUMMED};
 use super::kinds;
 use super::packed::{Form, GROUP, Packed, side_by_side};
+use super::team::Member;
 use crate::floats::Floats;
 use crate::weights::gguf::TensorPlace;
 
 /// Groups that a thread takes at a time.
 const GROUPS: usize = 3;
-/// Weights below which one thread multiplies a vector sooner than a second one wakes up.
-const ALONE: usize = 1 << 20;
 
 /// A matrix of `rows` × `columns`, or several below each other with equal columns.
 #[derive(Debug)]
@@ -30,6 +29,12 @@ pub(super) struct Matrix {
 struct Part {
     rows: usize,
     weights: Packed,
+}
+
+impl Part {
+    fn dots(&self, first: usize, x: &Input<'_>, out: &mut [f32]) {
+        pulp::Arch::new().dispatch(Dots { weights: &self.weights, first, x: x.values, sums: &x.sums, out });
+    }
 }
 
 /// Bytes that a tensor takes here.
@@ -114,24 +119,35 @@ impl Matrix {
         self.rows
     }
 
-    /// `out[r] = Σ_c w[r, c] · x[c]`, on all threads of the pool if there is enough to do.
-    pub(super) fn times_vector(&self, x: &Input<'_>, mut out: &mut [f32]) {
+    /// `out[r] = Σ_c w[r, c] · x[c]`, on all threads of the pool.
+    pub(super) fn times_vector(&self, x: &[f32], mut out: &mut [f32]) {
+        let x = Input::new(x);
         for part in &self.parts {
             let (own, rest) = out.split_at_mut(part.rows);
-            let dots = |first, out| {
-                pulp::Arch::new().dispatch(Dots { weights: &part.weights, first, x: x.values, sums: &x.sums, out });
-            };
-            if part.rows * self.columns < ALONE {
-                dots(0, own);
-            } else {
-                own.par_chunks_mut(GROUPS * GROUP).enumerate().for_each(|(chunk, out)| dots(chunk * GROUPS, out));
-            }
+            own.par_chunks_mut(GROUPS * GROUP).enumerate().for_each(|(at, out)| part.dots(at * GROUPS, &x, out));
             out = rest;
         }
     }
 
+    /// A thread's share of the same: `tell` gets rows, and the number of the first of them.
+    pub(super) fn share(&self, member: &Member<'_>, x: &Input<'_>, mut tell: impl FnMut(usize, &[f32])) {
+        thread_local!(static OWN: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+        let mut above = 0;
+        for part in &self.parts {
+            let groups = member.share(part.rows.div_ceil(GROUP));
+            let rows = groups.start * GROUP..part.rows.min(groups.end * GROUP);
+            OWN.with_borrow_mut(|own| {
+                own.resize(rows.len(), 0.0);
+                part.dots(groups.start, x, own);
+                tell(above + rows.start, own);
+            });
+            above += part.rows;
+        }
+    }
+
     /// `out[t, r] = Σ_c w[r, c] · x[t, c]` for `tokens` rows of `x`; `out` is row by row, `apart` a buffer to be used again.
-    pub(super) fn times(&self, x: &[f32], tokens: usize, apart: &mut Vec<f32>, out: &mut [f32]) {
+    pub(super) fn times(&self, x: &[f32], tokens: usize, apart: &mut Vec<f32>, out: &mut Vec<f32>) {
+        out.resize(tokens * self.rows, 0.0);
         thread_local!(static TILE: RefCell<Floats> = RefCell::default());
         let columns = self.columns;
         // Each group's result lies apart, [tokens, 16]: no two threads write near each other.
@@ -237,11 +253,11 @@ mod tests {
                 let (held, ours) = ([held, more].concat(), Matrix::stack([ours, lower]));
                 let rows = rows + 3;
                 let x = values(tokens * COLUMNS, 77);
-                let (mut apart, mut all) = (Vec::new(), vec![0.0; tokens * rows]);
+                let (mut apart, mut all) = (Vec::new(), Vec::new());
                 ours.times(&x, tokens, &mut apart, &mut all);
                 for (token, x) in x.chunks_exact(COLUMNS).enumerate() {
                     let mut one = vec![0.0; rows];
-                    ours.times_vector(&Input::new(x), &mut one);
+                    ours.times_vector(x, &mut one);
                     for row in 0..rows {
                         let weights = &held[row * COLUMNS..][..COLUMNS];
                         let expected: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();

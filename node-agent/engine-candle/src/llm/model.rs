@@ -11,6 +11,7 @@ use super::decoder::Decoder;
 use super::network::Network;
 use super::sequence::{Sequence, Unit};
 use super::spec::Spec;
+use super::team;
 use super::template::Template;
 use super::vocabulary::Vocabulary;
 use crate::weights::gguf::Header;
@@ -111,10 +112,11 @@ impl Model for LanguageModel {
         let (_, sequence) = self.joined.iter_mut().find(|(other, _)| *other == id).expect("who has turns has joined");
         let (vocabulary, context) = (&self.vocabulary, self.spec.context);
         let begun = Instant::now();
-        // A token ends the turn: it should leave at once, and others wait for theirs.
+        let turn = team::turn();
+        // A token ends the step: it should leave at once, and others wait for theirs.
         let outcome = self.pool.install(|| {
             loop {
-                match sequence.unit(id, vocabulary, context, out) {
+                match sequence.unit(&turn, id, vocabulary, context, out) {
                     Ok(Unit::Read) if begun.elapsed() < STEP_TARGET => {}
                     other => return other,
                 }

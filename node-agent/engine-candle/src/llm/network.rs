@@ -1,15 +1,20 @@
 //! The llama network over packed matrices: root-mean-square norms, rotary positions, grouped-query attention with a causal mask,
 //! a gated feed-forward part (Touvron et al. 2023, arXiv:2302.13971; GGUF's pairing of rotated values).
 
+mod token;
+
 use std::cell::RefCell;
+use std::sync::{PoisonError, RwLock};
 
 use ingle_engine::EngineError;
 use rayon::prelude::*;
 
+use self::token::Told;
 use super::attention::Look;
 use super::attention::dot;
-use super::matrix::{Input, Matrix};
+use super::matrix::Matrix;
 use super::spec::Spec;
+use super::team::Turn;
 use crate::embed::math::exp;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::Header;
@@ -42,12 +47,20 @@ pub(super) struct Network {
     turns: Vec<(f32, f32)>,
 }
 
-/// Keys and values of one sequence, position by position, one vector per layer.
+/// Keys and values of one sequence by layer.
 #[derive(Default)]
 pub(super) struct Cache {
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
+    layers: Vec<RwLock<Seen>>,
     length: usize,
+    /// From the first single token on.
+    told: Option<Told>,
+}
+
+/// Keys and values of one layer, position by position.
+#[derive(Default)]
+struct Seen {
+    keys: Vec<f32>,
+    values: Vec<f32>,
 }
 
 /// Buffers of one pass, used again by the next.
@@ -130,8 +143,12 @@ impl Network {
     }
 
     /// Appends tokens to a sequence; logits of what follows the last one, if they are `wanted`. The caller keeps within the context and the
-    /// vocabulary.
-    pub(super) fn feed(&self, ids: &[u32], wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
+    /// vocabulary. One token takes the path that reads packed weights once; so does every replay of it on another node.
+    pub(super) fn feed(&self, turn: &Turn, ids: &[u32], wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
+        cache.layers.resize_with(self.layers.len(), RwLock::default);
+        if let [id] = ids {
+            return self.token(turn, *id, wanted, cache);
+        }
         thread_local!(static BUFFERS: RefCell<Buffers> = RefCell::default());
         BUFFERS.with_borrow_mut(|buffers| {
             self.pass(ids, cache, buffers);
@@ -141,23 +158,26 @@ impl Network {
 
     fn pass(&self, ids: &[u32], cache: &mut Cache, buffers: &mut Buffers) {
         let (tokens, width) = (ids.len(), self.spec.width);
-        cache.keys.resize(self.layers.len(), Vec::new());
-        cache.values.resize(self.layers.len(), Vec::new());
         let Buffers { x, normed, qkv, mixed, added, gate_up, gated, apart } = buffers;
         x.resize(tokens * width, 0.0);
         for (id, row) in ids.iter().zip(x.chunks_exact_mut(width)) {
             self.table.row(*id as usize, row);
         }
-        for (number, layer) in self.layers.iter().enumerate() {
+        for (layer, seen) in self.layers.iter().zip(&mut cache.layers) {
+            let seen = seen.get_mut().unwrap_or_else(PoisonError::into_inner);
             self.norm(x, &layer.attention_norm, normed);
-            product(&layer.qkv, normed, tokens, apart, qkv);
-            self.attend(qkv, tokens, cache, number, mixed);
-            product(&layer.attention_out, mixed, tokens, apart, added);
+            layer.qkv.times(normed, tokens, apart, qkv);
+            for (position, row) in (cache.length..).zip(qkv.chunks_exact_mut(layer.qkv.rows())) {
+                self.turn(position, row);
+                seen.append(self.kept(row));
+            }
+            self.attend(qkv, cache.length, seen, mixed);
+            layer.attention_out.times(mixed, tokens, apart, added);
             add(x, added);
             self.norm(x, &layer.inner_norm, normed);
-            product(&layer.gate_up, normed, tokens, apart, gate_up);
+            layer.gate_up.times(normed, tokens, apart, gate_up);
             gate(gate_up, self.spec.inner, gated);
-            product(&layer.down, gated, tokens, apart, added);
+            layer.down.times(gated, tokens, apart, added);
             add(x, added);
         }
         cache.length += tokens;
@@ -169,7 +189,7 @@ impl Network {
         self.norm(&x[(tokens - 1) * self.spec.width..], &self.norm, normed);
         let output = self.output.as_ref().unwrap_or(&self.table);
         let mut logits = vec![0.0; output.rows()];
-        output.times_vector(&Input::new(normed), &mut logits);
+        output.times_vector(normed, &mut logits);
         logits
     }
 
@@ -178,37 +198,34 @@ impl Network {
         pulp::Arch::new().dispatch(Norm { x, weight, epsilon: self.spec.epsilon, out });
     }
 
-    /// Turns queries and keys by their positions, keeps keys and values, and mixes the values that each token looks at.
-    fn attend(&self, qkv: &mut [f32], tokens: usize, cache: &mut Cache, layer: usize, out: &mut Vec<f32>) {
+    /// Turns a row's queries and keys by its position.
+    fn turn(&self, position: usize, row: &mut [f32]) {
         let Spec { heads, kv_heads, head_size, .. } = self.spec;
-        let (width, kv) = (heads * head_size, kv_heads * head_size);
-        let stride = width + 2 * kv;
-        let before = cache.length;
         let pairs = head_size / 2;
-        for (token, row) in qkv.chunks_exact_mut(stride).enumerate() {
-            let turns = &self.turns[(before + token) * pairs..][..pairs];
-            for head in row[..width + kv].chunks_exact_mut(head_size) {
-                for (pair, (cosine, sine)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-                    *pair = [pair[0] * cosine - pair[1] * sine, pair[0] * sine + pair[1] * cosine];
-                }
+        let turns = &self.turns[position * pairs..][..pairs];
+        for head in row[..(heads + kv_heads) * head_size].chunks_exact_mut(head_size) {
+            for (pair, (cosine, sine)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                *pair = [pair[0] * cosine - pair[1] * sine, pair[0] * sine + pair[1] * cosine];
             }
-            cache.keys[layer].extend_from_slice(&row[width..width + kv]);
-            cache.values[layer].extend_from_slice(&row[width + kv..]);
         }
-        thread_local!(static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
-        let (keys, values, qkv) = (&cache.keys[layer], &cache.values[layer], &*qkv);
-        let scale = 1.0 / (head_size as f32).sqrt();
+    }
+
+    /// A row's keys and values.
+    fn kept<'a>(&self, row: &'a [f32]) -> (&'a [f32], &'a [f32]) {
+        row[self.spec.heads * self.spec.head_size..].split_at(self.spec.kv_heads * self.spec.head_size)
+    }
+
+    /// Mixes the values that each token looks at. `before` tokens came before the first row.
+    fn attend(&self, qkv: &[f32], before: usize, seen: &Seen, out: &mut Vec<f32>) {
+        let Spec { heads, kv_heads, head_size, .. } = self.spec;
+        let width = heads * head_size;
+        let stride = width + 2 * kv_heads * head_size;
+        let tokens = qkv.len() / stride;
         out.resize(tokens * width, 0.0);
         let look = |(index, out): (usize, &mut [f32])| {
             let (token, head) = (index / heads, index % heads);
-            let query = &qkv[token * stride + head * head_size..][..head_size];
-            let place = head / (heads / kv_heads) * head_size;
             // A token sees itself and what came before it.
-            let seen = before + token + 1;
-            SCORES.with_borrow_mut(|scores| {
-                let (keys, values) = (&keys[..seen * kv], &values[..seen * kv]);
-                pulp::Arch::new().dispatch(Look { query, keys, values, kv, place, scale, scores, out });
-            });
+            self.look(head, &qkv[token * stride..][..width], before + token + 1, seen, out);
         };
         if tokens * width * (before + tokens) < ALONE {
             out.chunks_mut(head_size).enumerate().for_each(look);
@@ -216,15 +233,26 @@ impl Network {
             out.par_chunks_mut(head_size).enumerate().for_each(look);
         }
     }
+
+    /// One head of a token that sees so many positions.
+    fn look(&self, head: usize, queries: &[f32], positions: usize, seen: &Seen, out: &mut [f32]) {
+        thread_local!(static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+        let Spec { heads, kv_heads, head_size, .. } = self.spec;
+        let kv = kv_heads * head_size;
+        let query = &queries[head * head_size..][..head_size];
+        let place = head / (heads / kv_heads) * head_size;
+        let scale = 1.0 / (head_size as f32).sqrt();
+        let (keys, values) = (&seen.keys[..positions * kv], &seen.values[..positions * kv]);
+        SCORES.with_borrow_mut(|scores| {
+            pulp::Arch::new().dispatch(Look { query, keys, values, kv, place, scale, scores, out });
+        });
+    }
 }
 
-/// One token takes the path that reads packed weights once; so does every replay of it on another node.
-fn product(matrix: &Matrix, x: &[f32], tokens: usize, apart: &mut Vec<f32>, out: &mut Vec<f32>) {
-    out.resize(tokens * matrix.rows(), 0.0);
-    if tokens == 1 {
-        matrix.times_vector(&Input::new(x), out);
-    } else {
-        matrix.times(x, tokens, apart, out);
+impl Seen {
+    fn append(&mut self, (keys, values): (&[f32], &[f32])) {
+        self.keys.extend_from_slice(keys);
+        self.values.extend_from_slice(values);
     }
 }
 

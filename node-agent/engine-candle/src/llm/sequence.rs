@@ -8,6 +8,7 @@ use ingle_engine::{
 
 use super::decoder::Decoder;
 use super::sample::{self, History};
+use super::team::Turn;
 use super::vocabulary::{Vocabulary, too_long};
 
 /// Prompt tokens per chunk. Fixed: a stream that moves to another node must be fed with the same boundaries, for products of
@@ -95,6 +96,7 @@ impl Sequence {
     /// A chunk of the prompt, a token of a resumed past, or a new token.
     pub(crate) fn unit(
         &mut self,
+        turn: &Turn,
         id: RequestId,
         vocabulary: &Vocabulary,
         context: usize,
@@ -109,7 +111,7 @@ impl Sequence {
             // The unit that reads the last of what was given makes the first token too; its time is reading.
             let given = self.prompt.len() + self.resumed;
             let reading = self.decoder.length() < given;
-            let logits = self.feed_next()?;
+            let logits = self.feed_next(turn)?;
             let said = match logits {
                 None => Unit::Read,
                 Some(logits) => self.say(id, logits, vocabulary, context, out)?,
@@ -125,7 +127,7 @@ impl Sequence {
     }
 
     /// Feeds what comes next; logits once everything known has been fed.
-    fn feed_next(&mut self) -> Result<Option<Vec<f32>>, EngineError> {
+    fn feed_next(&mut self, turn: &Turn) -> Result<Option<Vec<f32>>, EngineError> {
         let fed = self.decoder.length();
         let ids = if fed < self.prompt.len() {
             &self.prompt[fed..self.prompt.len().min(fed + CHUNK_TOKENS)]
@@ -134,7 +136,7 @@ impl Sequence {
             &self.emitted[fed - self.prompt.len()..][..1]
         };
         let last = fed + ids.len() == self.prompt.len() + self.emitted.len();
-        self.decoder.feed(ids, last)
+        self.decoder.feed(turn, ids, last)
     }
 
     fn say(

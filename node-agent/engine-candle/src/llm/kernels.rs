@@ -240,10 +240,11 @@ fn brains(values: &[u16; GROUP]) -> Lanes {
     wide
 }
 
-/// `out[t, row] = Σ_c weights[row, c] · x[t, c]` for one group: [tokens, 16]. `tile` is a buffer to be used again.
+/// `out[g, t, row] = Σ_c weights[row, c] · x[t, c]` for the groups from `first` on that `out` has room for: [groups, tokens, 16].
+/// `tile` is a buffer to be used again.
 pub(super) struct Multiply<'a> {
     pub(super) weights: &'a Packed,
-    pub(super) group: usize,
+    pub(super) first: usize,
     pub(super) x: &'a [f32],
     pub(super) columns: usize,
     pub(super) tile: &'a mut Floats,
@@ -255,15 +256,16 @@ impl pulp::WithSimd for Multiply<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // As many tokens at once as there are registers for their sums, and some to spare.
+        // As many sums at once as there are registers for them, and some to spare. Several groups at a time, where they fit: a token's
+        // value that was fetched then serves all of them.
         if const { S::F32_LANES == 16 } {
-            self.run::<S, 16, 1>(simd);
+            self.run::<S, 8, 3, 1>(simd);
         } else if const { S::F32_LANES == 8 } {
-            self.run::<S, 6, 2>(simd);
+            self.run::<S, 6, 1, 2>(simd);
         } else if const { S::F32_LANES == 4 } {
-            self.run::<S, 6, 4>(simd);
+            self.run::<S, 6, 1, 4>(simd);
         } else if const { S::F32_LANES == 1 } {
-            self.run::<S, 1, 16>(simd);
+            self.run::<S, 1, 1, 16>(simd);
         } else {
             unreachable!("registers hold 1, 4, 8 or 16 floats");
         }
@@ -271,103 +273,131 @@ impl pulp::WithSimd for Multiply<'_> {
 }
 
 impl Multiply<'_> {
-    /// `M` tokens at a time, `V` registers for a group.
+    /// `M` tokens and `G` groups at a time, `V` registers for a group. Several groups have one register each.
     #[inline(always)]
-    fn run<S: Simd, const M: usize, const V: usize>(self, simd: S) {
-        let Self { weights, group, x, columns, tile, out } = self;
-        let begin = group * GROUP * columns;
-        let unpacked = match weights {
-            Packed::Floats(values) => &values[begin..][..GROUP * columns],
-            _ => {
-                tile.resize(GROUP * columns);
-                unpack::<S, V>(simd, weights, begin, tile.as_chunks_mut::<GROUP>().0);
-                &**tile
+    fn run<S: Simd, const M: usize, const G: usize, const V: usize>(mut self, simd: S) {
+        const { assert!(G == 1 || V == 1) };
+        let size = GROUP * (self.x.len() / self.columns);
+        while self.out.len() >= G * size {
+            let (out, rest) = std::mem::take(&mut self.out).split_at_mut(G * size);
+            if const { G == 1 } {
+                self.groups::<S, M, V, V>(simd, out);
+            } else {
+                self.groups::<S, M, G, V>(simd, out);
             }
-        };
-        let weights = S::as_simd_f32s(unpacked).0.as_chunks::<V>().0;
-        let tokens = x.len() / columns;
+            (self.first, self.out) = (self.first + G, rest);
+        }
+        let left = std::mem::take(&mut self.out);
+        for out in left.chunks_exact_mut(size) {
+            self.groups::<S, M, V, V>(simd, out);
+            self.first += 1;
+        }
+    }
+
+    /// So many groups that `R` registers hold one column of all of them.
+    #[inline(always)]
+    fn groups<S: Simd, const M: usize, const R: usize, const V: usize>(&mut self, simd: S, out: &mut [f32]) {
+        let (columns, groups) = (self.columns, R / V);
+        self.tile.resize(groups * GROUP * columns);
+        for group in 0..groups {
+            let begin = (self.first + group) * GROUP * columns;
+            unpack::<S, V>(simd, self.weights, begin, self.tile.as_chunks_mut::<GROUP>().0, group, groups);
+        }
+        let weights = S::as_simd_f32s(&**self.tile).0.as_chunks::<R>().0;
+        let tokens = self.x.len() / columns;
         let mut token = 0;
         while token < tokens {
             if tokens >= M {
                 // The last block is moved up to end with the tokens, and does some again.
                 let begin = token.min(tokens - M);
-                block::<S, M, V>(simd, weights, &x[begin * columns..], columns, &mut out[begin * GROUP..]);
+                block::<S, M, R, V>(simd, weights, &self.x[begin * columns..], columns, begin, tokens, out);
                 token = begin + M;
             } else {
-                block::<S, 1, V>(simd, weights, &x[token * columns..], columns, &mut out[token * GROUP..]);
+                block::<S, 1, R, V>(simd, weights, &self.x[token * columns..], columns, token, tokens, out);
                 token += 1;
             }
         }
     }
 }
 
+/// `M` tokens, the first of which has the number `token` among all `tokens`.
 #[inline(always)]
-fn block<S: Simd, const M: usize, const V: usize>(
+fn block<S: Simd, const M: usize, const R: usize, const V: usize>(
     simd: S,
-    weights: &[[S::f32s; V]],
+    weights: &[[S::f32s; R]],
     x: &[f32],
     columns: usize,
+    token: usize,
+    tokens: usize,
     out: &mut [f32],
 ) {
     let mut rows: [&[f32]; M] = [&[]; M];
     for (m, row) in rows.iter_mut().enumerate() {
         *row = &x[m * columns..][..columns];
     }
-    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let mut sums = [[simd.splat_f32s(0.0); R]; M];
     panel::add(simd, rows, weights, &mut sums);
-    let (out, _) = S::as_mut_simd_f32s(&mut out[..M * GROUP]);
-    for (out, sums) in out.as_chunks_mut::<V>().0.iter_mut().zip(&sums) {
-        *out = *sums;
+    let (out, _) = S::as_mut_simd_f32s(out);
+    for (m, sums) in sums.iter().enumerate() {
+        for (group, sums) in sums.as_chunks::<V>().0.iter().enumerate() {
+            out[(group * tokens + token + m) * V..][..V].copy_from_slice(sums);
+        }
     }
 }
 
-/// Weights from `begin` on as floats, [column][row].
+/// Weights from `begin` on as floats, [column][group][row], for one `group` of so many.
 #[inline(always)]
-fn unpack<S: Simd, const V: usize>(simd: S, weights: &Packed, begin: usize, out: &mut [Lanes]) {
+fn unpack<S: Simd, const V: usize>(
+    simd: S,
+    weights: &Packed,
+    begin: usize,
+    tile: &mut [Lanes],
+    group: usize,
+    groups: usize,
+) {
+    let columns = tile.iter_mut().skip(group).step_by(groups);
     match weights {
-        Packed::Floats(_) => {}
+        Packed::Floats(values) => {
+            columns.zip(values[begin..].as_chunks::<GROUP>().0).for_each(|(out, values)| *out = *values);
+        }
         Packed::Half(values) => {
-            for (out, values) in out.iter_mut().zip(values[begin..].as_chunks::<GROUP>().0) {
-                *out = halves(values);
-            }
+            columns.zip(values[begin..].as_chunks::<GROUP>().0).for_each(|(out, values)| *out = halves(values));
         }
         Packed::Brain(values) => {
-            for (out, values) in out.iter_mut().zip(values[begin..].as_chunks::<GROUP>().0) {
-                *out = brains(values);
-            }
+            columns.zip(values[begin..].as_chunks::<GROUP>().0).for_each(|(out, values)| *out = brains(values));
         }
         Packed::Quants { quants, bytes, scales, leasts } => {
             let runs = Runs::of(*quants, bytes, scales, leasts, begin);
+            let tile = &mut tile[group..];
             match (quants.wide, quants.run) {
-                (false, 32) => unpack_four::<S, V, 16>(simd, runs, out),
-                (false, _) => unpack_four::<S, V, 8>(simd, runs, out),
-                (true, 32) => unpack_eight::<S, V, 32>(simd, runs, out),
-                (true, _) => unpack_eight::<S, V, 16>(simd, runs, out),
+                (false, 32) => unpack_four::<S, V, 16>(simd, runs, tile, groups),
+                (false, _) => unpack_four::<S, V, 8>(simd, runs, tile, groups),
+                (true, 32) => unpack_eight::<S, V, 32>(simd, runs, tile, groups),
+                (true, _) => unpack_eight::<S, V, 16>(simd, runs, tile, groups),
             }
         }
     }
 }
 
 #[inline(always)]
-fn unpack_four<S: Simd, const V: usize, const P: usize>(simd: S, runs: Runs<'_>, out: &mut [Lanes]) {
-    let out = out.as_chunks_mut::<2>().0.as_chunks_mut::<P>().0;
-    let parts = out.iter_mut().zip(runs.bytes.as_chunks::<P>().0).zip(runs.scales);
-    for (number, ((out, quants), scales)) in parts.enumerate() {
+fn unpack_four<S: Simd, const V: usize, const P: usize>(simd: S, runs: Runs<'_>, tile: &mut [Lanes], step: usize) {
+    let parts = runs.bytes.as_chunks::<P>().0.iter().zip(runs.scales).zip(tile.chunks_mut(2 * P * step));
+    for (number, ((quants, scales), tile)) in parts.enumerate() {
         let leasts = runs.leasts.get(number);
-        for ([even, odd], quants) in out.iter_mut().zip(quants) {
-            scaled::<S, V>(simd, scales, leasts, &low(quants), even);
-            scaled::<S, V>(simd, scales, leasts, &high(quants), odd);
+        for (pair, quants) in quants.iter().enumerate() {
+            scaled::<S, V>(simd, scales, leasts, &low(quants), &mut tile[2 * pair * step]);
+            scaled::<S, V>(simd, scales, leasts, &high(quants), &mut tile[(2 * pair + 1) * step]);
         }
     }
 }
 
 #[inline(always)]
-fn unpack_eight<S: Simd, const V: usize, const C: usize>(simd: S, runs: Runs<'_>, out: &mut [Lanes]) {
-    let parts = out.as_chunks_mut::<C>().0.iter_mut().zip(runs.bytes.as_chunks::<C>().0).zip(runs.scales);
-    for (number, ((out, quants), scales)) in parts.enumerate() {
+fn unpack_eight<S: Simd, const V: usize, const C: usize>(simd: S, runs: Runs<'_>, tile: &mut [Lanes], step: usize) {
+    let parts = runs.bytes.as_chunks::<C>().0.iter().zip(runs.scales).zip(tile.chunks_mut(C * step));
+    for (number, ((quants, scales), tile)) in parts.enumerate() {
         let leasts = runs.leasts.get(number);
-        for (out, quants) in out.iter_mut().zip(quants) {
-            scaled::<S, V>(simd, scales, leasts, &widened(quants), out);
+        for (column, quants) in quants.iter().enumerate() {
+            scaled::<S, V>(simd, scales, leasts, &widened(quants), &mut tile[column * step]);
         }
     }
 }
@@ -413,7 +443,7 @@ mod tests {
 
     fn check<S: Simd>(simd: S) {
         let x: Vec<f32> = (0..19 * COLUMNS).map(|at| ((at * 104_729) % 97) as f32 / 48.0 - 1.0).collect();
-        let rows = 2 * GROUP + 5;
+        let rows = 5 * GROUP + 5;
         for weights in forms(rows) {
             let expected = |row: usize, x: &[f32]| -> (f64, f64) {
                 let mut floats = [0.0; COLUMNS];
@@ -433,14 +463,17 @@ mod tests {
             simd.vectorize(Dots { weights: &weights, first: 1, x: one, sums: &sums, out: &mut out });
             out.iter().zip(GROUP..).for_each(|(found, row)| close(*found, expected(row, one), "dots"));
             // Fewer tokens than are taken at once, as many, and some over.
-            for tokens in [1, 5, 6, 7, 16, 19] {
-                let (x, mut tile) = (&x[..tokens * COLUMNS], Floats::default());
-                let mut out = vec![f32::NAN; tokens * GROUP];
-                let multiply =
-                    Multiply { weights: &weights, group: 1, x, columns: COLUMNS, tile: &mut tile, out: &mut out };
-                simd.vectorize(multiply);
-                for (x, out) in x.chunks_exact(COLUMNS).zip(out.as_chunks::<GROUP>().0) {
-                    out.iter().zip(GROUP..).for_each(|(found, row)| close(*found, expected(row, x), "multiply"));
+            for tokens in [1, 5, 6, 7, 8, 16, 19] {
+                for groups in 1..=rows.div_ceil(GROUP) - 1 {
+                    let (x, tile) = (&x[..tokens * COLUMNS], &mut Floats::default());
+                    let mut out = vec![f32::NAN; groups * tokens * GROUP];
+                    simd.vectorize(Multiply { weights: &weights, first: 1, x, columns: COLUMNS, tile, out: &mut out });
+                    for (group, out) in out.chunks_exact(tokens * GROUP).enumerate() {
+                        for (x, out) in x.chunks_exact(COLUMNS).zip(out.as_chunks::<GROUP>().0) {
+                            let rows = ((1 + group) * GROUP..).zip(out).take_while(|(row, _)| *row < rows);
+                            rows.for_each(|(row, found)| close(*found, expected(row, x), "multiply"));
+                        }
+                    }
                 }
             }
         }

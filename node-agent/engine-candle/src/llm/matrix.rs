@@ -156,9 +156,10 @@ impl Matrix {
         let mut left = &mut apart[..];
         for part in &self.parts {
             let (own, rest) = left.split_at_mut(part.rows.div_ceil(GROUP) * GROUP * tokens);
-            own.par_chunks_mut(GROUP * tokens).with_min_len(GROUPS).enumerate().for_each(|(group, out)| {
+            own.par_chunks_mut(GROUPS * GROUP * tokens).enumerate().for_each(|(at, out)| {
                 TILE.with_borrow_mut(|tile| {
-                    pulp::Arch::new().dispatch(Multiply { weights: &part.weights, group, x, columns, tile, out });
+                    let first = at * GROUPS;
+                    pulp::Arch::new().dispatch(Multiply { weights: &part.weights, first, x, columns, tile, out });
                 });
             });
             left = rest;

@@ -284,7 +284,6 @@ async fn items(client: &Client, args: &ItemsArgs) -> Result<(), Failure> {
             incomplete: args.incomplete,
         };
         let page = client.call(service.list_items(client.request(request))).await?;
-        let empty = page.items.is_empty();
         listed += page.items.len() as u64;
         for item in &page.items {
             if out.json {
@@ -294,7 +293,8 @@ async fn items(client: &Client, args: &ItemsArgs) -> Result<(), Failure> {
             }
         }
         page_token = page.next_page_token;
-        let last = empty || page_token.is_empty() || listed >= limit;
+        // A page may be empty and not the last: the documents asked for lie further on.
+        let last = page_token.is_empty() || listed >= limit;
         if !out.json && !rows.is_empty() && (last || rows.len() >= PAGE as usize) {
             out.table(
                 &["DOCUMENT", "OUTCOME", "SIZE", "TOKENS", "PASSAGES", "PAGES", "CODE", "REASON"],

@@ -181,14 +181,24 @@ async fn items(
     incomplete: bool,
 ) -> Result<Vec<v1::Item>, Failure> {
     let mut jobs = client.jobs().await?;
-    let request = v1::ListItemsRequest {
-        job_id: job_id.into(),
-        page_size: LISTED_MAX,
-        page_token: String::new(),
-        outcomes: outcomes.iter().map(|o| i32::from(*o)).collect(),
-        incomplete,
-    };
-    Ok(client.call(jobs.list_items(client.request(request))).await?.items)
+    let (mut found, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListItemsRequest {
+            job_id: job_id.into(),
+            page_size: LISTED_MAX,
+            page_token,
+            outcomes: outcomes.iter().map(|o| i32::from(*o)).collect(),
+            incomplete,
+        };
+        let page = client.call(jobs.list_items(client.request(request))).await?;
+        found.extend(page.items);
+        page_token = page.next_page_token;
+        // A page may be short, and empty, and still not the last.
+        if page_token.is_empty() || found.len() >= LISTED_MAX as usize {
+            found.truncate(LISTED_MAX as usize);
+            return Ok(found);
+        }
+    }
 }
 
 fn summary(out: Out, job: &v1::Job, problems: &[v1::Item], incomplete: &[v1::Item]) -> Result<(), Failure> {

@@ -187,12 +187,18 @@ async fn items_are_listed_page_by_page() {
         outcome: ItemOutcome::Published.into(),
         ..Default::default()
     };
-    let script = Script { items: (0..2345).map(item).collect(), ..Script::default() };
+    let mut items: Vec<v1::Item> = (0..2345).map(item).collect();
+    items[2300].code = "DOCUMENT_MALFORMED".into();
+    let script = Script { items, ..Script::default() };
     let coordinator = Coordinator::start(script).await;
     let output = coordinator.ingle(&["jobs", "items", "j-1", "--all", "--json"]).await;
     let names: Vec<String> =
         stdout(&output).lines().map(|l| json(l)["name"].as_str().expect("a name").to_owned()).collect();
     assert_eq!(names, (0..2345).map(|i| i.to_string()).collect::<Vec<_>>());
+    // Those asked for lie far behind: the pages before are empty.
+    let output = coordinator.ingle(&["jobs", "items", "j-1", "--incomplete", "--json"]).await;
+    let names: Vec<String> = stdout(&output).lines().map(|l| json(l)["name"].to_string()).collect();
+    assert_eq!(names, ["\"2300\""]);
     let output = coordinator.ingle(&["jobs", "items", "j-1", "--limit", "5"]).await;
     assert_eq!(stdout(&output).lines().count(), 7, "headings, five, and that there is more: {}", stdout(&output));
 }

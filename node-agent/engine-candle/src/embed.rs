@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use ingle_engine::{EngineError, LoadOptions, Model, ModelCard};
 
+use crate::pool::Pool;
+
 /// `model_type` of config.json.
 ///
 /// # Errors
@@ -37,13 +39,13 @@ pub(crate) fn inspect(dir: &Path) -> Result<ModelCard, EngineError> {
 ///
 /// # Errors
 /// As [`inspect`], and [`EngineError::Memory`].
-pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError> {
+pub(crate) fn load(options: &LoadOptions, pool: Arc<Pool>) -> Result<Box<dyn Model>, EngineError> {
     let settings = settings::Settings::read(&options.dir)?;
     let texts =
         texts::Texts::read(&options.dir, settings.max_tokens.min(options.context as usize), settings.vocabulary)?;
     let places = bert::Places::read(&options.dir, &settings)?;
     let card = model::card(&settings, &places);
     crate::memory::require(card.weight_bytes + card.weight_bytes / 20 + model::ACTIVATION_BYTES)?;
-    let network = pool.install(|| bert::Network::load(&places, &settings))?;
+    let network = pool.run(|_| bert::Network::load(&places, &settings))?;
     Ok(Box::new(model::EmbedModel::new(card, settings, Arc::new(texts), network, pool, options.slots)))
 }

@@ -11,6 +11,7 @@ mod llm;
 mod memory;
 pub mod ocr;
 mod panel;
+mod pool;
 pub mod weights;
 
 use std::path::Path;
@@ -18,11 +19,13 @@ use std::sync::{Arc, Mutex};
 
 use ingle_engine::{Engine, EngineError, LoadOptions, Model, ModelCard};
 
+use crate::pool::Pool;
+
 /// Threads at most, whatever is asked for.
 const THREADS_MAX: usize = 1024;
 
 type Inspect = fn(&Path) -> Result<ModelCard, EngineError>;
-type Load = fn(&LoadOptions, Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError>;
+type Load = fn(&LoadOptions, Arc<Pool>) -> Result<Box<dyn Model>, EngineError>;
 
 /// One way to run a folder's model.
 struct Architecture {
@@ -44,7 +47,7 @@ const OCR: [Architecture; 1] = [Architecture { name: "pp-ocrv4", inspect: ocr::i
 /// Candle on the CPU.
 pub struct CandleEngine {
     threads: usize,
-    pools: Mutex<Vec<Arc<rayon::ThreadPool>>>,
+    pools: Mutex<Vec<Arc<Pool>>>,
 }
 
 impl CandleEngine {
@@ -54,17 +57,14 @@ impl CandleEngine {
         Self { threads: threads.clamp(1, THREADS_MAX), pools: Mutex::new(Vec::new()) }
     }
 
-    /// Models of one size share a pool: their steps take turns there instead of fighting for the cores.
-    fn pool(&self, threads: usize) -> Result<Arc<rayon::ThreadPool>, EngineError> {
+    /// Models of one size share a pool.
+    fn pool(&self, threads: usize) -> Result<Arc<Pool>, EngineError> {
         let threads = threads.clamp(1, self.threads);
         let mut pools = self.pools.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(pool) = pools.iter().find(|pool| pool.current_num_threads() == threads) {
+        if let Some(pool) = pools.iter().find(|pool| pool.size() == threads) {
             return Ok(Arc::clone(pool));
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("compute-{index}"))
-            .build()
+        let pool = Pool::new(threads)
             .map_err(|error| EngineError::Compute(format!("{threads} compute threads can't be started: {error}")))?;
         let pool = Arc::new(pool);
         pools.push(Arc::clone(&pool));

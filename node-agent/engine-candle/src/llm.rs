@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use ingle_engine::{EngineError, LoadOptions, Model, ModelCard};
 
+use crate::pool::Pool;
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::{Header, read_header};
 
@@ -55,7 +56,7 @@ pub(crate) fn inspect(dir: &Path) -> Result<ModelCard, EngineError> {
 ///
 /// # Errors
 /// As [`inspect`], and [`EngineError::Memory`].
-pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError> {
+pub(crate) fn load(options: &LoadOptions, pool: Arc<Pool>) -> Result<Box<dyn Model>, EngineError> {
     let file = open(&options.dir)?;
     let header = header(&file)?;
     let mut spec = spec::Spec::read(&header).map_err(|error| error.of(file.name()))?;
@@ -64,7 +65,7 @@ pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Resul
     crate::memory::require(spec.memory_bytes(&header, slots))?;
     let vocabulary = vocabulary::Vocabulary::read(&header, &spec).map_err(|error| error.of(file.name()))?;
     let template = template::Template::read(&header).map_err(|error| error.of(file.name()))?;
-    let network = Arc::new(pool.install(|| network::Network::load(&file, &header, &spec))?);
+    let network = Arc::new(network::Network::load(&pool, &file, &header, &spec)?);
     Ok(Box::new(model::LanguageModel::new(&header, spec, Arc::new(vocabulary), template, network, pool, slots)))
 }
 

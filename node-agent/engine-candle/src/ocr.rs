@@ -43,6 +43,8 @@ use std::sync::Arc;
 
 use ingle_engine::{EngineError, LoadOptions, Model, ModelCard};
 
+use crate::pool::Pool;
+
 pub use detect::{Detection, Detector, PIXELS_MAX, SIDE_STEP};
 pub(crate) use files::{Files, files};
 pub use orient::{HEIGHT, LINES_MAX, Orientation, Orienter, WIDTH};
@@ -60,10 +62,10 @@ pub(crate) fn inspect(dir: &Path) -> Result<ModelCard, EngineError> {
 ///
 /// # Errors
 /// As [`inspect`], and [`EngineError::Memory`].
-pub(crate) fn load(options: &LoadOptions, pool: Arc<rayon::ThreadPool>) -> Result<Box<dyn Model>, EngineError> {
+pub(crate) fn load(options: &LoadOptions, pool: Arc<Pool>) -> Result<Box<dyn Model>, EngineError> {
     let bytes = files::read(&options.dir)?;
     let card = bytes.card()?;
     crate::memory::require(model::memory_bytes(&card))?;
-    let networks = pool.install(|| model::Networks::load(&bytes))?;
+    let networks = pool.run(|_| model::Networks::load(&bytes))?;
     Ok(Box::new(model::OcrModel::new(card, networks, pool, options.slots)))
 }

@@ -22,7 +22,7 @@ fn has_example(text: &str) -> bool {
             continue;
         };
         if let Some(language) = words.trim_start().strip_prefix("```") {
-            if !open && matches!(language.trim(), "" | "rust" | "no_run" | "should_panic") {
+            if !open && language.split(',').any(|word| matches!(word.trim(), "" | "rust" | "no_run" | "should_panic")) {
                 return true;
             }
             open = !open;
@@ -38,6 +38,7 @@ mod tests {
     #[test]
     fn only_rust_fences_count() {
         assert!(has_example("/// Text.\n/// ```\n/// f();\n/// ```\nfn f() {}\n"));
+        assert!(has_example("//! ```rust,no_run\n//! f();\n//! ```\n"));
         assert!(has_example("//! ```rust\n//! f();\n//! ```\n"));
         assert!(!has_example("/// ```text\n/// a\n/// ```\nfn f() {}\n"), "the closing fence opens nothing");
         assert!(!has_example("// ```\nfn f() {}\n"));

@@ -13,6 +13,7 @@ use super::bert::{Network, Places};
 use super::settings::{Pooling, Settings};
 use super::texts::{Texts, Tokenised};
 use crate::compute;
+use crate::pool::Pool;
 use crate::weights::safetensors::Storage;
 
 /// Tokens of one batch: few enough that its activations stay in cache, which beats bigger batches by half.
@@ -74,7 +75,7 @@ pub(crate) struct EmbedModel {
     settings: Settings,
     texts: Arc<Texts>,
     network: Network,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     slots: u32,
     joined: Vec<Joined>,
     /// One per class, so that a person's text overtakes a batch between two layers.
@@ -87,7 +88,7 @@ impl EmbedModel {
         settings: Settings,
         texts: Arc<Texts>,
         network: Network,
-        pool: Arc<rayon::ThreadPool>,
+        pool: Arc<Pool>,
         slots: u32,
     ) -> Self {
         Self { card, settings, texts, network, pool, slots: slots.max(1), joined: Vec::new(), running: [None, None] }
@@ -101,10 +102,10 @@ impl EmbedModel {
         }
         let pool = Arc::clone(&self.pool);
         let Some(mut running) = self.running[class as usize].take() else {
-            self.running[class as usize] = pool.install(|| self.begin(class))?;
+            self.running[class as usize] = pool.run(|_| self.begin(class))?;
             return Ok(());
         };
-        let stream = pool.install(|| self.network.layer(running.next_layer, &running.stream, &running.packed));
+        let stream = pool.run(|_| self.network.layer(running.next_layer, &running.stream, &running.packed));
         running.stream = stream.map_err(compute)?;
         running.next_layer += 1;
         if running.next_layer == self.network.layers() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ingle_engine::EngineError;
 
 use super::network::{Cache, Network};
-use super::team::Turn;
+use crate::pool::Turn;
 
 /// See the module's text.
 pub(crate) struct Decoder {
@@ -29,7 +29,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`EngineError::Compute`] for tokens that the context doesn't hold.
-    pub(crate) fn feed(&mut self, turn: &Turn, ids: &[u32], wanted: bool) -> Result<Option<Vec<f32>>, EngineError> {
+    pub(crate) fn feed(&mut self, turn: &Turn<'_>, ids: &[u32], wanted: bool) -> Result<Option<Vec<f32>>, EngineError> {
         let (length, context) = (self.length(), self.network.context());
         if ids.is_empty() || length + ids.len() > context {
             return Err(EngineError::Compute(format!(
@@ -46,16 +46,26 @@ mod tests {
     use super::*;
     use crate::llm::reference;
     use crate::llm::spec::Spec;
-    use crate::llm::team::turn;
+    use crate::pool::Pool;
     use crate::weights::file::WeightFile;
     use crate::weights::gguf::read_header;
 
-    fn open(dir: &std::path::Path, name: &str, context: usize) -> Decoder {
+    /// A decoder, and where it works.
+    struct Subject(Decoder, Pool);
+
+    impl Subject {
+        fn feed(&mut self, ids: &[u32], wanted: bool) -> Result<Option<Vec<f32>>, EngineError> {
+            self.1.run(|turn| self.0.feed(turn, ids, wanted))
+        }
+    }
+
+    fn open(dir: &std::path::Path, name: &str, context: usize) -> Subject {
         let file = WeightFile::open(dir, name).unwrap();
         let header = read_header(file.reader(), file.length()).unwrap();
         let mut spec = Spec::read(&header).unwrap();
         spec.context = spec.context.min(context);
-        Decoder::new(Arc::new(Network::load(&file, &header, &spec).unwrap()))
+        let pool = Pool::new(3).unwrap();
+        Subject(Decoder::new(Arc::new(Network::load(&pool, &file, &header, &spec).unwrap())), pool)
     }
 
     /// Chunks of every sort: as many as are taken at once, others, and one by one.
@@ -109,7 +119,7 @@ mod tests {
         let mut decoder = open(&dir, "SmolLM2-135M-Instruct.Q4_1.gguf", 4096);
         let ids: Vec<u32> = (0..45).map(|at| 1000 + at * 37).collect();
         for (piece, (likeliest, logit, others)) in PIECES.into_iter().zip(GOLDEN) {
-            let logits = decoder.feed(&turn(), &ids[piece.clone()], true).unwrap().unwrap();
+            let logits = decoder.feed(&ids[piece.clone()], true).unwrap().unwrap();
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
             assert_eq!(best, likeliest, "after {piece:?}");
             assert_eq!(logits.len().div_ceil(4096), others.len());
@@ -120,9 +130,9 @@ mod tests {
                 assert!((found - expected).abs() < 2e-3, "{found} for {expected} after {piece:?}");
             }
         }
-        assert_eq!(decoder.length(), 45);
-        assert!(decoder.feed(&turn(), &[], true).is_err() && decoder.feed(&turn(), &vec![1; 5000], true).is_err());
-        assert!(decoder.feed(&turn(), &ids, false).unwrap().is_none());
+        assert_eq!(decoder.0.length(), 45);
+        assert!(decoder.feed(&[], true).is_err() && decoder.feed(&vec![1; 5000], true).is_err());
+        assert!(decoder.feed(&ids, false).unwrap().is_none());
     }
 
     #[test]
@@ -134,8 +144,9 @@ mod tests {
                 let mut decoder = open(dir.path(), "m.gguf", 64);
                 let ids: Vec<u32> = (0..45).map(|at| at * 7 % reference::VOCABULARY as u32).collect();
                 for piece in PIECES {
-                    let found = decoder.feed(&turn(), &ids[piece.clone()], true).unwrap().unwrap();
+                    let found = decoder.feed(&ids[piece.clone()], true).unwrap().unwrap();
                     let expected = reference.logits(&ids[..piece.end]);
+                    assert_eq!(found.len(), expected.len());
                     let size = expected.iter().fold(0.0f64, |most, logit| most.max(logit.abs()));
                     for (found, expected) in found.iter().zip(&expected) {
                         let off = (f64::from(*found) - expected).abs();

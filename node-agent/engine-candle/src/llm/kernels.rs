@@ -303,7 +303,7 @@ impl Multiply<'_> {
             let begin = (self.first + group) * GROUP * columns;
             unpack::<S, V>(simd, self.weights, begin, self.tile.as_chunks_mut::<GROUP>().0, group, groups);
         }
-        let weights = S::as_simd_f32s(&**self.tile).0.as_chunks::<R>().0;
+        let weights = S::as_simd_f32s(self.tile).0.as_chunks::<R>().0;
         let tokens = self.x.len() / columns;
         let mut token = 0;
         while token < tokens {

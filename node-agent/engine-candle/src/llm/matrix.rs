@@ -194,6 +194,8 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
+    use crate::llm::team::{Shared, together};
+    use crate::pool::Pool;
     use crate::weights::gguf::QUANTISATIONS;
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -256,6 +258,17 @@ mod tests {
                 let x = values(tokens * COLUMNS, 77);
                 let (mut apart, mut all) = (Vec::new(), Vec::new());
                 ours.times(&x, tokens, &mut apart, &mut all);
+                // A stack of two kinds, whose rows are shared out among three threads.
+                let shared = Shared::new(rows);
+                Pool::new(3).unwrap().run(|turn| {
+                    together(turn, |member| {
+                        ours.share(member, &Input::new(&x[..COLUMNS]), |row, values| shared.put(row, values));
+                    })
+                });
+                let (mut shares, mut one) = (Vec::new(), vec![0.0; rows]);
+                shared.get(&mut shares);
+                ours.times_vector(&x[..COLUMNS], &mut one);
+                assert_eq!(shares, one, "{name}, {rows} rows");
                 for (token, x) in x.chunks_exact(COLUMNS).enumerate() {
                     let mut one = vec![0.0; rows];
                     ours.times_vector(x, &mut one);

@@ -11,9 +11,9 @@ use super::decoder::Decoder;
 use super::network::Network;
 use super::sequence::{Sequence, Unit};
 use super::spec::Spec;
-use super::team;
 use super::template::Template;
 use super::vocabulary::Vocabulary;
+use crate::pool::Pool;
 use crate::weights::gguf::Header;
 
 /// Buffers of one forward pass, with room for what the allocator keeps.
@@ -26,7 +26,7 @@ pub(crate) struct LanguageModel {
     vocabulary: Arc<Vocabulary>,
     template: Template,
     network: Arc<Network>,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     slots: u32,
     loaded_bytes: u64,
     turns: Turns,
@@ -40,7 +40,7 @@ impl LanguageModel {
         vocabulary: Arc<Vocabulary>,
         template: Template,
         network: Arc<Network>,
-        pool: Arc<rayon::ThreadPool>,
+        pool: Arc<Pool>,
         slots: u32,
     ) -> Self {
         let loaded_bytes = spec.loaded_bytes(header) + BUFFER_BYTES;
@@ -112,11 +112,10 @@ impl Model for LanguageModel {
         let (_, sequence) = self.joined.iter_mut().find(|(other, _)| *other == id).expect("who has turns has joined");
         let (vocabulary, context) = (&self.vocabulary, self.spec.context);
         let begun = Instant::now();
-        let turn = team::turn();
         // A token ends the step: it should leave at once, and others wait for theirs.
-        let outcome = self.pool.install(|| {
+        let outcome = self.pool.run(|turn| {
             loop {
-                match sequence.unit(&turn, id, vocabulary, context, out) {
+                match sequence.unit(turn, id, vocabulary, context, out) {
                     Ok(Unit::Read) if begun.elapsed() < STEP_TARGET => {}
                     other => return other,
                 }

@@ -14,8 +14,8 @@ use super::attention::Look;
 use super::attention::dot;
 use super::matrix::Matrix;
 use super::spec::Spec;
-use super::team::Turn;
 use crate::embed::math::exp;
+use crate::pool::{Pool, Turn};
 use crate::weights::file::WeightFile;
 use crate::weights::gguf::Header;
 
@@ -84,13 +84,14 @@ impl Cache {
 }
 
 impl Network {
-    /// Reads all weights.
-    pub(super) fn load(file: &WeightFile, header: &Header, spec: &Spec) -> Result<Self, EngineError> {
+    /// Reads all weights. Those who compute meanwhile wait for one tensor at a time to be packed.
+    pub(super) fn load(pool: &Pool, file: &WeightFile, header: &Header, spec: &Spec) -> Result<Self, EngineError> {
         let matrix = |name: &str| {
             let missing =
                 || EngineError::Model { file: file.name().into(), problem: format!("has no tensor {name:?}") };
             let place = header.tensors.get(name).ok_or_else(missing)?;
-            Ok(Matrix::read(place, &file.read_at(header.data_begin + place.offset, place.length)?))
+            let bytes = file.read_at(header.data_begin + place.offset, place.length)?;
+            Ok(pool.run(|_| Matrix::read(place, &bytes)))
         };
         let vector = |name: &str, length: usize| {
             let matrix = matrix(name)?;
@@ -120,6 +121,10 @@ impl Network {
             true => vector(SLOWER, pairs)?,
             false => vec![1.0; pairs],
         };
+        if let Some(value) = slower.iter().find(|value| !(value.is_finite() && **value > 0.0)) {
+            let problem = format!("{SLOWER} holds {value}, positive numbers were expected");
+            return Err(EngineError::Model { file: file.name().into(), problem });
+        }
         let turn = |index: usize| {
             let (position, pair) = (index / pairs, index % pairs);
             let speed = f64::from(spec.rope_base).powf(-2.0 * pair as f64 / spec.head_size as f64);
@@ -144,7 +149,7 @@ impl Network {
 
     /// Appends tokens to a sequence; logits of what follows the last one, if they are `wanted`. The caller keeps within the context and the
     /// vocabulary. One token takes the path that reads packed weights once; so does every replay of it on another node.
-    pub(super) fn feed(&self, turn: &Turn, ids: &[u32], wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
+    pub(super) fn feed(&self, turn: &Turn<'_>, ids: &[u32], wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
         cache.layers.resize_with(self.layers.len(), RwLock::default);
         if let [id] = ids {
             return self.token(turn, *id, wanted, cache);

@@ -57,6 +57,8 @@ pub(super) struct Llama {
     layers: Vec<Layer>,
     /// What each pair's speed is divided by.
     slower: Vec<f64>,
+    /// What every position is divided by.
+    factor: f64,
 }
 
 /// Writes tensors and keeps what they hold.
@@ -90,7 +92,8 @@ impl Writer {
 }
 
 impl Llama {
-    /// Writes a file whose matrices are all of a kind; `turned`: with slower rotary positions, as Llama 3.1 has them.
+    /// Writes a file whose matrices are all of a kind; `turned`: with slower rotary positions, as Llama 3.1 has them, and linearly scaled
+    /// ones.
     pub(super) fn write(path: &Path, kind: GgmlDType, turned: bool) -> Self {
         let mut writer = Writer { kind, seed: 7, tensors: Vec::new() };
         let layers = (0..LAYERS).map(|number| {
@@ -113,9 +116,12 @@ impl Llama {
             output: writer.matrix("output.weight".into(), VOCABULARY, WIDTH),
             norm: writer.vector("output_norm.weight".into(), WIDTH),
             slower: if turned { writer.vector("rope_freqs.weight".into(), HEAD / 2) } else { vec![1.0; HEAD / 2] },
+            factor: if turned { 4.0 } else { 1.0 },
         };
         let number = |value: usize| Value::U32(u32::try_from(value).unwrap());
         let metadata = [
+            ("llama.rope.scaling.type", Value::String(if turned { "linear" } else { "none" }.into())),
+            ("llama.rope.scaling.factor", number(4)),
             ("llama.attention.head_count", number(HEADS)),
             ("llama.attention.head_count_kv", number(KV_HEADS)),
             ("llama.block_count", number(LAYERS)),
@@ -157,7 +163,7 @@ impl Llama {
     fn turn(&self, mut x: Vec<f64>, position: usize) -> Vec<f64> {
         for (index, pair) in x.chunks_exact_mut(2).enumerate() {
             let at = index % (HEAD / 2);
-            let angle = position as f64 * BASE.powf(-2.0 * at as f64 / HEAD as f64) / self.slower[at];
+            let angle = position as f64 / self.factor * BASE.powf(-2.0 * at as f64 / HEAD as f64) / self.slower[at];
             let (sine, cosine) = angle.sin_cos();
             (pair[0], pair[1]) = (pair[0] * cosine - pair[1] * sine, pair[0] * sine + pair[1] * cosine);
         }

@@ -8,8 +8,8 @@ use ingle_engine::{
 
 use super::decoder::Decoder;
 use super::sample::{self, History};
-use super::team::Turn;
 use super::vocabulary::{Vocabulary, too_long};
+use crate::pool::Turn;
 
 /// Prompt tokens per chunk. Fixed: a stream that moves to another node must be fed with the same boundaries, for products of
 /// other shapes round otherwise. A chunk unpacks all weights once: with fewer tokens that is most of its time, with more a person's
@@ -96,7 +96,7 @@ impl Sequence {
     /// A chunk of the prompt, a token of a resumed past, or a new token.
     pub(crate) fn unit(
         &mut self,
-        turn: &Turn,
+        turn: &Turn<'_>,
         id: RequestId,
         vocabulary: &Vocabulary,
         context: usize,
@@ -127,7 +127,7 @@ impl Sequence {
     }
 
     /// Feeds what comes next; logits once everything known has been fed.
-    fn feed_next(&mut self, turn: &Turn) -> Result<Option<Vec<f32>>, EngineError> {
+    fn feed_next(&mut self, turn: &Turn<'_>) -> Result<Option<Vec<f32>>, EngineError> {
         let fed = self.decoder.length();
         let ids = if fed < self.prompt.len() {
             &self.prompt[fed..self.prompt.len().min(fed + CHUNK_TOKENS)]

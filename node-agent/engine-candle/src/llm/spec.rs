@@ -7,7 +7,7 @@ use super::network::SLOWER;
 use crate::weights::gguf::Header;
 use crate::weights::{HeaderError, bad};
 
-/// Most positions, so that their table stays below 128 MiB.
+/// Most positions, so that the table of their turns stays below 128 MiB for heads of 256.
 const CONTEXT_MAX: usize = 1 << 17;
 
 /// Shape of a llama decoder.
@@ -58,8 +58,12 @@ impl Spec {
             return bad("mixtures of experts can't be run");
         }
         let rope_factor = match header.text("llama.rope.scaling.type") {
-            None | Some("none") => 1.0,
-            Some("linear") => positive(header, "llama.rope.scaling.factor", 1.0)?,
+            Some("none") => 1.0,
+            // Files from before there was a type have a key of their own.
+            None | Some("linear") => match header.metadata.contains_key("llama.rope.scaling.factor") {
+                true => positive(header, "llama.rope.scaling.factor", 1.0)?,
+                false => positive(header, "llama.rope.scale_linear", 1.0)?,
+            },
             Some(other) => {
                 return bad(format!(
                     "llama.rope.scaling.type is {other:?}, rotary positions can be scaled by \"linear\" or by {SLOWER}"
@@ -132,7 +136,9 @@ impl Spec {
     pub(crate) fn memory_bytes(&self, header: &Header, slots: u32) -> u64 {
         let kv = self.kv_bytes_per_token().saturating_mul(self.context as u64).saturating_mul(u64::from(slots));
         let weights = self.loaded_bytes(header);
-        weights.saturating_add(weights / 20).saturating_add(kv).saturating_add(32 << 20)
+        // While a tensor is packed, the file's bytes of it are there too, of halves and floats twice.
+        let packing = header.tensors.values().map(|place| place.length).max().unwrap_or(0).saturating_mul(2);
+        weights.saturating_add(weights / 20).saturating_add(packing).saturating_add(kv).saturating_add(32 << 20)
     }
 
     /// The model's card.
@@ -181,9 +187,21 @@ fn number(header: &Header, key: &str, most: u32) -> Result<usize, HeaderError> {
 }
 
 fn positive(header: &Header, key: &str, default: f64) -> Result<f32, HeaderError> {
-    let value = header.float(key).unwrap_or(default);
-    // Written so that NaN is refused too.
-    if value > 0.0 && value < 1e12 { Ok(value as f32) } else { bad(format!("{key} must be positive, found {value}")) }
+    let whole = || header.number(key).map(f64::from);
+    let value = match header.metadata.get(key) {
+        None => default,
+        Some(held) => header
+            .float(key)
+            .or_else(whole)
+            .ok_or_else(|| HeaderError(format!("{key} must be a number, found {held:?}")))?,
+    };
+    // As it will be used; NaN is no part of the range.
+    let range = 1e-30..1e12;
+    if range.contains(&value) {
+        Ok(value as f32)
+    } else {
+        bad(format!("{key} must be between 1e-30 and 1e12, found {value}"))
+    }
 }
 
 fn check(header: &Header, name: &str, shape: &[usize]) -> Result<(), HeaderError> {

@@ -4,20 +4,11 @@
 //! is called together once per token and waits awake in between.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::pool::Turn;
 
 /// Looks at the phase before a waiting thread lets others have its core: some ten microseconds.
 const LOOKS: u32 = 300;
-
-static TURN: Mutex<()> = Mutex::new(());
-
-/// The right to call a team together. There is one in a process: two teams on one pool would each wait for threads that the other holds.
-pub(super) struct Turn(#[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
-
-/// Waits for the turn. To be called outside the pool, whose threads must not wait for each other here.
-pub(super) fn turn() -> Turn {
-    Turn(TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
 
 /// Where the threads of a team meet.
 struct Meeting {
@@ -34,8 +25,9 @@ pub(super) struct Member<'a> {
     pub(super) index: usize,
 }
 
-/// Runs `work` on all threads of the current pool at the same time; what each gave, in their order.
-pub(super) fn together<T: Send>(_: &Turn, work: impl Fn(&Member<'_>) -> T + Sync) -> Vec<T> {
+/// Runs `work` on all threads of the pool at the same time; what each gave, in their order. To be called on the pool whose turn it is: two
+/// teams on one pool would each wait for threads that the other holds.
+pub(super) fn together<T: Send>(_: &Turn<'_>, work: impl Fn(&Member<'_>) -> T + Sync) -> Vec<T> {
     let meeting = Meeting {
         size: rayon::current_num_threads(),
         arrived: AtomicUsize::new(0),
@@ -108,18 +100,14 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pool(threads: usize) -> rayon::ThreadPool {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
-    }
+    use crate::pool::Pool;
 
     #[test]
     fn what_one_writes_all_see_after_the_meeting() {
         for threads in [1, 2, 3, 7] {
-            let turn = turn();
             let (even, odd) = (Shared::new(100), Shared::new(100));
-            let sums = pool(threads).install(|| {
-                together(&turn, |member| {
+            let sums = Pool::new(threads).unwrap().run(|turn| {
+                together(turn, |member| {
                     let mut all = vec![0.0; 100];
                     for round in 0..500 {
                         let shared = if round % 2 == 0 { &even } else { &odd };
@@ -140,44 +128,23 @@ mod tests {
     #[test]
     fn shares_cover_everything_once() {
         for (threads, count) in [(1, 5), (4, 3), (3, 10), (7, 0)] {
-            let turn = turn();
-            let shares = pool(threads).install(|| together(&turn, |member| member.share(count)));
+            let shares = Pool::new(threads).unwrap().run(|turn| together(turn, |member| member.share(count)));
             assert_eq!(shares.into_iter().flatten().collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn nobody_waits_for_one_that_failed() {
-        let turn = turn();
-        let outcome = std::panic::catch_unwind(|| {
-            pool(3).install(|| {
-                together(&turn, |member| {
+        let pool = Pool::new(3).unwrap();
+        let failing = || {
+            pool.run(|turn| {
+                together(turn, |member| {
                     assert!(member.index != 1, "on purpose");
                     member.meet();
                 })
             })
-        });
-        assert!(outcome.is_err());
-    }
-
-    #[test]
-    fn a_team_waits_for_threads_that_are_busy() {
-        let (turn, pool) = (turn(), pool(2));
-        let counted = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                pool.install(|| {
-                    use rayon::prelude::*;
-                    (0..64).into_par_iter().for_each(|_| {
-                        std::thread::sleep(std::time::Duration::from_millis(1));
-                        counted.fetch_add(1, Ordering::Relaxed);
-                    });
-                });
-            });
-            for _ in 0..20 {
-                pool.install(|| together(&turn, |member| member.meet()));
-            }
-        });
-        assert_eq!(counted.into_inner(), 64);
+        };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(failing)).is_err());
+        assert_eq!(pool.run(|turn| together(turn, |member| member.index)), [0, 1, 2]);
     }
 }

@@ -18,6 +18,8 @@ use super::orient::{Orientation, Orienter};
 use super::reading::{Reading, Work};
 use super::recognise::{Recogniser, Recognition};
 
+use crate::pool::Pool;
+
 /// Bytes that maps, strips and inputs of two pages under way take at most beside the weights, as measured on full pages.
 const ACTIVATION_BYTES: u64 = 420 << 20;
 
@@ -127,14 +129,14 @@ impl Page {
 pub(crate) struct OcrModel {
     card: ModelCard,
     networks: Networks,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     slots: u32,
     /// In the order in which they came.
     pages: Vec<Page>,
 }
 
 impl OcrModel {
-    pub(crate) fn new(card: ModelCard, networks: Networks, pool: Arc<rayon::ThreadPool>, slots: u32) -> Self {
+    pub(crate) fn new(card: ModelCard, networks: Networks, pool: Arc<Pool>, slots: u32) -> Self {
         Self { card, networks, pool, slots: slots.max(1), pages: Vec::new() }
     }
 
@@ -145,7 +147,7 @@ impl OcrModel {
         let Some(page) = self.pages.get_mut(at) else { return };
         let begun = Instant::now();
         let networks = &self.networks;
-        let outcome = self.pool.install(|| page.unit(networks));
+        let outcome = self.pool.run(|_| page.unit(networks));
         page.spent += begun.elapsed();
         let (id, spent) = (page.id, page.spent);
         match outcome {

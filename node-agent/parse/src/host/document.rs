@@ -122,6 +122,9 @@ impl Document {
         let (reply, _) = self.ask(Request::Open { kind: self.kind, bytes: self.bytes }, within)?;
         match reply {
             Reply::Opened { pages } if (1..=PAGES_MAX).contains(&pages) => Ok(pages),
+            Reply::Failed { error, .. } if !error.blames_document() && can_be_read(&self.file, self.bytes) => {
+                Err(self.broke("it could not read a document that can be read"))
+            }
             Reply::Failed { error, .. } => {
                 // Nothing is open there: the child is free for others.
                 self.lent = None;
@@ -201,9 +204,26 @@ fn received(reply: Reply, file: Option<OwnedFd>) -> Result<Result<Page, ParseErr
             let words = table::read(&table, width, height)?;
             Ok(Ok(Page { width, height, dpi, content: Content::Text(words) }))
         }
+        // Whole documents are read when they are opened: no page can blame the disk.
+        Reply::Failed { error, .. } if !error.blames_document() => Err("it blames the machine for a page"),
         Reply::Failed { error, .. } => Ok(Err(error)),
         Reply::Ready { .. } | Reply::Opened { .. } => Err("it answered something else than was asked"),
     }
+}
+
+/// Whether that many bytes can be read from a file. Only asked when a child says that they can't: it may have been taken over, and a
+/// document whose failure is the machine's is tried again.
+fn can_be_read(file: &File, bytes: u64) -> bool {
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < bytes {
+        let piece = buffer.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
+        if file.read_exact_at(&mut buffer[..piece], at).is_err() {
+            return false;
+        }
+        at += piece as u64;
+    }
+    true
 }
 
 #[cfg(test)]
@@ -257,6 +277,16 @@ mod tests {
         check(pixels(3, 2, 1), Some(unsealed), "sealed");
         check(pixels(3, 2, 1), Some(File::open("/dev/zero").expect("a device").into()), "isn't a memory file");
         check(Reply::Opened { pages: 1 }, None, "something else");
+    }
+
+    #[test]
+    fn lies_about_the_machine_are_found() {
+        let reply = Reply::Failed { error: ParseError::unavailable("the disk"), last: false };
+        assert!(received(reply, None).expect_err("a page").contains("blames the machine"));
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&[7; 3_000_000]).expect("room");
+        assert!(can_be_read(&file, 3_000_000) && can_be_read(&file, 0));
+        assert!(!can_be_read(&file, 3_000_001));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::raster::{Raster, check_size, on_white, to_eight};
 use super::{Made, Pages, orientation, resolution};
 use crate::error::ParseError;
 use crate::kinds::Kind;
-use crate::limits::{DECODED_BYTES_MAX, DECODED_SIDE_MAX};
+use crate::limits::DECODED_BYTES_MAX;
 
 /// A picture whose header was found good.
 #[derive(Debug)]
@@ -70,9 +70,8 @@ fn decoder<'a>(kind: Kind, bytes: &'a [u8]) -> Result<impl ImageDecoder + 'a, Pa
         Kind::Bmp => ImageFormat::Bmp,
         Kind::Pdf | Kind::Tiff | Kind::Jpeg2000 => return Err(ParseError::unsupported(kind.name())),
     };
+    // Sides are checked below, by name.
     let mut limits = image::Limits::default();
-    limits.max_image_width = Some(DECODED_SIDE_MAX);
-    limits.max_image_height = Some(DECODED_SIDE_MAX);
     limits.max_alloc = Some(DECODED_BYTES_MAX);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::sync::{PoisonError, RwLock};
 
 use super::super::matrix::{Input, Matrix};
-use super::super::team::{Member, Shared, Turn, together};
+use super::super::team::{Member, Shared, together};
 use super::{Cache, Network, Seen, add, gate};
+use crate::pool::Turn;
 
 /// What a thread keeps from one token to the next.
 #[derive(Default)]
@@ -31,7 +32,7 @@ pub(super) struct Told {
 
 impl Network {
     /// Appends a token; as [`Network::feed`].
-    pub(super) fn token(&self, turn: &Turn, id: u32, wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
+    pub(super) fn token(&self, turn: &Turn<'_>, id: u32, wanted: bool, cache: &mut Cache) -> Option<Vec<f32>> {
         thread_local!(static OWN: RefCell<Own> = RefCell::default());
         let told = &*cache.told.get_or_insert_with(|| self.told());
         let (seen, position) = (&cache.layers, cache.length);

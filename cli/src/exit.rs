@@ -171,7 +171,9 @@ fn hint_of(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::ModelUnusable => {
             "`ingle models list` shows what each model is for, `ingle models show MODEL` what is wrong with one"
         }
-        ErrorCode::TooLarge => "put it on an export and name that as INPUT of `ingle submit`, or ask in several parts",
+        ErrorCode::TooLarge => {
+            "make it smaller or ask in several parts; documents above 64 MiB are read from an export, by `ingle submit`"
+        }
         ErrorCode::NameTaken => "move the file away that has the name, or name another --output",
         ErrorCode::ModelDoesNotFit => "`ingle models fit MODEL` shows what it needs and what each node has",
         ErrorCode::JobNotFound => "`ingle jobs list` shows the jobs there are",

@@ -179,6 +179,7 @@ async fn assemble(
         Arc::clone(&cache),
         Gateways::new(config.tls.clone(), metrics.clone()),
         config.gateway.clone(),
+        config.context,
     ));
     let totals = Arc::new(Totals::default());
     let settings =

@@ -24,7 +24,7 @@ pub fn validate_deadline(deadline_ms: i64, now_ms: i64) -> Result<(), Problem> {
     Err(Problem::invalid("spec.deadline_ms", words))
 }
 
-/// Checks globs of what a job doesn't take: their number, length and form. Their syntax only the gateway knows.
+/// Checks globs of what a job doesn't take: their number, length and syntax.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` names the pattern and what was expected.
@@ -40,8 +40,18 @@ pub fn validate_exclude(field: &str, patterns: &[String]) -> Result<(), Problem>
                 format!("{pattern:?}: expected a glob below the input, without a leading '/', '//', '.' or '..'");
             return Err(Problem::invalid(field, words));
         }
+        validate_glob(&field, pattern)?;
     }
     Ok(())
+}
+
+/// Checks a glob's syntax.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` says what is wrong with it.
+pub fn validate_glob(field: &str, pattern: &str) -> Result<(), Problem> {
+    let glob = globset::Glob::new(pattern);
+    glob.map(|_| ()).map_err(|error| Problem::invalid(field, format!("{pattern:?}: {}", error.kind())))
 }
 
 #[cfg(test)]
@@ -58,7 +68,7 @@ mod tests {
             check(&[]).is_ok() && check(&["*.log", "node_modules", "drafts/", "a/**/b.md", "{a,b}/[c-d]?"]).is_ok()
         );
         assert!(check(&["a"; EXCLUDE_MAX.0]).is_ok() && check(&["a"; EXCLUDE_MAX.0 + 1]).is_err());
-        for bad in ["", "/", "/a", "../a", "a/..", "a//b", "./a", "a\0", &"x".repeat(EXCLUDE_MAX.1 + 1)] {
+        for bad in ["[a", "{a", "", "/", "/a", "../a", "a/..", "a//b", "./a", "a\0", &"x".repeat(EXCLUDE_MAX.1 + 1)] {
             let problem = check(&["fine", bad]).expect_err(bad);
             assert!(problem.message.starts_with("spec.exclude[1]"), "{bad:.20}: {}", problem.message);
         }

@@ -2,7 +2,7 @@
 
 use crate::choice::choice;
 use crate::error::Problem;
-use crate::extent::validate_exclude;
+use crate::extent::{validate_exclude, validate_glob};
 use crate::prompt;
 use crate::storage::{OWN_DIRECTORY, Object};
 use crate::v1::{self, input_spec::Input};
@@ -44,6 +44,7 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
         Input::Glob(glob) => {
             bounded("spec.input.glob.pattern", glob.pattern.len(), 1, 4096)?;
             no_nul("spec.input.glob.pattern", &glob.pattern)?;
+            validate_glob("spec.input.glob.pattern", &glob.pattern)?;
             let base = glob.base.clone().ok_or_else(|| Problem::missing("spec.input.glob.base"))?;
             Some(Object::try_from(base)?)
         }

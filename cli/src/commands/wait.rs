@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ingle_daemon::backoff::Backoff;
+use ingle_proto::Problem;
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, ItemOutcome, JobState};
 use serde_json::{Value, json};
@@ -162,8 +163,12 @@ pub(crate) fn verdict(job: &v1::Job) -> Result<(), Failure> {
         _ if count > 0 => Failure::new(Exit::WorkFailed, format!("{count} of {id}'s documents did not make it"))
             .hint(remedy(&job.counts.unwrap_or_default())),
         JobState::Succeeded => return Ok(()),
-        _ => Failure::new(Exit::WorkFailed, format!("{id} failed{why}"))
-            .hint(format!("`ingle jobs explain {id}` says more")),
+        // As if the call itself had been refused: a folder that isn't there is not found, whoever found it out.
+        _ => match ingle_proto::ErrorCode::parse(&job.code) {
+            Some(code) => Failure::from(Problem::new(code, format!("{id} failed{why}"))),
+            None => Failure::new(Exit::WorkFailed, format!("{id} failed{why}"))
+                .hint(format!("`ingle jobs explain {id}` says more")),
+        },
     };
     failure.code = ingle_proto::ErrorCode::parse(&job.code).map(|code| code.as_str());
     Err(failure)
@@ -244,6 +249,15 @@ fn summary(out: Out, job: &v1::Job, problems: &[v1::Item], incomplete: &[v1::Ite
         if more > 0 {
             out.line(format!("… and {more} more: `ingle jobs items {} --incomplete --all`", job.job_id))?;
         }
+    }
+    if counts.total == 0 && job.state() == JobState::Succeeded {
+        note(
+            out,
+            format!(
+                "nothing was done: {} has no documents",
+                job.spec.as_ref().and_then(|spec| spec.input.as_ref()).map(json::input_text).unwrap_or_default()
+            ),
+        );
     }
     if counts.skipped > 0 {
         note(out, format!("`ingle jobs items {} --outcome skipped` says why documents were skipped", job.job_id));

@@ -103,7 +103,7 @@ pub(crate) async fn run(client: &Client, args: UpArgs) -> Result<(), Failure> {
     if said.is_ok() {
         stopped(stop.clone()).await;
     }
-    note(out, "stopping; Ctrl-C again kills");
+    note(out, "stopping: what runs ends or goes back to the queue first; Ctrl-C again kills");
     cluster.stop(stop).await;
     said
 }

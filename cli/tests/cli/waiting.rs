@@ -89,22 +89,30 @@ async fn documents_that_failed_exit_with_1_and_are_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn quarantine_conflict_cancellation_and_whole_failure_exit_with_1() {
-    for last in [
-        job(JobState::Failed, v1::ItemCounts { quarantined: 1, total: 1, ..Default::default() }),
-        job(JobState::Failed, v1::ItemCounts { conflict: 1, total: 1, ..Default::default() }),
-        job(JobState::Cancelled, counts(1, 0, 3)),
-        v1::Job {
-            reason: "fits on no node".into(),
-            code: "MODEL_DOES_NOT_FIT".into(),
-            ..job(JobState::Failed, counts(0, 0, 0))
-        },
+async fn what_went_wrong_decides_the_exit_code() {
+    let whole = |code: &str, reason: &str| v1::Job {
+        reason: reason.into(),
+        code: code.into(),
+        ..job(JobState::Failed, counts(0, 0, 0))
+    };
+    for (exit, last) in [
+        (1, job(JobState::Failed, v1::ItemCounts { quarantined: 1, total: 1, ..Default::default() })),
+        (1, job(JobState::Failed, v1::ItemCounts { conflict: 1, total: 1, ..Default::default() })),
+        (1, job(JobState::Cancelled, counts(1, 0, 3))),
+        (5, whole("MODEL_DOES_NOT_FIT", "fits on no node")),
+        (4, whole("OBJECT_NOT_FOUND", "nodir: no such object")),
+        (1, whole("", "nobody knows")),
     ] {
         let coordinator = Coordinator::start(watches(vec![(vec![last.clone()], None)])).await;
         let output = coordinator.ingle(&["jobs", "watch", "j-1"]).await;
-        assert_eq!(code(&output), 1, "{last:?}: {}", stderr(&output));
+        assert_eq!(code(&output), exit, "{last:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(&last.reason));
     }
+    let nothing = job(JobState::Succeeded, counts(0, 0, 0));
+    let coordinator = Coordinator::start(watches(vec![(vec![nothing], None)])).await;
+    let output = coordinator.ingle(&with_wait(&[])).await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stderr(&output).contains("nothing was done"), "{}", stderr(&output));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,8 @@ use crate::core::{Answer, Event, ReplyId};
 
 /// How often a watcher is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(250);
+/// How long a submission waits to learn which exports there are.
+const EXPORTS_WITHIN: Duration = Duration::from_secs(2);
 /// Longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
@@ -56,6 +58,7 @@ impl JobsService {
         let asked = key.clone();
         if !self.api.handle.query(move |core, _| core.knows_key(&asked)).await? {
             validate_deadline(spec.deadline_ms, ingle_daemon::clock::unix_ms())?;
+            self.check_exports(&spec).await?;
         }
         if let Some(Input::Inline(texts)) = spec.input.as_ref().and_then(|input| input.input.as_ref()) {
             let blob = self.api.gateway.put_blob(texts.encode_to_vec().into()).await?;
@@ -72,6 +75,36 @@ impl JobsService {
             Answer::Job(job, existed) => Ok(v1::SubmitJobResponse { job: Some(*job), existed }),
             Answer::Node(_) => Err(unexpected()),
         }
+    }
+
+    /// Refuses what is sure to fail: exports that the gateway doesn't have, and results where nothing may be written. Where no gateway
+    /// answers at once the job waits for one, and learns it then.
+    async fn check_exports(&self, spec: &v1::JobSpec) -> Result<(), Problem> {
+        let Ok(Ok(listed)) = tokio::time::timeout(EXPORTS_WITHIN, self.api.gateway.exports()).await else {
+            return Ok(());
+        };
+        let known = listed.exports;
+        let input = match spec.input.as_ref().and_then(|input| input.input.as_ref()) {
+            Some(Input::Object(object) | Input::Tree(object)) => Some(object),
+            Some(Input::Glob(glob)) => glob.base.as_ref(),
+            _ => None,
+        };
+        let text_from = spec.embed.as_ref().and_then(|options| options.text_from.as_ref());
+        let text_from = text_from.or(spec.generate.as_ref().and_then(|options| options.text_from.as_ref()));
+        for (field, object) in [("spec.input", input), ("spec.output", spec.output.as_ref()), ("text_from", text_from)]
+        {
+            let Some(object) = object.filter(|_| !known.is_empty()) else { continue };
+            let Some(export) = known.iter().find(|export| export.name == object.export) else {
+                let names: Vec<&str> = known.iter().map(|export| export.name.as_str()).collect();
+                let words = format!("{field}: no export {:?}; the gateway serves {}", object.export, names.join(", "));
+                return Err(Problem::new(ErrorCode::ExportNotFound, words));
+            };
+            if field == "spec.output" && export.read_only {
+                let words = format!("{field}: nothing may be written to the export {:?}", object.export);
+                return Err(Problem::new(ErrorCode::ExportReadOnly, words));
+            }
+        }
+        Ok(())
     }
 
     async fn job(&self, id: &str) -> Result<v1::Job, Problem> {

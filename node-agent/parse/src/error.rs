@@ -24,6 +24,9 @@ pub enum ErrorKind {
     Unavailable,
 }
 
+/// What an empty file is called.
+pub(crate) const EMPTY: &str = "empty file";
+
 /// Why a document or a page could not be had, with a sentence for a person.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -60,7 +63,10 @@ impl ParseError {
     /// `what` names the format or the feature: "SVG drawing".
     pub(crate) fn unsupported(what: impl Into<String>) -> Self {
         let what = what.into();
-        let message = format!("{what}: not read here; convert it to PDF, PNG or TIFF");
+        let message = match what.as_str() {
+            EMPTY => format!("{EMPTY}: there is nothing to read in it"),
+            _ => format!("{what}: not read here; convert it to PDF, PNG or TIFF"),
+        };
         Self::new(ErrorKind::Unsupported(what), message)
     }
 }

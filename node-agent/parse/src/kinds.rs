@@ -72,7 +72,7 @@ pub enum Verdict {
 pub fn look(head: &[u8], name: &str) -> Verdict {
     let head = &head[..head.len().min(HEAD_BYTES)];
     if head.is_empty() {
-        return Verdict::Unsupported("empty file".into());
+        return Verdict::Unsupported(crate::error::EMPTY.into());
     }
     if let Some(kind) = parsed(head) {
         return Verdict::Parse(kind);

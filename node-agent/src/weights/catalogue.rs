@@ -51,6 +51,8 @@ pub struct Catalogue {
     cache: Arc<Cache>,
     gateways: Gateways,
     fixed_gateway: Option<String>,
+    /// Tokens that this node gives a sequence at most.
+    context: u32,
     gateway: Mutex<Option<String>>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Somebody wants a fresh listing.
@@ -70,6 +72,7 @@ impl Catalogue {
         cache: Arc<Cache>,
         gateways: Gateways,
         fixed_gateway: Option<String>,
+        context: u32,
     ) -> Self {
         Self {
             root,
@@ -78,6 +81,7 @@ impl Catalogue {
             gateways,
             gateway: Mutex::new(fixed_gateway.clone()),
             fixed_gateway,
+            context,
             entries: Mutex::default(),
             wanted: Notify::new(),
             changed: Notify::new(),
@@ -421,7 +425,7 @@ impl Catalogue {
             .values()
             .filter_map(|entry| match &*entry.known.lock().unwrap_or_else(PoisonError::into_inner) {
                 Known::Not => None,
-                Known::Ready(model) => Some(info(model)),
+                Known::Ready(model) => Some(info(model, self.context)),
                 Known::Problem(digest, problem) => Some(v1::ModelInfo {
                     model: Some(v1::ModelRef {
                         name: entry.folder.name.clone(),
@@ -436,7 +440,8 @@ impl Catalogue {
     }
 }
 
-fn info(model: &ReadyModel) -> v1::ModelInfo {
+/// What the node can do with a model.
+fn info(model: &ReadyModel, context: u32) -> v1::ModelInfo {
     let card = &model.card;
     let kind = match card.task {
         Task::Embed => v1::JobKind::Embed,
@@ -452,7 +457,7 @@ fn info(model: &ReadyModel) -> v1::ModelInfo {
         weight_bytes: card.weight_bytes,
         bytes_per_token: card.bytes_per_token,
         kv_bytes_per_token: card.kv_bytes_per_token,
-        context: card.context,
+        context: card.context.min(context),
         dimensions: card.dimensions,
         layers: card.layers,
         width: card.width,

@@ -85,7 +85,7 @@ impl Texts {
             }
             None if kind == Kind::Picture => {
                 found.skipped = Some(format!(
-                    "a picture has no text of its own, and {} holds no {}: run an OCR job over it first",
+                    "a picture has no text of its own, and {} holds no {}: an OCR job over it comes first, or could not read it",
                     self.object,
                     display_bytes(&name)
                 ));

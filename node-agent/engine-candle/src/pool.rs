@@ -51,6 +51,18 @@ impl Pool {
     }
 }
 
+impl Turn<'_> {
+    /// Threads of the pool.
+    pub(crate) fn threads(&self) -> usize {
+        self.0.size()
+    }
+
+    /// Runs `work` on each thread of the pool, which gets its number; what each gave, in their order.
+    pub(crate) fn on_each<T: Send>(&self, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        self.0.threads.broadcast(|context| work(context.index()))
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.tickets.lock().unwrap_or_else(PoisonError::into_inner).done += 1;

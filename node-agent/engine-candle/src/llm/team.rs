@@ -25,16 +25,16 @@ pub(super) struct Member<'a> {
     pub(super) index: usize,
 }
 
-/// Runs `work` on all threads of the pool at the same time; what each gave, in their order. To be called on the pool whose turn it is: two
-/// teams on one pool would each wait for threads that the other holds.
-pub(super) fn together<T: Send>(_: &Turn<'_>, work: impl Fn(&Member<'_>) -> T + Sync) -> Vec<T> {
+/// Runs `work` on all threads of the pool at the same time; what each gave, in their order. It takes a turn: two teams on one pool would
+/// each wait for threads that the other holds.
+pub(super) fn together<T: Send>(turn: &Turn<'_>, work: impl Fn(&Member<'_>) -> T + Sync) -> Vec<T> {
     let meeting = Meeting {
-        size: rayon::current_num_threads(),
+        size: turn.threads(),
         arrived: AtomicUsize::new(0),
         phase: AtomicUsize::new(0),
         broken: AtomicBool::new(false),
     };
-    rayon::broadcast(|context| work(&Member { meeting: &meeting, index: context.index() }))
+    turn.on_each(|index| work(&Member { meeting: &meeting, index }))
 }
 
 impl Member<'_> {

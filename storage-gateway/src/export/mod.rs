@@ -20,6 +20,8 @@ pub mod faulty;
 pub mod local;
 pub mod nfs;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
@@ -97,6 +99,17 @@ pub struct Abilities {
     pub link: bool,
 }
 
+/// Who a NAS takes us for (`AUTH_SYS`, RFC 5531 section 8.2): its own modes and ACLs decide what that user may do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Further groups, at most 16.
+    pub groups: Vec<u32>,
+}
+
 /// A place documents and results lie. One instance serves many calls at once.
 #[async_trait]
 pub trait Export: Send + Sync {
@@ -106,8 +119,24 @@ pub trait Export: Send + Sync {
     /// What it can do; asked of the server once.
     async fn abilities(&self) -> Result<Abilities, ExportError>;
 
+    /// The same export as another user sees it, with connections shared. `None`: what lies behind it knows no users
+    /// that a client may present (a directory or a volume of this machine's).
+    fn as_user(&self, _user: &User) -> Option<Arc<dyn Export>> {
+        None
+    }
+
     /// Attributes of the object at `path`. Always asked of the server.
     async fn stat(&self, path: &ObjectPath) -> Result<Attr, ExportError>;
+
+    /// Attributes of a regular file that this export's user may read now. Always asked of the server: who answers from a
+    /// cache asks this first.
+    async fn readable(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
+        let attr = self.stat(path).await?;
+        match attr.kind {
+            Kind::File => Ok(attr),
+            kind => Err(ExportError::Kind { path: path.display(), found: kind.found(), expected: "a file" }),
+        }
+    }
 
     /// All entries of a directory, in no order. Pages are read one after another; `limit` bounds the number of entries
     /// held ([`ExportError::TooMany`] past it).
@@ -115,6 +144,17 @@ pub trait Export: Send + Sync {
 
     /// Up to `length` bytes (at most 1 MiB) at `offset`.
     async fn read_at(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, ExportError>;
+
+    /// The same, with the file's attributes as they were just after that read, where the protocol tells them for nothing:
+    /// what is torn can be seen by them.
+    async fn read_with_attr(
+        &self,
+        path: &ObjectPath,
+        offset: u64,
+        length: u32,
+    ) -> Result<(Bytes, Option<Attr>), ExportError> {
+        Ok((self.read_at(path, offset, length).await?, None))
+    }
 
     /// Makes an empty file that did not exist, mode 0644.
     async fn create(&self, path: &ObjectPath) -> Result<(), ExportError>;

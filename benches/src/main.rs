@@ -1,4 +1,4 @@
-//! `make bench-main`, `make bench-ocr`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
+//! `make bench-main`, `make bench-ocr`, `make bench-storage`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
 
 mod cluster;
 mod corpus;
@@ -6,6 +6,7 @@ mod machine;
 mod ours;
 mod peers;
 mod report;
+mod storage;
 mod suite;
 
 use std::io::Write as _;
@@ -32,6 +33,13 @@ enum Suite {
         /// Pages of each of the five kinds
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=50))]
         pages: u32,
+    },
+    /// The NAS, what stands between it and a node, and the peers of each
+    Storage {
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        amounts: storage::Amounts,
     },
 }
 
@@ -73,6 +81,11 @@ impl Options {
     fn wants(&self, measure: &str) -> bool {
         measure.starts_with(&self.only)
     }
+
+    /// Whether any measure of a group, named by what all of them begin with, is wanted.
+    fn group(&self, group: &str) -> bool {
+        self.only.starts_with(group) || group.starts_with(&self.only)
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -92,6 +105,7 @@ fn main() -> anyhow::Result<()> {
             suite::main(&options)
         }
         Suite::Ocr { options, pages } => suite::ocr(&options, pages),
+        Suite::Storage { options, amounts } => storage::run(&options, &amounts),
     }
 }
 

@@ -81,6 +81,21 @@ impl Measure {
     }
 }
 
+impl Measure {
+    /// One line for a person who waits.
+    pub(crate) fn line(&self) -> String {
+        let row = self.row();
+        let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
+        format!(
+            "{} {}, the peer {}, ratio {}",
+            number(Some(row.value)),
+            row.unit,
+            number(row.peer_value),
+            number(row.ratio)
+        )
+    }
+}
+
 /// The middle value, or the mean of the two in the middle; 0 of nothing.
 pub(crate) fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();

@@ -38,7 +38,7 @@ const COSINE_MIN: f64 = 0.999;
 const QUESTION: &str = "In one sentence: why do people keep their documents at home?";
 
 /// What every suite begins with: the workspace, an empty report, and the folder of models.
-fn begin(options: &Options, name: &'static str) -> anyhow::Result<(PathBuf, Report, PathBuf)> {
+pub(crate) fn begin(options: &Options, name: &'static str) -> anyhow::Result<(PathBuf, Report, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("benches/ lies in the workspace")?.to_path_buf();
     let machine = Machine::read();
     let report =
@@ -49,7 +49,7 @@ fn begin(options: &Options, name: &'static str) -> anyhow::Result<(PathBuf, Repo
 }
 
 /// Prints the table and the notes, writes the files.
-fn end(options: &Options, root: &Path, report: &Report) -> anyhow::Result<()> {
+pub(crate) fn end(options: &Options, root: &Path, report: &Report) -> anyhow::Result<()> {
     say(&format!("\n{}", report.table()));
     report.notes.iter().for_each(|note| say(&format!("- {note}")));
     let folder = report.write(&root.join("benches/runs"), options.keep)?;

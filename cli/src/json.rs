@@ -103,6 +103,14 @@ pub(crate) fn model(status: &v1::ModelStatus) -> Value {
     let mut value = status.info.as_ref().map_or_else(|| json!({}), model_info);
     value["loaded_on"] = json!(status.loaded_on);
     value["seen_by"] = json!(status.seen_by);
+    let fetching = status.fetching.iter().map(|node| {
+        let fetch = node.fetch.unwrap_or_default();
+        json!({
+            "node_id": node.node_id, "bytes": fetch.bytes, "bytes_total": fetch.bytes_total,
+            "bytes_per_second": fetch.bytes_per_second,
+        })
+    });
+    value["fetching"] = fetching.collect();
     value
 }
 

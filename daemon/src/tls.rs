@@ -1,6 +1,7 @@
 //! Transport security from static PEM files, over the one provider of cryptography that we link.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -71,6 +72,74 @@ pub fn client_tls(config: &TlsConfig) -> Result<Option<ClientTlsConfig>, TlsErro
         tls = tls.identity(identity);
     }
     Ok(Some(tls))
+}
+
+/// The same for a listener that isn't gRPC's: HTTP/1.1 is spoken behind it.
+///
+/// # Errors
+/// [`TlsError`] names the setting and the file, or says what rustls has against them.
+pub fn server_config(config: &TlsConfig) -> Result<Option<Arc<rustls::ServerConfig>>, TlsError> {
+    config.check()?;
+    let Some((chain, key)) = chain_and_key(config)? else { return Ok(None) };
+    let builder = rustls::ServerConfig::builder();
+    let builder = match &config.ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots(ca)?)).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| refused("tls.ca", ca, &error))?)
+        }
+    };
+    let mut tls = builder.with_single_cert(chain, key).map_err(|error| pair_refused(config, &error))?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(tls)))
+}
+
+/// The same for our connections that aren't gRPC's.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn client_config(config: &TlsConfig) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    config.check()?;
+    let Some(ca) = &config.ca else { return Ok(None) };
+    let builder = rustls::ClientConfig::builder().with_root_certificates(roots(ca)?);
+    let mut tls = match chain_and_key(config)? {
+        Some((chain, key)) => {
+            builder.with_client_auth_cert(chain, key).map_err(|error| pair_refused(config, &error))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(tls)))
+}
+
+fn refused(setting: &'static str, path: &Path, error: &dyn std::fmt::Display) -> TlsError {
+    TlsError::File { setting, path: path.to_owned(), reason: error.to_string() }
+}
+
+fn pair_refused(config: &TlsConfig, error: &rustls::Error) -> TlsError {
+    refused("tls.cert", config.cert.as_deref().unwrap_or(Path::new("")), error)
+}
+
+fn roots(ca: &Path) -> Result<rustls::RootCertStore, TlsError> {
+    let pem = read_certificates("tls.ca", ca)?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| refused("tls.ca", ca, &error))?;
+        roots.add(certificate).map_err(|error| refused("tls.ca", ca, &error))?;
+    }
+    Ok(roots)
+}
+
+type ChainAndKey = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn chain_and_key(config: &TlsConfig) -> Result<Option<ChainAndKey>, TlsError> {
+    let (Some(cert), Some(key)) = (&config.cert, &config.key) else { return Ok(None) };
+    let pem = read_certificates("tls.cert", cert)?;
+    let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| refused("tls.cert", cert, &error))?;
+    let key_pem = read("tls.key", key)?;
+    let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| refused("tls.key", key, &error))?;
+    Ok(Some((chain, key)))
 }
 
 fn identity(config: &TlsConfig) -> Result<Option<Identity>, TlsError> {

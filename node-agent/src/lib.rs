@@ -1,6 +1,6 @@
 //! The node's library: takes attempts from the leader, runs them on models in memory, and forgets. Never compiles candle.
 //!
-//! `app` puts everything together. `session` and `beat` speak to the coordinator, `storage` to the gateway. `agent` holds
+//! `app` puts everything together. `session` and `beat` speak to the coordinator, `storage` to the gateway, and `bulk` for what is large. `agent` holds
 //! what runs, `pipeline` does it, one file per kind of work. `weights` knows which models there are, `loaded` which are in
 //! memory, `executor` gives each of those a thread,
 //! `parsing` keeps the processes that open documents. `slots`, `pipeline::passages` and `weights::folders` are pure.
@@ -8,6 +8,7 @@
 pub mod agent;
 mod app;
 mod beat;
+pub mod bulk;
 pub mod config;
 pub mod device;
 pub mod epoch;

@@ -100,6 +100,8 @@ pub const MODELS_ENTRIES: usize = 20_000;
 /// Most models that one node lists.
 pub const MODELS_MAX: usize = 512;
 /// Bytes of one ranged read of weights.
-pub const WEIGHTS_RANGE_BYTES: u64 = 8 << 20;
+pub const WEIGHTS_RANGE_BYTES: u64 = 4 << 20;
 /// Ranged reads of weights in flight.
-pub const WEIGHTS_RANGES_IN_FLIGHT: usize = 4;
+pub const WEIGHTS_RANGES_IN_FLIGHT: usize = 8;
+/// Idle connections to a gateway's range endpoint that are kept.
+pub const BULK_IDLE_MAX: usize = 8;

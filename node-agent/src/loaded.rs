@@ -113,6 +113,8 @@ impl Loaded {
         if let Some(lease) = self.held(&wanted.name, digest) {
             return Ok(lease);
         }
+        // Its files first, as soon as work for it is placed here: copying them stands in no other model's way.
+        self.catalogue.ready(&wanted.name, digest).await.map_err(not_ready)?;
         let loading = Arc::clone(&self.loading).lock_owned().await;
         if let Some(lease) = self.held(&wanted.name, digest) {
             return Ok(lease);

@@ -152,6 +152,9 @@ pub(crate) async fn housekeeping(agent: Arc<Agent>) {
             _ = tick.tick() => {
                 agent.outbox.expire(tokio::time::Instant::now());
                 agent.spool.sweep(tokio::time::Instant::now());
+                if agent.catalogue.is_fetching() {
+                    agent.tell_models();
+                }
                 if agent.outbox.listening() {
                     last_heard = tokio::time::Instant::now();
                 } else if last_heard.elapsed() > limits::FRAMES_KEPT {

@@ -16,6 +16,7 @@ use ingle_proto::v1::{self, read_request, stage_request};
 use ingle_proto::{CHUNK_BYTES, Digest, ErrorCode, MESSAGE_BYTES_MAX, Problem};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
+use crate::bulk::{Bulk, Part, Wanted};
 use crate::limits;
 use crate::metrics::NodeMetrics;
 
@@ -24,7 +25,7 @@ use crate::metrics::NodeMetrics;
 pub struct Gateways {
     tls: TlsConfig,
     metrics: NodeMetrics,
-    open: Arc<Mutex<BTreeMap<String, Channel>>>,
+    open: Arc<Mutex<BTreeMap<String, (Channel, Bulk)>>>,
 }
 
 impl Gateways {
@@ -40,19 +41,19 @@ impl Gateways {
     /// `INVALID_ARGUMENT` for text that isn't an endpoint, or plaintext to another machine.
     pub fn get(&self, endpoint: &str) -> Result<Gateway, Problem> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = match open.get(endpoint) {
-            Some(channel) => channel.clone(),
+        let (channel, bulk) = match open.get(endpoint) {
+            Some(known) => known.clone(),
             None => {
                 let channel = connect_lazy(endpoint, &self.tls, &ConnectOptions::default())
                     .map_err(|error| Problem::invalid("gateway", error))?;
-                open.insert(endpoint.to_owned(), channel.clone());
-                channel
+                let bulk = Bulk::new(endpoint, &self.tls, StorageClient::new(channel.clone()))?;
+                open.entry(endpoint.to_owned()).or_insert((channel, bulk)).clone()
             }
         };
         let client = StorageClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Gateway { client, metrics: self.metrics.clone() })
+        Ok(Gateway { client, bulk, metrics: self.metrics.clone() })
     }
 }
 
@@ -60,6 +61,7 @@ impl Gateways {
 #[derive(Clone)]
 pub struct Gateway {
     client: StorageClient<Channel>,
+    bulk: Bulk,
     metrics: NodeMetrics,
 }
 
@@ -164,20 +166,30 @@ impl Gateway {
         .map(|(attributes, _)| attributes)
     }
 
-    /// Reads `length` bytes of an object from `offset`; fewer only at its end.
+    /// Reads a part of a large file into a buffer, fewer bytes than asked for only at its end: over the range endpoint,
+    /// or over gRPC where a gateway has none.
     ///
     /// # Errors
     /// What the gateway said.
-    pub async fn range(
-        &self,
-        object: &v1::ObjectRef,
-        offset: u64,
-        length: u64,
-    ) -> Result<(v1::Attributes, Vec<u8>), Problem> {
-        let source = read_request::Source::Object(object.clone());
-        self.retrying(|| {
-            let request = v1::ReadRequest { offset, length, ..request(source.clone(), None) };
-            self.read_once(request, length)
+    pub async fn part(&self, wanted: Wanted<'_>, buffer: Vec<u8>) -> Result<Part, Problem> {
+        let buffer = Mutex::new(buffer);
+        self.retrying(|| async {
+            let spare = std::mem::take(&mut *buffer.lock().unwrap_or_else(PoisonError::into_inner));
+            match self.bulk.part(wanted, spare).await {
+                Err(problem) if problem.code == ErrorCode::Unimplemented => {}
+                part => {
+                    let bytes = part.as_ref().map_or(0, |part| part.bytes.len());
+                    self.metrics.read_bytes.inc_by(bytes as u64);
+                    return part;
+                }
+            }
+            let source = read_request::Source::Object(wanted.object.clone());
+            let Wanted { offset, length, lasting, .. } = wanted;
+            let request = v1::ReadRequest { offset, length, lasting, ..request(source, wanted.token) };
+            let (attributes, bytes) = self.read_once(request, length).await?;
+            // The caller compares size and time.
+            let (size, mtime_ns) = (attributes.size, attributes.mtime_ns);
+            Ok(Part { bytes, etag: String::new(), size, mtime_ns })
         })
         .await
     }

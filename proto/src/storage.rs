@@ -248,6 +248,12 @@ impl Digest {
             .map_err(|_| Problem::invalid(field, format!("a BLAKE3 digest has 32 bytes, got {}", bytes.len())))
     }
 
+    /// From hexadecimal, 64 characters.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        blake3::Hash::from_hex(hex).ok().map(Self::from)
+    }
+
     /// Lower-case hexadecimal, 64 characters.
     #[must_use]
     pub fn hex(&self) -> String {

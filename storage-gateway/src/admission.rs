@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ingle_proto::{CHUNK_BYTES, ErrorCode, Problem};
+use ingle_proto::{ErrorCode, Problem};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::limits::{Limits, READ_AHEAD_CHUNKS, READ_WAIT};
+use crate::buffers::PIECE_BYTES;
+use crate::limits::{Limits, READ_AHEAD_PIECES, READ_WAIT};
 
 struct Gate {
     reads: Arc<Semaphore>,
@@ -79,9 +80,10 @@ impl Admission {
             return Err(overloaded("too many reads wait"));
         }
         let _waiting = Waiting(&gate.waiting);
-        // What a read holds at most: the chunks asked for ahead and one on its way out.
-        let chunks = bytes.div_ceil(CHUNK_BYTES as u64).clamp(1, READ_AHEAD_CHUNKS as u64 + 1);
-        let mib = u32::try_from(chunks).unwrap_or(1).min(u32::try_from(self.limits.read_mib_max).unwrap_or(u32::MAX));
+        // What a read holds at most: the pieces asked for ahead and a few on their way out.
+        let pieces = bytes.div_ceil(PIECE_BYTES as u64).min(READ_AHEAD_PIECES as u64 + 4);
+        let mib = u32::try_from((pieces * PIECE_BYTES as u64).div_ceil(1 << 20)).unwrap_or(1).max(1);
+        let mib = mib.min(u32::try_from(self.limits.read_mib_max).unwrap_or(u32::MAX));
         let both = async {
             let read = Arc::clone(&gate.reads).acquire_owned().await.ok()?;
             let mib = Arc::clone(&gate.mib).acquire_many_owned(mib).await.ok()?;

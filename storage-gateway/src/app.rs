@@ -1,5 +1,6 @@
 //! The composition root: what the gateway is made of and which tasks run. The only place that knows all of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ingle_daemon::grpc::{self, ServerLimits};
@@ -12,13 +13,17 @@ use tokio::net::TcpListener;
 
 use crate::admission::Admission;
 use crate::blob::Blobs;
+use crate::cache::{Cache, Upkeep};
 use crate::config::Config;
 use crate::exports::Exports;
 use crate::fence::Fence;
 use crate::grpc::Service;
 use crate::metrics::Meters;
 use crate::publish::Publisher;
+use crate::range::{Ranges, Served};
+use crate::reading::Reader;
 use crate::scan::Scanner;
+use crate::source::Sources;
 use crate::{register, sweep};
 
 /// A gateway put together, not serving yet.
@@ -30,6 +35,7 @@ pub struct Gateway {
     blobs: Blobs,
     /// Holds the lock on the state directory: two gateways there would both think they are alone.
     identity: Identity,
+    upkeep: Option<Upkeep>,
     tasks: Tasks,
 }
 
@@ -69,17 +75,26 @@ impl Gateway {
             config.limits.clone(),
             meters.clone(),
         );
+        let cache_dir = config.cache.dir.clone().unwrap_or_else(|| state_dir.join("cache"));
+        let (cache, upkeep) = Cache::open(&config.cache, cache_dir, meters.clone())?;
+        let sources = Sources {
+            exports: Arc::clone(&exports),
+            blobs: blobs.clone(),
+            reader: Reader::new(cache, tasks.clone()),
+            admission: Arc::new(Admission::new(&config.limits)),
+            meters,
+        };
         let service = Service {
             exports: Arc::clone(&exports),
             blobs: blobs.clone(),
             publisher: Arc::clone(&publisher),
             scanner: Arc::new(scanner),
-            admission: Arc::new(Admission::new(&config.limits)),
+            sources,
             limits: config.limits.clone(),
-            meters,
             tasks: tasks.clone(),
+            ranges: Arc::default(),
         };
-        Ok(Self { config, service, exports, publisher, blobs, identity, tasks })
+        Ok(Self { config, service, exports, publisher, blobs, identity, upkeep, tasks })
     }
 
     /// Serves until shutdown.
@@ -92,7 +107,14 @@ impl Gateway {
             OnFailure::Log,
             sweep::run(Arc::clone(&self.exports), Arc::clone(&self.publisher), self.blobs, shutdown.clone()),
         );
+        if let Some(upkeep) = self.upkeep {
+            self.tasks.spawn("cache", OnFailure::Log, upkeep.run(shutdown.wait()));
+        }
         let address = listener.local_addr()?;
+        if self.config.ranges.enabled {
+            let served = serve_ranges(&self.config, &self.service, &self.tasks, address, &shutdown).await?;
+            let _set_once: Result<(), Served> = self.service.ranges.set(served);
+        }
         register::start(&self.config, self.identity, self.exports.names(), address, &self.tasks);
         let tls = ingle_daemon::tls::server_tls(&self.config.tls)?;
         let (health, health_service) = grpc::health();
@@ -110,4 +132,37 @@ impl Gateway {
             .await?;
         Ok(())
     }
+}
+
+/// Opens the range endpoint's listeners beside gRPC's `address`.
+async fn serve_ranges(
+    config: &Config,
+    service: &Service,
+    tasks: &Tasks,
+    address: SocketAddr,
+    shutdown: &Shutdown,
+) -> Result<Served, BoxError> {
+    let ranges = Ranges::new(service.sources.clone(), tasks.clone());
+    let listener = match (config.ranges.listen, address.port().checked_add(1)) {
+        (Some(listen), _) => grpc::bind(listen).await?,
+        (None, Some(next)) => match TcpListener::bind(SocketAddr::new(address.ip(), next)).await {
+            Ok(listener) => listener,
+            Err(_) => TcpListener::bind(SocketAddr::new(address.ip(), 0)).await?,
+        },
+        (None, None) => TcpListener::bind(SocketAddr::new(address.ip(), 0)).await?,
+    };
+    let port = listener.local_addr()?.port();
+    let tls = ingle_daemon::tls::server_config(&config.tls)?;
+    let with_tls = tls.is_some();
+    ranges.serve_tcp(listener, tls, shutdown.clone());
+    let socket = config.ranges.socket.clone().unwrap_or_else(|| config.state_dir.join("ranges.sock"));
+    let unix_socket = match ranges.serve_unix(&socket, shutdown.clone()) {
+        Ok(()) => Some(std::path::absolute(&socket)?),
+        // A path of over a hundred bytes, or a file system without sockets: TCP serves everybody.
+        Err(error) => {
+            tracing::info!(path = %socket.display(), %error, "no socket for nodes on this machine");
+            None
+        }
+    };
+    Ok(Served { port: Some(port), tls: with_tls, unix_socket, instance: ranges.instance().to_owned() })
 }

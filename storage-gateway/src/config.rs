@@ -9,6 +9,7 @@ use ingle_daemon::config::{ConfigError, TelemetryConfig, TlsConfig};
 use ingle_daemon::run::Settings;
 use serde::{Deserialize, Serialize};
 
+use crate::cache::CacheConfig;
 use crate::export::nfs::{NfsExport, NfsOptions};
 use crate::limits::Limits;
 
@@ -35,12 +36,34 @@ pub struct Config {
     pub state_export: Option<ExportConfig>,
     /// What is served, by the name that jobs use.
     pub exports: BTreeMap<String, ExportConfig>,
+    /// The endpoint for what is large, beside gRPC.
+    pub ranges: RangesConfig,
+    /// Pieces of files kept here.
+    pub cache: CacheConfig,
     /// Caps.
     pub limits: Limits,
     /// Certificates.
     pub tls: TlsConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
+}
+
+/// Where files are served over HTTP/1.1, for what is large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RangesConfig {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Where; if absent the port after gRPC's, or any free one if that is taken. Nodes ask for it over gRPC.
+    pub listen: Option<SocketAddr>,
+    /// Socket for nodes on this machine; `<state_dir>/ranges.sock` if absent.
+    pub socket: Option<PathBuf>,
+}
+
+impl Default for RangesConfig {
+    fn default() -> Self {
+        Self { enabled: true, listen: None, socket: None }
+    }
 }
 
 /// One export.
@@ -125,6 +148,8 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/inglenook/gateway"),
             state_export: None,
             exports: BTreeMap::new(),
+            ranges: RangesConfig::default(),
+            cache: CacheConfig::default(),
             limits: Limits::default(),
             tls: TlsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -174,6 +199,17 @@ impl Settings for Config {
         }
         if self.membership.is_none() && self.advertise.is_some() {
             return Err(ConfigError::invalid("advertise", "is told to members, but membership isn't set"));
+        }
+        if let Some(listen) = self.ranges.listen {
+            ingle_daemon::config::check_loopback(listen, &self.tls)
+                .map_err(|error| ConfigError::invalid("ranges.listen", error))?;
+        }
+        for (key, value, most) in
+            [("cache.memory_mib", self.cache.memory_mib, 1 << 20), ("cache.disk_mib", self.cache.disk_mib, 1 << 30)]
+        {
+            if value > most {
+                return Err(ConfigError::invalid(key, format!("expected 0 to {most}, got {value}")));
+            }
         }
         let limits = &self.limits;
         for (key, value, most) in [

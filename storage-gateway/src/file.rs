@@ -8,8 +8,9 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use ingle_proto::{CHUNK_BYTES, Digest, ErrorCode, ObjectPath, Problem};
 
+use crate::buffers::PIECE_BYTES;
 use crate::export::{Export, ExportError, Kind, Replace};
-use crate::limits::{READ_AHEAD_CHUNKS, WRITES_IN_FLIGHT};
+use crate::limits::{READ_AHEAD_PIECES, WRITES_IN_FLIGHT};
 
 /// How often a small file is written again after the server restarted underneath.
 const REWRITES: usize = 5;
@@ -84,7 +85,7 @@ pub fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
-/// The bytes `start .. end` in order, in chunks of at most 1 MiB, a few of them asked for ahead.
+/// The bytes `start .. end` in order, in pieces of at most 256 KiB, a few of them asked for ahead.
 /// Ends early where the file does.
 pub fn chunks<'a>(
     export: &'a dyn Export,
@@ -92,13 +93,13 @@ pub fn chunks<'a>(
     start: u64,
     end: u64,
 ) -> impl futures::Stream<Item = Result<Bytes, ExportError>> + Send + 'a {
-    let starts = (start..end).step_by(CHUNK_BYTES);
+    let starts = (start..end).step_by(PIECE_BYTES);
     futures::stream::iter(starts)
         .map(move |at| {
-            let length = (end - at).min(CHUNK_BYTES as u64) as u32;
+            let length = (end - at).min(PIECE_BYTES as u64) as u32;
             async move { export.read_at(path, at, length).await }
         })
-        .buffered(READ_AHEAD_CHUNKS)
+        .buffered(READ_AHEAD_PIECES)
         .scan(false, |ended, chunk| {
             let short = chunk.as_ref().is_ok_and(Bytes::is_empty);
             let stop = *ended || short;

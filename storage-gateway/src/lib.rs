@@ -1,14 +1,18 @@
 //! The storage gateway: reads and writes the NAS, guards paths, publishes results once. It never decides.
 //!
 //! - `export/` is the seam to the NAS; `nfs_server/` a small NFSv3 server of our own.
-//! - `file`, `place`: bytes and names on an export. `blob`: the state export.
+//! - `file`, `place`, `buffers`: bytes and names on an export. `blob`: the state export.
+//! - `source`, `reading/`, `cache/`: what a read names, and how its bytes come; `access`: whether they may.
 //! - `scan/`, `stage`, `publish/`, `ledger/`: what the coordinator and nodes ask for. `sweep`: what is left over.
 //! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and for whom.
-//! - `grpc/`, `register`: the wire. `app`: all of it put together. `program`: the binary.
+//! - `grpc/`, `range/`, `register`: the wire. `app`: all of it put together. `program`: the binary.
 
+mod access;
 pub mod admission;
 pub mod app;
 pub mod blob;
+pub mod buffers;
+pub mod cache;
 pub mod config;
 pub mod export;
 pub mod exports;
@@ -24,8 +28,11 @@ pub mod nfs_server;
 pub mod place;
 mod program;
 pub mod publish;
+pub mod range;
+pub mod reading;
 pub mod register;
 pub mod scan;
+pub mod source;
 pub mod stage;
 pub mod sweep;
 

@@ -39,8 +39,12 @@ impl Default for Limits {
     }
 }
 
-/// Chunks of one read that are asked of the export before the first is sent.
-pub const READ_AHEAD_CHUNKS: usize = 4;
+/// Pieces of one read that are asked of the export before the first is sent: 2 MiB, what a second cache holds.
+pub const READ_AHEAD_PIECES: usize = 8;
+/// Pieces fetched ahead of readers that go through files in ranges, all together: 16 MiB.
+pub const AHEAD_IN_FLIGHT: usize = 64;
+/// Connections to the range endpoint.
+pub const RANGE_CONNECTIONS_MAX: usize = 512;
 /// How long a read waits for its turn before it is told to come back.
 pub const READ_WAIT: Duration = Duration::from_secs(5);
 /// How long an export may take to say whether it answers.

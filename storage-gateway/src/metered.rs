@@ -55,6 +55,10 @@ impl Export for Metered {
         Ok(Abilities { write: abilities.write && !self.read_only, ..abilities })
     }
 
+    fn remote(&self) -> bool {
+        self.inner.remote()
+    }
+
     async fn stat(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
         self.count("stat", self.inner.stat(path)).await
     }

@@ -32,6 +32,12 @@ pub struct OutcomeLabels {
     outcome: &'static str,
 }
 
+/// Labels of a look into the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TierLabels {
+    found: &'static str,
+}
+
 /// Labels of a scanned entry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ActionLabels {
@@ -48,6 +54,8 @@ pub struct Meters {
     reads: Family<ExportLabels, Gauge>,
     publishes: Family<OutcomeLabels, Counter>,
     entries: Family<ActionLabels, Counter>,
+    cached: Family<TierLabels, Counter>,
+    damaged: Counter,
 }
 
 impl Meters {
@@ -62,6 +70,10 @@ impl Meters {
             reads: metrics.gauges("gateway_reads_in_flight", "Reads open now"),
             publishes: metrics.counters("gateway_publishes", "Outputs published, by outcome"),
             entries: metrics.counters("gateway_scan_entries", "Entries listed by scans, by what is to be done"),
+            cached: metrics
+                .counters("gateway_cache_pieces", "Pieces looked for in the cache, by where they were found"),
+            damaged: metrics
+                .counter("gateway_cache_damaged_pieces", "Pieces on the cache's disk that failed their checksum"),
         }
     }
 
@@ -108,6 +120,16 @@ impl Meters {
             Verdict::Unspecified => "unspecified",
         };
         self.publishes.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// A piece was looked for: found in `memory`, on `disk`, or `none` of them.
+    pub fn cached(&self, found: &'static str) {
+        self.cached.get_or_create(&TierLabels { found }).inc();
+    }
+
+    /// A piece on disk was not what was written.
+    pub fn damaged_piece(&self) {
+        self.damaged.inc();
     }
 
     /// Entries were listed.

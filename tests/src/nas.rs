@@ -59,6 +59,12 @@ impl Ganesha {
         format!("nfs://127.0.0.1{}?nfsport={nfs}&mountport={mount}", self.directory.display())
     }
 
+    /// The ports of NFS and of its mount service.
+    #[must_use]
+    pub fn ports(&self) -> (u16, u16) {
+        self.ports
+    }
+
     /// Kills it as a power failure would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

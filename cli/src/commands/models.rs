@@ -178,6 +178,7 @@ fn table(out: Out, models: &[v1::ModelStatus]) -> Result<(), Failure> {
         let info = model.info.clone().unwrap_or_default();
         let state = match (&info.problem, model.loaded_on.len()) {
             (problem, _) if !problem.is_empty() => out.paint(Colour::Red, &human::cut(problem, 80)),
+            (_, 0) if model.seen_by.is_empty() => on_its_way(model).join("; "),
             (_, 0) => "not loaded".to_owned(),
             (_, n) => out.paint(Colour::Green, &format!("loaded on {n} of {}", model.seen_by.len().max(n))),
         };
@@ -222,7 +223,26 @@ fn show(out: Out, model: &v1::ModelStatus) -> Result<(), Failure> {
         ("digest", if digest.is_empty() { "not read yet".into() } else { digest }),
         ("loaded on", none(&model.loaded_on)),
         ("seen by", none(&model.seen_by)),
+        ("on its way", on_its_way(model).join("; ")),
     ])
+}
+
+/// How far a model's files have come, for each node that they are on their way to.
+fn on_its_way(model: &v1::ModelStatus) -> Vec<String> {
+    let told = |node: &v1::NodeFetch| {
+        let fetch = node.fetch.unwrap_or_default();
+        let left = fetch.bytes_total.saturating_sub(fetch.bytes) as f64 / fetch.bytes_per_second.max(1.0);
+        let left = std::time::Duration::try_from_secs_f64(left).unwrap_or_default();
+        format!(
+            "{} of {} are on {}, {}/s, {} left",
+            human::bytes(fetch.bytes),
+            human::bytes(fetch.bytes_total),
+            node.node_id,
+            human::bytes(fetch.bytes_per_second as u64),
+            human::duration(left)
+        )
+    };
+    model.fetching.iter().map(told).collect()
 }
 
 fn fit(out: Out, answer: &v1::ExplainFitResponse) -> Result<(), Failure> {

@@ -39,6 +39,8 @@ pub struct NodeEntry {
     pub busy_ms: u64,
     /// Bytes its models take.
     pub reserved: u64,
+    /// Models whose files are on their way to it.
+    pub fetching: Vec<v1::ModelInfo>,
     /// What was done about its silence already.
     pub handled: Health,
     /// Models that failed here, until it sees its models anew.
@@ -83,6 +85,11 @@ impl NodeEntry {
     }
 }
 
+/// Takes those out that aren't there yet.
+fn take_fetching(models: &mut Vec<v1::ModelInfo>) -> Vec<v1::ModelInfo> {
+    models.extract_if(.., |info| info.fetch.is_some()).collect()
+}
+
 /// All nodes.
 #[derive(Debug, Default)]
 pub struct NodeTable {
@@ -109,7 +116,8 @@ impl NodeTable {
     }
 
     /// Takes a node's own account. Returns what its entry held before, if it was another process.
-    pub(crate) fn attach(&mut self, attached: Attached, now: Now) -> Option<NodeEntry> {
+    pub(crate) fn attach(&mut self, mut attached: Attached, now: Now) -> Option<NodeEntry> {
+        let fetching = take_fetching(&mut attached.models);
         let id = attached.node.clone();
         let before = self.nodes.get(&id);
         let same = before.is_some_and(|entry| entry.attached.incarnation == attached.incarnation);
@@ -126,6 +134,7 @@ impl NodeTable {
             broken_models: BTreeMap::new(),
             rest_until: 0,
             left: false,
+            fetching,
             attached,
         };
         let old = self.nodes.insert(id, entry);
@@ -152,16 +161,18 @@ impl NodeTable {
     pub(crate) fn models(
         &mut self,
         node: &NodeId,
-        models: Vec<v1::ModelInfo>,
+        mut models: Vec<v1::ModelInfo>,
         loaded: Vec<v1::LoadedModel>,
         reserved: u64,
     ) {
+        let fetching = take_fetching(&mut models);
         if let Some(entry) = self.nodes.get_mut(node) {
             if entry.attached.models != models {
                 entry.broken_models.clear();
                 entry.attached.models = models;
             }
             entry.attached.loaded = loaded;
+            entry.fetching = fetching;
             entry.reserved = reserved;
         }
     }

@@ -186,6 +186,14 @@ impl Core {
                 }
             }
         }
+        for (id, node) in self.nodes.iter().filter(|(_, node)| !node.left) {
+            for info in &node.fetching {
+                let Some(model) = &info.model else { continue };
+                let status = all.entry(model.name.clone()).or_default();
+                status.info.get_or_insert_with(|| v1::ModelInfo { fetch: None, ..info.clone() });
+                status.fetching.push(v1::NodeFetch { node_id: id.to_string(), fetch: info.fetch });
+            }
+        }
         all.into_values().collect()
     }
 

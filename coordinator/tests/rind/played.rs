@@ -234,6 +234,10 @@ impl v1::storage_server::Storage for Blobs {
         Err(Status::unimplemented("not played"))
     }
 
+    async fn ranges(&self, _: Request<v1::RangesRequest>) -> Result<Response<v1::RangesResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
     async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         Err(Status::unimplemented("not played"))
     }

@@ -179,7 +179,7 @@ impl Cache {
 }
 
 fn parse(hex: &str) -> Option<Digest> {
-    blake3::Hash::from_hex(hex).ok().map(Digest::from)
+    Digest::from_hex(hex)
 }
 
 /// A cached model, as eviction sees it.

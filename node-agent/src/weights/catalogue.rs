@@ -11,6 +11,7 @@ use ingle_proto::{Digest, ErrorCode, Problem};
 use tokio::sync::Notify;
 
 use super::cache::Cache;
+use super::fetch::Progress;
 use super::folders::{FileStamp, Folder, find, walk};
 use super::{fetch, model_digest};
 use crate::config::ModelsRoot;
@@ -61,6 +62,21 @@ pub struct Catalogue {
     pub changed: Notify,
     /// Models in use: the cache must keep them.
     pinned: Mutex<Vec<Digest>>,
+    /// Copies under way, by model.
+    copies: Mutex<BTreeMap<String, Arc<Progress>>>,
+}
+
+/// A copy under way, until dropped.
+struct Fetching<'a> {
+    catalogue: &'a Catalogue,
+    model: String,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        self.catalogue.copies.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.model);
+        self.catalogue.changed.notify_one();
+    }
 }
 
 impl Catalogue {
@@ -86,6 +102,7 @@ impl Catalogue {
             wanted: Notify::new(),
             changed: Notify::new(),
             pinned: Mutex::default(),
+            copies: Mutex::default(),
         }
     }
 
@@ -224,6 +241,10 @@ impl Catalogue {
             self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         entries.sort_by_key(|entry| entry.folder.bytes());
         for entry in entries {
+            // One that was here and made room for others comes again when it is used.
+            if matches!(*entry.known.lock().unwrap_or_else(PoisonError::into_inner), Known::Ready(_)) {
+                continue;
+            }
             if let Err(problem) = self.read(&entry).await
                 && problem.retryable()
             {
@@ -360,7 +381,10 @@ impl Catalogue {
         }
         let gateway = self.gateway("")?;
         let made = self.cache.incoming();
-        let copied = self.copy_files(&gateway, &base, folder, &made).await;
+        let progress = Progress::begin(folder.bytes());
+        let fetching = self.fetching(&folder.name, &progress);
+        let copied = self.copy_files(&gateway, &base, folder, &made, &progress).await;
+        drop(fetching);
         let files = match copied {
             Ok(files) => files,
             Err(problem) => {
@@ -382,6 +406,7 @@ impl Catalogue {
         base: &Object,
         folder: &Folder,
         made: &std::path::Path,
+        progress: &Progress,
     ) -> Result<Vec<super::FileDigest>, Problem> {
         let mut files = Vec::new();
         for stamp in &folder.files {
@@ -390,7 +415,7 @@ impl Catalogue {
             if let Some(parent) = target.parent().map(std::path::Path::to_owned) {
                 fetch::blocking(move || std::fs::create_dir_all(parent)).await?;
             }
-            files.push(fetch::file(gateway, &v1::ObjectRef::from(&object), stamp, &target).await?);
+            files.push(fetch::file(gateway, &v1::ObjectRef::from(&object), stamp, &target, progress).await?);
         }
         Ok(files)
     }
@@ -400,11 +425,8 @@ impl Catalogue {
         let (dir, files) = (dir.to_owned(), folder.files.clone());
         let hashed = tokio::task::spawn_blocking(move || {
             let hash = |stamp: &FileStamp| {
-                let mut hasher = blake3::Hasher::new();
-                let mut file = std::fs::File::open(dir.join(&stamp.name)).ok()?;
-                std::io::copy(&mut file, &mut hasher).ok()?;
-                let (name, size) = (stamp.name.clone(), hasher.count());
-                Some(super::FileDigest { name, size, digest: hasher.finalize().into() })
+                let (digest, size) = super::hash::file(&dir.join(&stamp.name)).ok()?;
+                Some(super::FileDigest { name: stamp.name.clone(), size, digest })
             };
             files.iter().map(hash).collect::<Option<Vec<_>>>()
         })
@@ -412,19 +434,44 @@ impl Catalogue {
         matches!(hashed, Ok(Some(files)) if model_digest(&files) == digest)
     }
 
+    fn fetching(&self, model: &str, progress: &Arc<Progress>) -> Fetching<'_> {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.insert(model.to_owned(), Arc::clone(progress));
+        self.changed.notify_one();
+        Fetching { catalogue: self, model: model.to_owned() }
+    }
+
+    /// Whether a model's files are on their way here.
+    #[must_use]
+    pub fn is_fetching(&self) -> bool {
+        !self.copies.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn fetch_of(&self, model: &str) -> Option<v1::ModelFetch> {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, bytes_total, bytes_per_second) = copies.get(model)?.told();
+        Some(v1::ModelFetch { bytes, bytes_total, bytes_per_second })
+    }
+
     /// Models in use now; the cache keeps them.
     pub fn pin(&self, digests: Vec<Digest>) {
         *self.pinned.lock().unwrap_or_else(PoisonError::into_inner) = digests;
     }
 
-    /// What the coordinator is told: every model whose headers are known, and those that can't be used with the reason.
+    /// What the coordinator is told: every model whose headers are known, those that can't be used with the reason, and
+    /// those whose files are on their way.
     #[must_use]
     pub fn infos(&self) -> Vec<v1::ModelInfo> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries
             .values()
             .filter_map(|entry| match &*entry.known.lock().unwrap_or_else(PoisonError::into_inner) {
-                Known::Not => None,
+                Known::Not => self.fetch_of(&entry.folder.name).map(|fetch| v1::ModelInfo {
+                    model: Some(v1::ModelRef { name: entry.folder.name.clone(), ..Default::default() }),
+                    weight_bytes: entry.folder.bytes(),
+                    fetch: Some(fetch),
+                    ..Default::default()
+                }),
                 Known::Ready(model) => Some(info(model, self.context)),
                 Known::Problem(digest, problem) => Some(v1::ModelInfo {
                     model: Some(v1::ModelRef {
@@ -462,5 +509,6 @@ fn info(model: &ReadyModel, context: u32) -> v1::ModelInfo {
         layers: card.layers,
         width: card.width,
         problem: String::new(),
+        fetch: None,
     }
 }

@@ -2,17 +2,47 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use ingle_proto::v1;
 use ingle_proto::{Digest, ErrorCode, Problem};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::FileDigest;
 use super::folders::FileStamp;
+use crate::bulk::Wanted;
 use crate::limits;
 use crate::storage::Gateway;
 
-/// Reads one file of the NAS into `path`. The listing's size and time must still hold at every range.
+/// Parts that may wait for the disk before reading waits for it too.
+const WRITES_WAITING: usize = 2;
+
+/// How far a model's copy has come.
+#[derive(Debug)]
+pub struct Progress {
+    begun: Instant,
+    done: AtomicU64,
+    total: u64,
+}
+
+impl Progress {
+    /// Of a copy of so many bytes that begins now.
+    pub(super) fn begin(total: u64) -> Arc<Self> {
+        Arc::new(Self { begun: Instant::now(), done: AtomicU64::new(0), total })
+    }
+
+    /// Bytes that came, bytes in all, and bytes per second so far.
+    #[must_use]
+    pub fn told(&self) -> (u64, u64, f64) {
+        let done = self.done.load(Ordering::Relaxed);
+        (done, self.total, done as f64 / self.begun.elapsed().as_secs_f64().max(0.001))
+    }
+}
+
+/// Reads one file of the NAS into `path`. The listing's size and time must hold, and all parts be of one version.
 ///
 /// # Errors
 /// `OBJECT_CHANGED` if the file isn't what was listed; what the gateway or the local disk said.
@@ -21,36 +51,70 @@ pub(super) async fn file(
     object: &v1::ObjectRef,
     stamp: &FileStamp,
     path: &Path,
+    progress: &Progress,
 ) -> Result<FileDigest, Problem> {
-    let ranges = stamp.size.div_ceil(limits::WEIGHTS_RANGE_BYTES);
-    let mut reads = futures::stream::iter(0..ranges)
-        .map(|range| async move {
+    let spare: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let (sender, parts) = mpsc::channel(WRITES_WAITING);
+    let writing = tokio::task::spawn_blocking({
+        let (path, spare) = (path.to_owned(), Arc::clone(&spare));
+        move || write(&path, parts, &spare)
+    });
+    let etag: Mutex<Option<String>> = Mutex::default();
+    let part = |range: u64| {
+        let (etag, spare) = (&etag, &spare);
+        async move {
             let offset = range * limits::WEIGHTS_RANGE_BYTES;
             let length = limits::WEIGHTS_RANGE_BYTES.min(stamp.size - offset);
-            let (attributes, bytes) = gateway.range(object, offset, length).await?;
-            if attributes.size != stamp.size || attributes.mtime_ns != stamp.mtime_ns || bytes.len() as u64 != length {
+            let known = etag.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let wanted = Wanted { object, token: None, offset, length, etag: known.as_deref(), lasting: true };
+            let buffer = spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            let part = gateway.part(wanted, buffer).await?;
+            let mut etag = etag.lock().unwrap_or_else(PoisonError::into_inner);
+            let same = *etag.get_or_insert_with(|| part.etag.clone()) == part.etag;
+            if !same || part.size != stamp.size || part.mtime_ns != stamp.mtime_ns || part.bytes.len() as u64 != length
+            {
                 return Err(changed(&stamp.name));
             }
-            Ok(bytes)
-        })
-        .buffered(limits::WEIGHTS_RANGES_IN_FLIGHT);
-    let target = path.to_owned();
-    let mut writer = blocking(move || Ok((std::fs::File::create(&target)?, blake3::Hasher::new()))).await?;
-    while let Some(bytes) = reads.try_next().await? {
-        writer = blocking(move || {
-            let (mut file, mut hasher) = writer;
-            hasher.update(&bytes);
-            file.write_all(&bytes)?;
-            Ok((file, hasher))
-        })
-        .await?;
+            progress.done.fetch_add(length, Ordering::Relaxed);
+            Ok(part.bytes)
+        }
+    };
+    let ranges = stamp.size.div_ceil(limits::WEIGHTS_RANGE_BYTES);
+    // The first part alone: it says which version the others must be of.
+    let first = if ranges > 0 { Some(part(0).await?) } else { None };
+    let rest = futures::stream::iter(1..ranges).map(part).buffered(limits::WEIGHTS_RANGES_IN_FLIGHT);
+    let mut all = std::pin::pin!(futures::stream::iter(first.map(Ok)).chain(rest));
+    while let Some(bytes) = all.try_next().await? {
+        // A disk that fails ends the other side; what it said comes below.
+        if sender.send(bytes).await.is_err() {
+            break;
+        }
     }
-    let digest = blocking(move || {
-        writer.0.sync_all()?;
-        Ok(Digest::from(writer.1.finalize()))
-    })
-    .await?;
-    Ok(FileDigest { name: stamp.name.clone(), size: stamp.size, digest })
+    drop(sender);
+    let written =
+        writing.await.map_err(|error| Problem::new(ErrorCode::Internal, format!("writing ended: {error}")))?;
+    let (digest, size) = written.map_err(|error| local(&error))?;
+    if size != stamp.size {
+        return Err(changed(&stamp.name));
+    }
+    Ok(FileDigest { name: stamp.name.clone(), size, digest })
+}
+
+/// Takes parts in order: hashes, writes, and hands their memory back. Blocks.
+fn write(
+    path: &Path,
+    mut parts: mpsc::Receiver<Vec<u8>>,
+    spare: &Mutex<Vec<Vec<u8>>>,
+) -> std::io::Result<(Digest, u64)> {
+    let mut file = std::fs::File::create(path)?;
+    let mut hasher = blake3::Hasher::new();
+    while let Some(part) = parts.blocking_recv() {
+        hasher.update(&part);
+        file.write_all(&part)?;
+        spare.lock().unwrap_or_else(PoisonError::into_inner).push(part);
+    }
+    file.sync_all()?;
+    Ok((Digest::from(hasher.finalize()), hasher.count()))
 }
 
 /// Hashes a local file; its size and time must still be those listed. Blocks.
@@ -58,14 +122,12 @@ pub(super) async fn file(
 /// # Errors
 /// `OBJECT_CHANGED`, or what the system said.
 pub(super) fn hash_local(path: &Path, stamp: &FileStamp) -> Result<FileDigest, Problem> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = std::fs::File::open(path).map_err(|error| local(&error))?;
-    std::io::copy(&mut file, &mut hasher).map_err(|error| local(&error))?;
-    let after = file.metadata().map_err(|error| local(&error))?;
-    if after.len() != stamp.size || super::folders::mtime_ns(&after) != stamp.mtime_ns || hasher.count() != stamp.size {
+    let (digest, size) = super::hash::file(path).map_err(|error| local(&error))?;
+    let after = std::fs::metadata(path).map_err(|error| local(&error))?;
+    if after.len() != stamp.size || super::folders::mtime_ns(&after) != stamp.mtime_ns || size != stamp.size {
         return Err(changed(&stamp.name));
     }
-    Ok(FileDigest { name: stamp.name.clone(), size: stamp.size, digest: hasher.finalize().into() })
+    Ok(FileDigest { name: stamp.name.clone(), size: stamp.size, digest })
 }
 
 /// Runs file work off the async threads.

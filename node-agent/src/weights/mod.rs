@@ -7,9 +7,11 @@ mod cache;
 mod catalogue;
 mod fetch;
 mod folders;
+pub mod hash;
 
 pub use cache::Cache;
 pub use catalogue::{Catalogue, ReadyModel};
+pub use fetch::Progress;
 pub use folders::{FileStamp, Folder};
 
 use ingle_proto::Digest;

@@ -194,6 +194,10 @@ impl Storage for Service {
         unused()
     }
 
+    async fn ranges(&self, _: Request<v1::RangesRequest>) -> Result<Response<v1::RangesResponse>, Status> {
+        unused()
+    }
+
     async fn list_exports(
         &self,
         _: Request<v1::ListExportsRequest>,

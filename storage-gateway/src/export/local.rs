@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 pub use super::beneath::Standing;
 use super::beneath::{self, Beneath, Miss};
 use super::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace};
+use crate::buffers;
 
 /// Longest a call may take. Disks answer sooner; what hangs this long is a dead mount below the directory.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -194,18 +195,18 @@ impl Export for LocalExport {
             if i64::try_from(offset.saturating_add(length as u64)).is_err() {
                 return Ok(Bytes::new());
             }
-            let mut data = vec![0; length];
-            let mut filled = 0;
-            while filled < length {
-                match rustix::io::pread(&file, &mut data[filled..], offset + filled as u64) {
+            let mut data = buffers::take(length);
+            while data.len() < length {
+                let at = offset + data.len() as u64;
+                match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut data), at) {
                     Ok(0) => break,
-                    Ok(n) => filled += n,
-                    Err(Errno::INTR) => {}
+                    Ok(_) | Err(Errno::INTR) => {}
                     Err(errno) => return Err(errno.into()),
                 }
             }
-            data.truncate(filled);
-            Ok(Bytes::from(data))
+            // The buffer may have had a little more room than was asked for.
+            data.truncate(length);
+            Ok(buffers::share(data))
         })
         .await
     }

@@ -119,6 +119,11 @@ pub trait Export: Send + Sync {
     /// What it can do; asked of the server once.
     async fn abilities(&self) -> Result<Abilities, ExportError>;
 
+    /// Whether reading costs a network: what came is worth keeping then.
+    fn remote(&self) -> bool {
+        false
+    }
+
     /// The same export as another user sees it, with connections shared. `None`: what lies behind it knows no users
     /// that a client may present (a directory or a volume of this machine's).
     fn as_user(&self, _user: &User) -> Option<Arc<dyn Export>> {
@@ -236,6 +241,9 @@ pub enum ExportError {
     /// The write verifier changed: the server restarted and may have lost what was not committed.
     #[error("{0}: the server restarted before the data was committed; write it again")]
     VerifierChanged(String),
+    /// The file is not the one any more that was opened: its attributes moved, or it ends sooner.
+    #[error("{0}: it changed while it was read; read it again")]
+    Changed(String),
     /// No answer in time, connection refused or broken.
     #[error("{0}")]
     Unavailable(String),
@@ -248,7 +256,10 @@ impl ExportError {
     /// Whether the same call may succeed later without anyone changing the request.
     #[must_use]
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Full(_) | Self::VerifierChanged(_) | Self::Unavailable(_) | Self::Broken(_))
+        matches!(
+            self,
+            Self::Full(_) | Self::VerifierChanged(_) | Self::Changed(_) | Self::Unavailable(_) | Self::Broken(_)
+        )
     }
 
     /// Its stable code.
@@ -264,6 +275,7 @@ impl ExportError {
             Self::Full(_) => ErrorCode::StorageFull,
             Self::TooMany { .. } => ErrorCode::TooLarge,
             Self::Unsupported(_) => ErrorCode::Unimplemented,
+            Self::Changed(_) => ErrorCode::ObjectChanged,
             Self::VerifierChanged(_) | Self::Unavailable(_) => ErrorCode::StorageUnavailable,
             Self::Broken(_) => ErrorCode::StorageProtocol,
         }

@@ -1,10 +1,9 @@
 //! The Storage service: from the wire to domain types and back; decisions are elsewhere.
 
-mod access;
 mod read;
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::Stream;
@@ -16,22 +15,23 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::admission::Admission;
+use crate::access;
 use crate::blob::Blobs;
 use crate::config::STATE_EXPORT;
 use crate::export::{Attr, Kind};
 use crate::exports::Exports;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, LIST_PAGE_ENTRIES, Limits};
-use crate::metrics::Meters;
 use crate::place::Place;
 use crate::publish::{self, Publisher};
+use crate::range::Served;
 use crate::scan::{self, Scanner};
+use crate::source::Sources;
 use crate::stage::Staging;
 
 /// Parts that are removed in one call.
 const FORGET_MAX: usize = 100;
 /// How long a peer may keep a stream waiting.
-const STALL: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Clone)]
@@ -40,10 +40,11 @@ pub struct Service {
     pub(crate) blobs: Blobs,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) scanner: Arc<Scanner>,
-    pub(crate) admission: Arc<Admission>,
+    pub(crate) sources: Sources,
     pub(crate) limits: Limits,
-    pub(crate) meters: Meters,
     pub(crate) tasks: Tasks,
+    /// Known once the listeners are open.
+    pub(crate) ranges: Arc<OnceLock<Served>>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -172,6 +173,17 @@ impl Storage for Service {
         let publisher = Arc::clone(&self.publisher);
         let work = async move { publisher.publish(&place, checked).await };
         Ok(Response::new(self.to_the_end("publish", work).await?))
+    }
+
+    async fn ranges(&self, _request: Request<v1::RangesRequest>) -> Result<Response<v1::RangesResponse>, Status> {
+        let served = self.ranges.get().cloned().unwrap_or_default();
+        let socket = served.unix_socket.and_then(|path| path.to_str().map(str::to_owned));
+        Ok(Response::new(v1::RangesResponse {
+            port: served.port.map_or(0, u32::from),
+            tls: served.tls,
+            unix_socket: socket.unwrap_or_default(),
+            instance: served.instance,
+        }))
     }
 
     async fn list_exports(

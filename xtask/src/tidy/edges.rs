@@ -40,7 +40,7 @@ const EDGES: &[Row] = &[
         ],
         tests_use: &["ingle-engine-candle"],
     },
-    row("ingle-benches", &["ingle-proto", "ingle-engine", "ingle-engine-candle"]),
+    row("ingle-benches", &["ingle-proto", "ingle-engine", "ingle-engine-candle", "ingle-gateway", "ingle-tests"]),
     row("xtask", &[]),
 ];
 

@@ -39,6 +39,7 @@ use self::wire::{Handle, Server};
 use self::writes::Writes;
 use self::xdr::Malformed;
 use super::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace};
+use crate::buffers::PIECE_BYTES;
 
 /// Most bytes of one read of the export.
 const READ_MAX: u32 = 1 << 20;
@@ -130,6 +131,7 @@ impl NfsExport {
         if length <= size {
             return self.read_chunk(&file, offset, length).await;
         }
+        let size = size.min(PIECE_BYTES as u32);
         let mut chunks = futures::stream::iter((0..length).step_by(size as usize))
             .map(|start| {
                 let want = size.min(length - start);
@@ -215,6 +217,10 @@ impl NfsExport {
 impl Export for NfsExport {
     fn url(&self) -> String {
         self.url.shown.clone()
+    }
+
+    fn remote(&self) -> bool {
+        true
     }
 
     async fn abilities(&self) -> Result<Abilities, ExportError> {

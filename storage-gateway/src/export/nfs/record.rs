@@ -1,8 +1,10 @@
 //! RPC records over TCP (RFC 5531, section 11): fragments put together under a cap.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use nfs3_types::rpc::fragment_header;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::buffers;
 
 /// Most bytes of a record: a write or read of 1 MiB, with room for what some servers prefer.
 pub(crate) const RECORD_MAX: usize = 4 << 20;
@@ -28,7 +30,7 @@ pub(crate) enum RecordError {
 
 /// Reads one record; `None` at an orderly end between two.
 pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Bytes>, RecordError> {
-    let mut record = BytesMut::new();
+    let mut record = Vec::new();
     for fragment in 0..FRAGMENTS_MAX {
         let mut header = [0; 4];
         let first = stream.read(&mut header).await?;
@@ -44,7 +46,10 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option
         if announced > RECORD_MAX {
             return Err(RecordError::TooLong { announced });
         }
-        record.reserve(length);
+        if record.capacity() == 0 {
+            record = buffers::take(length);
+        }
+        record.reserve_exact(length);
         let mut body = (&mut *stream).take(length as u64);
         while record.len() < announced {
             if body.read_buf(&mut record).await? == 0 {
@@ -52,7 +57,7 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option
             }
         }
         if header.eof() {
-            return Ok(Some(record.freeze()));
+            return Ok(Some(buffers::share(record)));
         }
     }
     Err(RecordError::Fragments)

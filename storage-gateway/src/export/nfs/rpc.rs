@@ -20,6 +20,10 @@ use super::xdr::{Malformed, Reader, put};
 
 /// Calls in flight on one connection; more wait their turn within their deadline.
 pub(crate) const IN_FLIGHT_MAX: usize = 32;
+/// Calls that wait are sent together up to this size.
+const TOGETHER_BYTES: usize = 16 << 10;
+/// Small replies come several with one system call; of a big one no more than this is copied once more.
+const READ_BUFFER_BYTES: usize = 16 << 10;
 /// Longest verifier in a reply (RFC 5531: 400 bytes).
 const AUTH_BYTES_MAX: usize = 400;
 
@@ -144,8 +148,14 @@ impl Connection {
         tasks.spawn({
             let waiting = waiting.clone();
             async move {
-                while let Some(record) = queue.recv().await {
-                    if let Err(error) = output.write_all(&record).await {
+                while let Some(mut records) = queue.recv().await {
+                    // What waits goes with one system call: most calls are a few hundred bytes.
+                    while records.len() < TOGETHER_BYTES
+                        && let Ok(next) = queue.try_recv()
+                    {
+                        records.extend_from_slice(&next);
+                    }
+                    if let Err(error) = output.write_all(&records).await {
                         close(&waiting, &RpcError::Lost(format!("the connection broke: {error}")));
                         return;
                     }
@@ -155,7 +165,7 @@ impl Connection {
         tasks.spawn({
             let waiting = waiting.clone();
             async move {
-                let mut input = BufReader::with_capacity(64 << 10, input);
+                let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, input);
                 let reason = loop {
                     match record::read(&mut input).await {
                         Ok(Some(record)) => {

@@ -7,7 +7,7 @@ use ingle_proto::{ErrorCode, Problem, v1};
 ///
 /// # Errors
 /// `PATH_REFUSED`.
-pub(super) fn visible(wire: v1::ObjectRef) -> Result<Object, Problem> {
+pub(crate) fn visible(wire: v1::ObjectRef) -> Result<Object, Problem> {
     let object = Object::try_from(wire)?;
     if object.path.components().any(|part| part == OWN_DIRECTORY) {
         return Err(Problem::new(
@@ -22,7 +22,7 @@ pub(super) fn visible(wire: v1::ObjectRef) -> Result<Object, Problem> {
 ///
 /// # Errors
 /// `STORAGE_DENIED` names the object.
-pub(super) fn may_read(token: Option<&v1::AttemptToken>, object: &Object) -> Result<(), Problem> {
+pub(crate) fn may_read(token: Option<&v1::AttemptToken>, object: &Object) -> Result<(), Problem> {
     let Some(token) = token else { return Ok(()) };
     for readable in &token.readable {
         let readable = Object::try_from(readable.clone())?;
@@ -40,7 +40,7 @@ pub(super) fn may_read(token: Option<&v1::AttemptToken>, object: &Object) -> Res
 ///
 /// # Errors
 /// `STORAGE_DENIED` names the place.
-pub(super) fn may_use(token: Option<&v1::AttemptToken>, place: &Object) -> Result<(), Problem> {
+pub(crate) fn may_use(token: Option<&v1::AttemptToken>, place: &Object) -> Result<(), Problem> {
     let Some(token) = token else { return Ok(()) };
     match &token.place {
         Some(own) if Object::try_from(own.clone())? == *place => Ok(()),

@@ -3,7 +3,8 @@
 //! - `export/` is the seam to the NAS; `nfs_server/` a small NFSv3 server of our own.
 //! - `file`, `place`: bytes and names on an export. `blob`: the state export.
 //! - `scan/`, `stage`, `publish/`, `ledger/`: what the coordinator and nodes ask for. `sweep`: what is left over.
-//! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and for whom.
+//! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and by whose order.
+//! - `principals`, `views`, `rules`: as whom, and what an operator allows beyond what the NAS does.
 //! - `grpc/`, `register`: the wire. `app`: all of it put together. `program`: the binary.
 
 pub mod admission;
@@ -22,12 +23,15 @@ pub mod metered;
 pub mod metrics;
 pub mod nfs_server;
 pub mod place;
+pub mod principals;
 mod program;
 pub mod publish;
 pub mod register;
+pub mod rules;
 pub mod scan;
 pub mod stage;
 pub mod sweep;
+pub mod views;
 
 pub use config::Config;
 pub use program::main;

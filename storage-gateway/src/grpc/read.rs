@@ -72,7 +72,7 @@ async fn open(service: &Service, request: &v1::ReadRequest) -> Result<Target, Pr
             let object = access::visible(wire.clone())?;
             access::may_read(token, &object)?;
             Ok(Target {
-                export: service.exports.get(&object.export).await?,
+                export: service.exports.get(&object, access::principal(token)).await?,
                 name: object.export.clone(),
                 shown: object.to_string(),
                 path: object.path,
@@ -93,7 +93,7 @@ async fn open(service: &Service, request: &v1::ReadRequest) -> Result<Target, Pr
             let wire = staged.place.clone().ok_or_else(|| Problem::missing("staged.place"))?;
             let object = Object::try_from(wire)?;
             access::may_use(token, &object)?;
-            let export = service.exports.get(&object.export).await?;
+            let export = service.exports.writable(&object, access::principal(token)).await?;
             let place = Place::new(object, export)?;
             Ok(Target {
                 path: place.staged(&staged.name)?,

@@ -74,6 +74,8 @@ codes! {
     StorageDenied = "STORAGE_DENIED", PermissionDenied, false;
     /// The NAS is full or over quota.
     StorageFull = "STORAGE_FULL", ResourceExhausted, true;
+    /// The NAS takes no change now: its file system has become read-only.
+    StorageReadOnly = "STORAGE_READ_ONLY", Unavailable, true;
     /// The NAS does not answer, or the connection broke.
     StorageUnavailable = "STORAGE_UNAVAILABLE", Unavailable, true;
     /// The NAS answered with something impossible.

@@ -3,6 +3,8 @@
 use ingle_proto::storage::{OWN_DIRECTORY, Object};
 use ingle_proto::{ErrorCode, Problem, v1};
 
+use crate::principals::OURSELVES;
+
 /// An object that may be named: not inside a directory of ours.
 ///
 /// # Errors
@@ -16,6 +18,11 @@ pub(crate) fn visible(wire: v1::ObjectRef) -> Result<Object, Problem> {
         ));
     }
     Ok(object)
+}
+
+/// As whom it is read: the token's principal, or the gateway itself.
+pub(crate) fn principal(token: Option<&v1::AttemptToken>) -> &str {
+    token.map_or(OURSELVES, |token| token.principal.as_str())
 }
 
 /// Whether the token, if there is one, lets its holder read the object.

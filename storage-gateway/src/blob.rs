@@ -34,9 +34,9 @@ impl Blobs {
     /// What they lie on.
     ///
     /// # Errors
-    /// As [`Exports::get`]: the state export can't be opened now.
+    /// As [`Exports::ours`]: the state export can't be opened now.
     pub async fn export(&self) -> Result<Arc<dyn Export>, Problem> {
-        self.state.get(STATE_EXPORT).await
+        self.state.ours(STATE_EXPORT).await
     }
 
     /// Where blobs are in the making.

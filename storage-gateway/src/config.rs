@@ -10,8 +10,10 @@ use ingle_daemon::run::Settings;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::CacheConfig;
-use crate::export::nfs::{NfsExport, NfsOptions};
+use crate::export::nfs::{GROUPS_MAX, NfsExport, NfsOptions, TRANSFER_MAX, TRANSFER_MIN};
 use crate::limits::Limits;
+use crate::principals::{self, Ids, Unmapped};
+use crate::rules::{DOCUMENT_BYTES_CEILING, Rules};
 
 /// Prefix of environment variables.
 pub const PREFIX: &str = "INGLE_GATEWAY";
@@ -40,6 +42,10 @@ pub struct Config {
     pub ranges: RangesConfig,
     /// Pieces of files kept here.
     pub cache: CacheConfig,
+    /// Who principals are on the NAS, by the names that requests carry.
+    pub principals: BTreeMap<String, Ids>,
+    /// What a principal gets that has no entry there: `export` (the export's own user) or `refuse`.
+    pub principals_default: Unmapped,
     /// Caps.
     pub limits: Limits,
     /// Certificates.
@@ -75,6 +81,15 @@ pub struct ExportConfig {
     /// Nothing is ever written to it.
     #[serde(default)]
     pub read_only: bool,
+    /// Output places lie at one of these paths or below it; anywhere if there is none.
+    #[serde(default)]
+    pub output_prefixes: Vec<String>,
+    /// Names that begin with a dot may be listed and read (`.inglenook` never).
+    #[serde(default)]
+    pub hidden: bool,
+    /// Largest document with pages that is read from it, in bytes, in place of `limits.document_bytes_max`.
+    #[serde(default)]
+    pub document_bytes_max: Option<u64>,
     /// How an `nfs://` server is talked to.
     #[serde(default)]
     pub nfs: NfsConfig,
@@ -94,6 +109,10 @@ pub struct NfsConfig {
     pub connections: usize,
     /// Longest that one call to the server may take, in seconds, 1 to 600.
     pub deadline_s: u64,
+    /// Bytes of one READ, 4096 to 1048576 and never more than the server takes; what it prefers if absent.
+    pub read_size: Option<u32>,
+    /// Bytes of one WRITE, likewise.
+    pub write_size: Option<u32>,
 }
 
 impl Default for NfsConfig {
@@ -105,6 +124,8 @@ impl Default for NfsConfig {
             groups: Vec::new(),
             connections: usual.connections,
             deadline_s: usual.deadline.as_secs(),
+            read_size: None,
+            write_size: None,
         }
     }
 }
@@ -120,6 +141,8 @@ impl NfsConfig {
             uid: self.uid.unwrap_or(usual.uid),
             gid: self.gid.unwrap_or(usual.gid),
             groups: self.groups.clone(),
+            read_size: self.read_size,
+            write_size: self.write_size,
         }
     }
 
@@ -131,8 +154,13 @@ impl NfsConfig {
         if !(1..=600).contains(&self.deadline_s) {
             return invalid("deadline_s", "expected 1 to 600 seconds");
         }
-        if self.groups.len() > 16 {
+        if self.groups.len() > GROUPS_MAX {
             return invalid("groups", "expected at most 16");
+        }
+        for (name, size) in [("read_size", self.read_size), ("write_size", self.write_size)] {
+            if size.is_some_and(|size| !(TRANSFER_MIN..=TRANSFER_MAX).contains(&size)) {
+                return invalid(name, "expected 4096 to 1048576 bytes");
+            }
         }
         Ok(())
     }
@@ -150,6 +178,8 @@ impl Default for Config {
             exports: BTreeMap::new(),
             ranges: RangesConfig::default(),
             cache: CacheConfig::default(),
+            principals: BTreeMap::new(),
+            principals_default: Unmapped::default(),
             limits: Limits::default(),
             tls: TlsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -191,7 +221,9 @@ impl Settings for Config {
             ingle_proto::storage::export_name(name).map_err(|problem| ConfigError::invalid(&key, problem.message))?;
             check_url(&format!("{key}.url"), &export.url)?;
             export.nfs.check(&key)?;
+            Rules::new(&key, export)?;
         }
+        principals::check(&self.principals)?;
         let state = self.state_export();
         check_url("state_export.url", &state.url)?;
         if state.read_only {
@@ -223,8 +255,8 @@ impl Settings for Config {
                 return Err(ConfigError::invalid(key, format!("expected 1 to {most}, got {value}")));
             }
         }
-        if !(1..=16 << 30).contains(&limits.document_bytes_max) {
-            let words = format!("expected 1 to {} (16 GiB), got {}", 16u64 << 30, limits.document_bytes_max);
+        if !(1..=DOCUMENT_BYTES_CEILING).contains(&limits.document_bytes_max) {
+            let words = format!("expected 1 to {DOCUMENT_BYTES_CEILING} (16 GiB), got {}", limits.document_bytes_max);
             return Err(ConfigError::invalid("limits.document_bytes_max", words));
         }
         Ok(())
@@ -261,9 +293,14 @@ mod tests {
     #[test]
     fn a_usual_file_is_taken() {
         let config = load(
-            "state_dir = '/tmp/x'\n[exports.docs]\nurl = 'nfs://nas/docs'\nread_only = true\n[exports.out]\nurl = 'file:///srv/out'\n",
+            "state_dir = '/tmp/x'\nprincipals_default = 'refuse'\n[exports.docs]\nurl = 'nfs://nas/docs'\nread_only = true\n\
+             nfs.read_size = 65536\n[exports.out]\nurl = 'file:///srv/out'\noutput_prefixes = ['results']\nhidden = true\n\
+             document_bytes_max = 1000\n[principals.anna]\nuid = 1000\ngid = 100\n",
         )
         .unwrap();
+        assert_eq!(config.exports["docs"].nfs.options().read_size, Some(65_536));
+        assert_eq!((config.principals["anna"].uid, config.principals_default), (1000, Unmapped::Refuse));
+        assert!(config.exports["out"].hidden && !config.exports["docs"].hidden);
         assert!(config.exports["docs"].read_only);
         assert_eq!(config.state_export().url, "file:///tmp/x/state");
     }
@@ -282,6 +319,11 @@ mod tests {
             ("advertise = '10.0.0.5:7720'", "advertise"),
             ("[limits]\nreads_max = 0", "limits.reads_max"),
             ("[limits]\ndocument_bytes_max = 0", "limits.document_bytes_max"),
+            ("[exports.docs]\nurl = 'file:///x'\noutput_prefixes = ['..']", "exports.docs.output_prefixes"),
+            ("[exports.docs]\nurl = 'file:///x'\ndocument_bytes_max = 0", "exports.docs.document_bytes_max"),
+            ("[exports.docs]\nurl = 'nfs://nas/docs'\nnfs.write_size = 512", "docs.nfs.write_size"),
+            ("[principals.anna]\nuid = 1000", "gid"),
+            ("principals_default = 'nobody'", "principals_default"),
             ("[exports.docs]\nurl = 'nfs://nas/docs'\n[exports.docs.nfs]\nconnections = 17", "docs.nfs.connections"),
         ] {
             let error = load(text).expect_err(text);

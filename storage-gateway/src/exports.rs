@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ingle_proto::storage::export_name;
+use ingle_proto::storage::{Object, export_name};
 use ingle_proto::{ErrorCode, ObjectPath, Problem, v1};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -18,6 +18,9 @@ use crate::export::{Export, ExportError};
 use crate::limits::PROBE_DEADLINE;
 use crate::metered::Metered;
 use crate::metrics::Meters;
+use crate::principals::Principals;
+use crate::rules::Rules;
+use crate::views::Views;
 
 /// After an export could not be opened, how long the same answer is given without asking again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
@@ -25,6 +28,7 @@ const REOPEN_AFTER: Duration = Duration::from_millis(500);
 struct Slot {
     name: String,
     config: ExportConfig,
+    rules: Rules,
     /// Ours alone: its directory is made.
     ours: bool,
     opened: Mutex<Opened>,
@@ -33,6 +37,8 @@ struct Slot {
 #[derive(Default)]
 struct Opened {
     export: Option<Arc<dyn Export>>,
+    /// The same as principals see it.
+    views: Views,
     /// The same, if it is a directory of this machine: a disk may be mounted over it.
     local: Option<LocalExport>,
     failed: Option<(Instant, ExportError)>,
@@ -41,6 +47,7 @@ struct Opened {
 /// See the module.
 pub struct Exports {
     slots: BTreeMap<String, Slot>,
+    principals: Principals,
     meters: Meters,
 }
 
@@ -48,7 +55,9 @@ impl Exports {
     /// Those of the configuration. Opens nothing.
     #[must_use]
     pub fn new(config: &Config, meters: Meters) -> Self {
-        Self::from_list(config.exports.iter().map(|(name, export)| (name.clone(), export.clone())), false, meters)
+        let list = config.exports.iter().map(|(name, export)| (name.clone(), export.clone()));
+        let principals = Principals::new(&config.principals, config.principals_default);
+        Self { principals, ..Self::from_list(list, false, meters) }
     }
 
     /// The state export alone, under the name that errors and metrics give it.
@@ -65,9 +74,10 @@ impl Exports {
 
     fn from_list(list: impl IntoIterator<Item = (String, ExportConfig)>, ours: bool, meters: Meters) -> Self {
         let slot = |(name, config): (String, ExportConfig)| {
-            (name.clone(), Slot { name, config, ours, opened: Mutex::default() })
+            let rules = Rules::new(&name, &config).expect("the settings are checked when they are loaded");
+            (name.clone(), Slot { name, config, rules, ours, opened: Mutex::default() })
         };
-        Self { slots: list.into_iter().map(slot).collect(), meters }
+        Self { slots: list.into_iter().map(slot).collect(), principals: Principals::default(), meters }
     }
 
     /// Adds an export that is open already.
@@ -75,7 +85,8 @@ impl Exports {
     pub fn with(mut self, name: &str, export: Arc<dyn Export>) -> Self {
         let config = ExportConfig { url: export.url(), ..ExportConfig::default() };
         let opened = Mutex::new(Opened { export: Some(export), ..Opened::default() });
-        self.slots.insert(name.to_owned(), Slot { name: name.to_owned(), config, ours: false, opened });
+        let slot = Slot { name: name.to_owned(), config, rules: Rules::default(), ours: false, opened };
+        self.slots.insert(name.to_owned(), slot);
         self
     }
 
@@ -95,20 +106,41 @@ impl Exports {
         })
     }
 
-    /// An export to read from.
+    /// An export as the gateway itself sees it.
     ///
     /// # Errors
     /// `EXPORT_NOT_FOUND`; `STORAGE_UNAVAILABLE` and others if it can't be opened now.
-    pub async fn get(&self, name: &str) -> Result<Arc<dyn Export>, Problem> {
+    pub async fn ours(&self, name: &str) -> Result<Arc<dyn Export>, Problem> {
         self.open(self.slot(name)?).await
     }
 
-    /// An export to write to.
+    /// What an operator allows of an export.
     ///
     /// # Errors
-    /// As [`Exports::get`]; `EXPORT_READ_ONLY`.
-    pub async fn writable(&self, name: &str) -> Result<Arc<dyn Export>, Problem> {
+    /// `EXPORT_NOT_FOUND`.
+    pub fn rules(&self, name: &str) -> Result<&Rules, Problem> {
+        Ok(&self.slot(name)?.rules)
+    }
+
+    /// The export of an object that a principal is to read, as that principal sees it.
+    ///
+    /// # Errors
+    /// As [`Exports::ours`]; `PATH_REFUSED` for a hidden name; `STORAGE_DENIED` for a principal that is nobody on the NAS.
+    pub async fn get(&self, object: &Object, principal: &str) -> Result<Arc<dyn Export>, Problem> {
+        let slot = self.slot(&object.export)?;
+        slot.rules.may_name(object)?;
+        self.seen_by(slot, principal).await
+    }
+
+    /// The export of a place that a principal's results go to, as that principal sees it.
+    ///
+    /// # Errors
+    /// As [`Exports::get`]; `EXPORT_READ_ONLY` where the settings let nothing be written.
+    pub async fn writable(&self, place: &Object, principal: &str) -> Result<Arc<dyn Export>, Problem> {
+        let name = &place.export;
         let slot = self.slot(name)?;
+        slot.rules.may_name(place)?;
+        slot.rules.may_hold(place)?;
         let read_only = || {
             Problem::new(
                 ErrorCode::ExportReadOnly,
@@ -120,12 +152,25 @@ impl Exports {
         if slot.config.read_only {
             return Err(read_only());
         }
-        let export = self.open(slot).await?;
+        let export = self.seen_by(slot, principal).await?;
         if export.abilities().await?.write { Ok(export) } else { Err(read_only()) }
     }
 
-    async fn open(&self, slot: &Slot) -> Result<Arc<dyn Export>, Problem> {
+    async fn seen_by(&self, slot: &Slot, principal: &str) -> Result<Arc<dyn Export>, Problem> {
+        let user = self.principals.user(principal)?;
         let mut opened = slot.opened.lock().await;
+        let export = self.open_in(slot, &mut opened).await?;
+        Ok(match user {
+            Some(user) => opened.views.of(&export, user),
+            None => export,
+        })
+    }
+
+    async fn open(&self, slot: &Slot) -> Result<Arc<dyn Export>, Problem> {
+        self.open_in(slot, &mut *slot.opened.lock().await).await
+    }
+
+    async fn open_in(&self, slot: &Slot, opened: &mut Opened) -> Result<Arc<dyn Export>, Problem> {
         if let Some(export) = &opened.export {
             let standing = match &opened.local {
                 Some(local) => local.standing().await?,
@@ -157,7 +202,7 @@ impl Exports {
             Ok((export, local)) => {
                 let export: Arc<dyn Export> =
                     Arc::new(Metered::new(&slot.name, export, slot.config.read_only, self.meters.clone()));
-                *opened = Opened { export: Some(Arc::clone(&export)), local, failed: None };
+                *opened = Opened { export: Some(Arc::clone(&export)), local, ..Opened::default() };
                 Ok(export)
             }
             Err(error) => {
@@ -182,6 +227,8 @@ impl Exports {
                 read_only: slot.config.read_only,
                 ready: false,
                 problem: String::new(),
+                output_prefixes: slot.config.output_prefixes.clone(),
+                hidden: slot.config.hidden,
             };
             match answer {
                 Ok(Ok((url, abilities))) => {

@@ -4,7 +4,8 @@
 //! - `file`, `place`, `buffers`: bytes and names on an export. `blob`: the state export.
 //! - `source`, `reading/`, `cache/`: what a read names, and how its bytes come; `access`: whether they may.
 //! - `scan/`, `stage`, `publish/`, `ledger/`: what the coordinator and nodes ask for. `sweep`: what is left over.
-//! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and for whom.
+//! - `exports`, `metered`, `admission`, `fence`: which export, counted, how many at once, and by whose order.
+//! - `principals`, `views`, `rules`: as whom, and what an operator allows beyond what the NAS does.
 //! - `grpc/`, `range/`, `register`: the wire. `app`: all of it put together. `program`: the binary.
 
 mod access;
@@ -26,15 +27,18 @@ pub mod metered;
 pub mod metrics;
 pub mod nfs_server;
 pub mod place;
+pub mod principals;
 mod program;
 pub mod publish;
 pub mod range;
 pub mod reading;
 pub mod register;
+pub mod rules;
 pub mod scan;
 pub mod source;
 pub mod stage;
 pub mod sweep;
+pub mod views;
 
 pub use config::Config;
 pub use program::main;

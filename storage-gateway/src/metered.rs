@@ -1,4 +1,5 @@
-//! An export with its calls counted and timed, and read-only where the configuration says so.
+//! An export with its calls counted and timed, its errors about the name that people know, and read-only where the
+//! configuration says so.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -6,7 +7,8 @@ use ingle_proto::ObjectPath;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-use crate::export::{Abilities, Attr, Entry, Export, ExportError, Replace};
+use crate::config::STATE_EXPORT;
+use crate::export::{Abilities, Attr, Entry, Export, ExportError, Replace, User};
 use crate::metrics::Meters;
 
 /// See the module.
@@ -32,12 +34,17 @@ impl Metered {
         let begun = Instant::now();
         let result = work.await;
         self.meters.call(&self.name, call, result.as_ref().err(), begun.elapsed());
-        result
+        result.map_err(|error| error.of(&self.shown()))
+    }
+
+    /// What people call it.
+    fn shown(&self) -> String {
+        if self.name == STATE_EXPORT { "the state export".to_owned() } else { format!("nas://{}", self.name) }
     }
 
     fn writable(&self, path: &ObjectPath) -> Result<(), ExportError> {
         if self.read_only {
-            Err(ExportError::ReadOnly(format!("nas://{}/{}", self.name, path.display())))
+            Err(ExportError::ReadOnly(format!("nas://{}: {}", self.name, path.display())))
         } else {
             Ok(())
         }
@@ -50,8 +57,17 @@ impl Export for Metered {
         self.inner.url()
     }
 
+    fn user(&self) -> Option<User> {
+        self.inner.user()
+    }
+
+    fn as_user(&self, user: &User) -> Option<Arc<dyn Export>> {
+        let inner = self.inner.as_user(user)?;
+        Some(Arc::new(Self { inner, name: self.name.clone(), meters: self.meters.clone(), read_only: self.read_only }))
+    }
+
     async fn abilities(&self) -> Result<Abilities, ExportError> {
-        let abilities = self.inner.abilities().await?;
+        let abilities = self.inner.abilities().await.map_err(|error| error.of(&self.shown()))?;
         Ok(Abilities { write: abilities.write && !self.read_only, ..abilities })
     }
 
@@ -63,6 +79,14 @@ impl Export for Metered {
         self.count("stat", self.inner.stat(path)).await
     }
 
+    async fn readable(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
+        self.count("readable", self.inner.readable(path)).await
+    }
+
+    async fn may_add(&self, directory: &ObjectPath) -> Result<bool, ExportError> {
+        self.count("may_add", self.inner.may_add(directory)).await
+    }
+
     async fn list(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, ExportError> {
         self.count("list", self.inner.list(path, limit)).await
     }
@@ -71,6 +95,17 @@ impl Export for Metered {
         let data = self.count("read", self.inner.read_at(path, offset, length)).await?;
         self.meters.read(&self.name, data.len() as u64);
         Ok(data)
+    }
+
+    async fn read_with_attr(
+        &self,
+        path: &ObjectPath,
+        offset: u64,
+        length: u32,
+    ) -> Result<(Bytes, Option<Attr>), ExportError> {
+        let (data, attr) = self.count("read", self.inner.read_with_attr(path, offset, length)).await?;
+        self.meters.read(&self.name, data.len() as u64);
+        Ok((data, attr))
     }
 
     async fn create(&self, path: &ObjectPath) -> Result<(), ExportError> {

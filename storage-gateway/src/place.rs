@@ -5,7 +5,8 @@ use std::sync::Arc;
 use ingle_proto::storage::{OWN_DIRECTORY, Object, display_bytes};
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
 
-use crate::export::Export;
+use crate::export::{Export, User};
+use crate::ledger::record;
 use crate::limits::PLACE_PATH_BYTES_MAX;
 
 /// Where results of jobs go.
@@ -15,6 +16,8 @@ pub struct Place {
     pub object: Object,
     /// What it lies on.
     pub export: Arc<dyn Export>,
+    /// Whose jobs it is used for now; empty for the gateway itself.
+    pub principal: String,
     own: ObjectPath,
 }
 
@@ -37,7 +40,22 @@ impl Place {
             ));
         }
         let own = object.path.join(OWN_DIRECTORY)?;
-        Ok(Self { object, export, own })
+        Ok(Self { object, export, principal: String::new(), own })
+    }
+
+    /// The same for a principal, as whom `export` is seen already.
+    #[must_use]
+    pub fn used_by(mut self, principal: &str) -> Self {
+        principal.clone_into(&mut self.principal);
+        self
+    }
+
+    /// The same as another user of the NAS sees it, where it knows users.
+    #[must_use]
+    pub fn as_user(&self, user: Option<&record::User>) -> Self {
+        let theirs = user.map(User::from).filter(|theirs| self.export.user().as_ref() != Some(theirs));
+        let export = theirs.and_then(|theirs| self.export.as_user(&theirs));
+        Self { export: export.unwrap_or_else(|| Arc::clone(&self.export)), ..self.clone() }
     }
 
     fn below(&self, name: &str) -> ObjectPath {

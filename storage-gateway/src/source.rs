@@ -125,7 +125,7 @@ impl Sources {
                 let object = access::visible(wire.clone())?;
                 access::may_read(token, &object)?;
                 Ok(Target {
-                    export: self.exports.get(&object.export).await?,
+                    export: self.exports.get(&object, access::principal(token)).await?,
                     name: object.export.clone(),
                     shown: object.to_string(),
                     path: object.path,
@@ -148,7 +148,7 @@ impl Sources {
                 let wire = staged.place.clone().ok_or_else(|| Problem::missing("staged.place"))?;
                 let object = Object::try_from(wire)?;
                 access::may_use(token, &object)?;
-                let export = self.exports.get(&object.export).await?;
+                let export = self.exports.writable(&object, access::principal(token)).await?;
                 let place = Place::new(object, export)?;
                 Ok(Target {
                     path: place.staged(&staged.name)?,

@@ -55,9 +55,9 @@ impl Staging {
             (blobs.begin().await?, target(blobs.clone()))
         } else {
             let token = header.token.ok_or_else(|| Problem::missing("header.token"))?;
-            let place = Object::try_from(token.place.ok_or_else(|| Problem::missing("header.token.place"))?)?;
-            let export = exports.writable(&place.export).await?;
-            let place = Place::new(place, export)?;
+            let place = Object::try_from(token.place.clone().ok_or_else(|| Problem::missing("header.token.place"))?)?;
+            let export = exports.writable(&place, &token.principal).await?;
+            let place = Place::new(place, export)?.used_by(&token.principal);
             place.staged(&header.staged_name)?;
             let writer = Writer::begin(&place.export, &place.temporary()).await?;
             (writer, Target::Result(Box::new(place), header.staged_name))

@@ -27,12 +27,12 @@ pub async fn run(
     let mut backoff = ingle_daemon::backoff::Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
     loop {
         let mut all = true;
-        for object in publisher.known_places()? {
+        for (object, principal) in publisher.known_places()? {
             if shutdown.begun() {
                 return Ok(());
             }
             let done = async {
-                let place = Place::new(object.clone(), exports.writable(&object.export).await?)?;
+                let place = Place::new(object.clone(), exports.writable(&object, &principal).await?)?;
                 // Reading the ledger rolls forward; only then is nothing in the directories still needed.
                 publisher.ledger(&place).await?;
                 sweep(&place, &publisher, SWEEP_PACE).await

@@ -170,14 +170,14 @@ async fn another_directory_at_the_roots_path_is_seen() {
     let (base, root) = root();
     std::fs::write(root.join("under the mount point"), "x").expect("behind");
     let exports = exports_of(&root);
-    let before = exports.get("docs").await.expect("opened");
-    assert!(Arc::ptr_eq(&before, &exports.get("docs").await.expect("the same")), "opened once");
+    let before = exports.ours("docs").await.expect("opened");
+    assert!(Arc::ptr_eq(&before, &exports.ours("docs").await.expect("the same")), "opened once");
     std::fs::rename(&root, base.path().join("covered")).expect("moved");
-    let gone = exports.get("docs").await.err().expect("the path leads nowhere");
+    let gone = exports.ours("docs").await.err().expect("the path leads nowhere");
     assert!(gone.retryable() && gone.message.contains("is not there any more"), "{gone}");
     std::fs::create_dir(&root).expect("a directory");
     std::fs::write(root.join("on the disk"), "x").expect("behind");
-    let after = exports.get("docs").await.expect("opened again");
+    let after = exports.ours("docs").await.expect("opened again");
     let names = |entries: Vec<ingle_gateway::export::Entry>| entries.into_iter().map(|e| e.name).collect::<Vec<_>>();
     assert_eq!(names(after.list(&ObjectPath::root(), 9).await.expect("a list")), [b"on the disk"]);
     // What was under way ends where it began.

@@ -124,6 +124,11 @@ pub trait Export: Send + Sync {
         false
     }
 
+    /// Who the NAS takes us for here; `None` where it knows no users that a client may present.
+    fn user(&self) -> Option<User> {
+        None
+    }
+
     /// The same export as another user sees it, with connections shared. `None`: what lies behind it knows no users
     /// that a client may present (a directory or a volume of this machine's).
     fn as_user(&self, _user: &User) -> Option<Arc<dyn Export>> {
@@ -141,6 +146,12 @@ pub trait Export: Send + Sync {
             Kind::File => Ok(attr),
             kind => Err(ExportError::Kind { path: path.display(), found: kind.found(), expected: "a file" }),
         }
+    }
+
+    /// Whether this export's user may make things in a directory, as far as the server says so beforehand. A write may be
+    /// refused all the same, and one that is denied here may turn out to be refused for another reason.
+    async fn may_add(&self, directory: &ObjectPath) -> Result<bool, ExportError> {
+        self.stat(directory).await.map(|_| true)
     }
 
     /// All entries of a directory, in no order. Pages are read one after another; `limit` bounds the number of entries
@@ -211,18 +222,20 @@ pub enum ExportError {
     #[error("{0}")]
     Path(String),
     /// The server refuses (EACCES, EPERM).
-    #[error("{path}: permission denied by {by}; give the gateway's user access or map it to one that has it")]
+    #[error(
+        "{path}: permission denied by {by}; give that user the right on the NAS, or map who asks to one that has it"
+    )]
     Denied {
         /// Whose.
         path: String,
         /// URL of the export.
         by: String,
     },
-    /// The file system is read-only.
-    #[error("{0}: the export is read-only")]
+    /// EROFS: what lies behind it takes no change now.
+    #[error("{0}: the file system has become read-only; make it writable again: the job goes on by itself")]
     ReadOnly(String),
     /// ENOSPC or EDQUOT.
-    #[error("{0}: no space or quota left; free some and the job goes on")]
+    #[error("{0}: no space or quota left; free some: the job goes on by itself")]
     Full(String),
     /// The directory has entries.
     #[error("{0}: directory not empty")]
@@ -258,8 +271,26 @@ impl ExportError {
     pub fn retryable(&self) -> bool {
         matches!(
             self,
-            Self::Full(_) | Self::VerifierChanged(_) | Self::Changed(_) | Self::Unavailable(_) | Self::Broken(_)
+            Self::Full(_)
+                | Self::ReadOnly(_)
+                | Self::VerifierChanged(_)
+                | Self::Changed(_)
+                | Self::Unavailable(_)
+                | Self::Broken(_)
         )
+    }
+
+    /// Says first which export it is about, by the name that people know it by, where that is what they must look after.
+    #[must_use]
+    pub fn of(self, export: &str) -> Self {
+        let at = |words: String| format!("{export}: {words}");
+        match self {
+            Self::ReadOnly(words) => Self::ReadOnly(at(words)),
+            Self::Full(words) => Self::Full(at(words)),
+            Self::Unavailable(words) => Self::Unavailable(at(words)),
+            Self::Broken(words) => Self::Broken(at(words)),
+            other => other,
+        }
     }
 
     /// Its stable code.
@@ -271,7 +302,7 @@ impl ExportError {
             Self::Kind { .. } => ErrorCode::ObjectKind,
             Self::Path(_) => ErrorCode::PathRefused,
             Self::Denied { .. } => ErrorCode::StorageDenied,
-            Self::ReadOnly(_) => ErrorCode::ExportReadOnly,
+            Self::ReadOnly(_) => ErrorCode::StorageReadOnly,
             Self::Full(_) => ErrorCode::StorageFull,
             Self::TooMany { .. } => ErrorCode::TooLarge,
             Self::Unsupported(_) => ErrorCode::Unimplemented,

@@ -22,8 +22,10 @@ use crate::export::{Attr, Kind};
 use crate::exports::Exports;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, LIST_PAGE_ENTRIES, Limits};
 use crate::place::Place;
+use crate::principals::OURSELVES;
 use crate::publish::{self, Publisher};
 use crate::range::Served;
+use crate::rules::is_hidden;
 use crate::scan::{self, Scanner};
 use crate::source::Sources;
 use crate::stage::Staging;
@@ -70,7 +72,7 @@ impl Service {
 impl Storage for Service {
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::StatResponse>, Status> {
         let object = visible(request.into_inner().object, "object")?;
-        let export = self.exports.get(&object.export).await?;
+        let export = self.exports.get(&object, OURSELVES).await?;
         let attr = export.stat(&object.path).await.map_err(Problem::from)?;
         Ok(Response::new(v1::StatResponse { attributes: Some(attributes(&attr)) }))
     }
@@ -79,9 +81,10 @@ impl Storage for Service {
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let object = visible(request.into_inner().object, "object")?;
-        let export = self.exports.get(&object.export).await?;
+        let export = self.exports.get(&object, OURSELVES).await?;
+        let hidden = self.exports.rules(&object.export)?.hidden();
         let mut entries = export.list(&object.path, DIRECTORY_ENTRIES_MAX).await.map_err(Problem::from)?;
-        entries.retain(|entry| entry.name != OWN_DIRECTORY);
+        entries.retain(|entry| entry.name != OWN_DIRECTORY && (hidden || !is_hidden(&entry.name)));
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         let mut entries = entries.into_iter();
         let pages = std::iter::from_fn(move || {
@@ -169,7 +172,8 @@ impl Storage for Service {
         let wire = request.into_inner();
         let checked = publish::check(&wire)?;
         let object = Object::try_from(wire.place.ok_or_else(|| Problem::missing("place"))?)?;
-        let place = Place::new(object.clone(), self.exports.writable(&object.export).await?)?;
+        let export = self.exports.writable(&object, &wire.principal).await?;
+        let place = Place::new(object, export)?.used_by(&wire.principal);
         let publisher = Arc::clone(&self.publisher);
         let work = async move { publisher.publish(&place, checked).await };
         Ok(Response::new(self.to_the_end("publish", work).await?))

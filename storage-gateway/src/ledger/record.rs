@@ -99,6 +99,35 @@ pub struct Publish {
     /// One per visible name.
     #[prost(message, repeated, tag = "10")]
     pub intents: Vec<Intent>,
+    /// With whose rights on the NAS; absent where there are none to be had.
+    #[prost(message, optional, tag = "11")]
+    pub user: Option<User>,
+}
+
+/// A user of the NAS.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct User {
+    /// User id.
+    #[prost(uint32, tag = "1")]
+    pub uid: u32,
+    /// Group id.
+    #[prost(uint32, tag = "2")]
+    pub gid: u32,
+    /// Further groups.
+    #[prost(uint32, repeated, tag = "3")]
+    pub groups: Vec<u32>,
+}
+
+impl From<crate::export::User> for User {
+    fn from(user: crate::export::User) -> Self {
+        Self { uid: user.uid, gid: user.gid, groups: user.groups }
+    }
+}
+
+impl From<&User> for crate::export::User {
+    fn from(user: &User) -> Self {
+        Self { uid: user.uid, gid: user.gid, groups: user.groups.clone() }
+    }
 }
 
 /// What became of an intent.

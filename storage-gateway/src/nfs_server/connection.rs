@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::faults::Fate;
 use super::programs::Programs;
 use crate::export::nfs::record;
 
@@ -22,6 +23,7 @@ pub(super) async fn serve(stream: TcpStream, programs: Arc<Programs>) {
         return;
     }
     let (input, mut output) = stream.into_split();
+    let cut = Arc::new(Notify::new());
     let (replies, mut outbox) = mpsc::channel::<Vec<u8>>(IN_FLIGHT_MAX);
     let writing = async move {
         while let Some(reply) = outbox.recv().await {
@@ -31,6 +33,7 @@ pub(super) async fn serve(stream: TcpStream, programs: Arc<Programs>) {
             }
         }
     };
+    let told = Arc::clone(&cut);
     let reading = async move {
         let mut input = BufReader::with_capacity(64 << 10, input);
         let slots = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
@@ -46,10 +49,17 @@ pub(super) async fn serve(stream: TcpStream, programs: Arc<Programs>) {
                     break;
                 }
             };
-            let (programs, replies) = (programs.clone(), replies.clone());
+            let (programs, replies, cut) = (programs.clone(), replies.clone(), told.clone());
             calls.spawn(async move {
                 let _slot = slot;
+                let fate = programs.faults.before().await;
+                if fate == Fate::CutBefore {
+                    return cut.notify_one();
+                }
                 let answered = tokio::task::spawn_blocking(move || programs.answer(record)).await;
+                if fate == Fate::CutAfter {
+                    return cut.notify_one();
+                }
                 if let Ok(Some(reply)) = answered {
                     let _ = replies.send(reply).await;
                 }
@@ -63,6 +73,7 @@ pub(super) async fn serve(stream: TcpStream, programs: Arc<Programs>) {
     tokio::pin!(writing);
     tokio::select! {
         () = &mut writing => {}
+        () = cut.notified() => {}
         () = reading => writing.await,
     }
 }

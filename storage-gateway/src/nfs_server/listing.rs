@@ -12,6 +12,7 @@ use rustix::fs::Dir;
 
 use super::access::{Caller, READ};
 use super::attributes::post;
+use super::faults::Fault;
 use super::nodes::Key;
 use super::programs::{Programs, handle};
 use super::tree::{Object, Refusal};
@@ -104,6 +105,9 @@ impl Programs {
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
         caller.need(&directory.stat, READ)?;
+        if after != 0 && self.faults.strikes(Fault::BadCookie) {
+            return Err(nfsstat3::NFS3ERR_BAD_COOKIE.into());
+        }
         let names = self.snapshots.names(directory, after == 0, || self.names(directory))?;
         let begin = out.len();
         put(out, &nfsstat3::NFS3_OK);

@@ -2,12 +2,13 @@
 //!
 //! NFS, MOUNT and the portmapper answer on one TCP port. `connection` frames and bounds, `call` reads RPC headers and
 //! credentials, `programs` hands out, `tree` turns handles into files below the root (and never elsewhere), `access`
-//! checks the caller's rights, and `reading`, `writing`, `naming` and `listing` are the procedures.
+//! checks the caller's rights, and `reading`, `writing`, `naming` and `listing` are the procedures. `faults` spoils it for tests.
 
 mod access;
 mod attributes;
 mod call;
 mod connection;
+mod faults;
 mod listing;
 mod naming;
 mod nodes;
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 pub use self::access::Squash;
+pub use self::faults::{Faults, Full, NfsFaults, Trouble};
 use self::programs::Programs;
 use self::tree::Tree;
 
@@ -42,6 +44,8 @@ pub struct NfsServerOptions {
     pub read_only: bool,
     /// Connections at once; more are closed as they come.
     pub connections_max: usize,
+    /// What goes wrong on purpose: nothing, outside of tests.
+    pub faults: Arc<Faults>,
 }
 
 impl Default for NfsServerOptions {
@@ -52,6 +56,7 @@ impl Default for NfsServerOptions {
             squash: Squash::Root,
             read_only: false,
             connections_max: 256,
+            faults: Arc::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The three programs behind the port: NFS version 3, MOUNT version 3, and the portmapper that names that very port.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use nfs3_types::xdr_codec::{List, Opaque, Pack};
 use super::NfsServerOptions;
 use super::access::{Caller, Squash};
 use super::call::{self, Call, Header};
+use super::faults::Faults;
 use super::listing::Snapshots;
 use super::tree::{Refusal, Tree};
 use crate::export::nfs::record;
@@ -24,7 +26,8 @@ const NAME_MAX: usize = 255;
 /// What all connections share.
 pub(super) struct Programs {
     pub(super) tree: Tree,
-    pub(super) read_only: bool,
+    read_only: bool,
+    pub(super) faults: Arc<Faults>,
     pub(super) snapshots: Snapshots,
     /// The write verifier: another one after a restart, and after data was lost to a failed sync.
     pub(super) verifier: AtomicU64,
@@ -66,11 +69,17 @@ impl Programs {
         Self {
             tree,
             read_only: options.read_only,
+            faults: Arc::clone(&options.faults),
             snapshots: Snapshots::default(),
             verifier: AtomicU64::new(fastrand::u64(..)),
             squash: options.squash,
             port,
         }
+    }
+
+    /// Whether every change is refused now.
+    pub(super) fn read_only(&self) -> bool {
+        self.read_only || self.faults.now().read_only
     }
 
     /// Carries out a call; `None` if the record is no call at all. Blocks on the file system.
@@ -133,8 +142,11 @@ impl Programs {
                 | NFS_PROGRAM::NFSPROC3_RENAME
                 | NFS_PROGRAM::NFSPROC3_LINK
         );
-        if changes && self.read_only {
+        if changes && self.read_only() {
             return Err(nfsstat3::NFS3ERR_ROFS.into());
+        }
+        if let Some(status) = self.faults.refuses(procedure) {
+            return Err(status.into());
         }
         match procedure {
             NFS_PROGRAM::NFSPROC3_NULL => Ok(()),

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::access::{Caller, EXECUTE, READ};
 use super::attributes::{fattr, handle as handle_of, post};
+use super::faults::Fault;
 use super::programs::{Programs, handle, name, succeed};
 use super::tree::Refusal;
 use crate::export::Kind;
@@ -48,7 +49,7 @@ impl Programs {
 
     pub(super) fn access(&self, caller: &Caller, mut arguments: Reader, out: &mut Vec<u8>) -> Result<(), Refusal> {
         let object = self.tree.resolve(&handle(&mut arguments)?)?;
-        let access = caller.access(&object.stat, arguments.u32()?, self.read_only);
+        let access = caller.access(&object.stat, arguments.u32()?, self.read_only());
         succeed(out, &ACCESS3resok { obj_attributes: post(&object.stat), access });
         Ok(())
     }
@@ -80,7 +81,10 @@ impl Programs {
         let counted = out.len();
         out.resize(counted + 12, 0);
         let start = out.len();
-        let wanted = usize::try_from(size.saturating_sub(offset).min(count.into())).expect("at most 1 MiB");
+        let mut wanted = usize::try_from(size.saturating_sub(offset).min(count.into())).expect("at most 1 MiB");
+        if wanted > 1 && self.faults.strikes(Fault::ShortRead) {
+            wanted = wanted.div_ceil(3);
+        }
         out.resize(start + wanted, 0);
         let mut filled = 0;
         while filled < wanted {
@@ -94,9 +98,14 @@ impl Programs {
         }
         out.truncate(start + filled);
         out.resize(start + filled.next_multiple_of(4), 0);
-        let read = u32::try_from(filled).expect("at most 1 MiB");
+        let sent = u32::try_from(filled).expect("at most 1 MiB");
+        let trouble = self.faults.now();
+        if trouble.corrupt && filled > 0 {
+            out[start + filled / 2] ^= 0x40;
+        }
         let end = filled < wanted || offset.saturating_add(filled as u64) >= size;
-        for (i, word) in [read, u32::from(end), read].into_iter().enumerate() {
+        let said = sent + u32::from(trouble.wrong_lengths);
+        for (i, word) in [said, u32::from(end), sent].into_iter().enumerate() {
             out[counted + 4 * i..counted + 4 * i + 4].copy_from_slice(&word.to_be_bytes());
         }
         Ok(())

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::access::{Caller, EXECUTE, WRITE};
 use super::attributes::{changed, fattr, handle as handle_of, post};
+use super::faults::Fault;
 use super::programs::{Programs, handle, new_name, succeed};
 use super::tree::{Object, Refusal, identify};
 use crate::export::Kind;
@@ -102,6 +103,9 @@ fn verifier_times(verifier: [u8; 8]) -> Timestamps {
 
 impl Programs {
     fn write_verifier(&self) -> writeverf3 {
+        if self.faults.strikes(Fault::VerifierChange) {
+            self.verifier.fetch_add(1, Ordering::Relaxed);
+        }
         writeverf3(self.verifier.load(Ordering::Relaxed).to_be_bytes())
     }
 

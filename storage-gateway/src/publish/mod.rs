@@ -68,11 +68,11 @@ impl Publisher {
         Self { blobs, fence, meters, places: Places::new(state_dir) }
     }
 
-    /// Places known from this and earlier runs.
+    /// Places known from this and earlier runs, each with the principal who used it first.
     ///
     /// # Errors
     /// What the system said about the state directory.
-    pub fn known_places(&self) -> std::io::Result<Vec<Object>> {
+    pub fn known_places(&self) -> std::io::Result<Vec<(Object, String)>> {
         self.places.known()
     }
 
@@ -124,13 +124,15 @@ impl Publisher {
             Some(store) => store,
             None => {
                 let store = Store::load(Arc::clone(&place.export), place.ledger()).await?;
-                self.places.remember(&place.object).await?;
+                self.places.remember(&place.object, &place.principal).await?;
                 store
             }
         };
         for publish in store.ledger().open() {
             tracing::info!(place = %place.object, publish = publish.key, "finishing what an earlier run began");
-            self.carry_out(place, &mut store, publish, true).await?;
+            // With the rights of whoever began it: what is refused to us may well be theirs.
+            let theirs = place.as_user(publish.user.as_ref());
+            self.carry_out(&theirs, &mut store, publish, true).await?;
         }
         Ok(store)
     }
@@ -164,6 +166,7 @@ impl Publisher {
             scanned_ms: record.scanned_ms,
             manifest: manifest_digest.0.to_vec(),
             intents: intents::from_manifest(place, &store.ledger(), &manifest)?,
+            user: place.export.user().map(Into::into),
         };
         intents::yield_names(&store.ledger(), &record, &mut publish);
         intents::check_base(place, &store.ledger(), &manifest).await?;

@@ -1,7 +1,8 @@
 //! The places this gateway publishes to: one lock and one ledger each, and a list that survives a restart.
 //!
-//! What is stored: a file per place in `STATE_DIR/places/`, holding its `nas://` URL, so that a start can roll forward
-//! and the sweep knows where to look. What isn't: anything else; losing the list loses nothing.
+//! What is stored: a file per place in `STATE_DIR/places/`, holding its `nas://` URL and, on a second line, the principal who
+//! used it first and so owns what lies in it: so that a start can roll forward, and the sweep knows where to look and as whom.
+//! What isn't: anything else; losing the list loses nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,9 +41,10 @@ impl Places {
     ///
     /// # Errors
     /// `INTERNAL` with what the system said about the state directory.
-    pub async fn remember(&self, place: &Object) -> Result<(), Problem> {
-        let text = place.to_string();
-        let file = self.directory.join(&blake3::hash(text.as_bytes()).to_hex()[..32]);
+    pub async fn remember(&self, place: &Object, principal: &str) -> Result<(), Problem> {
+        let name = place.to_string();
+        let file = self.directory.join(&blake3::hash(name.as_bytes()).to_hex()[..32]);
+        let text = format!("{name}\n{principal}");
         let kept = tokio::task::spawn_blocking(move || {
             if file.exists() {
                 return Ok(());
@@ -57,11 +59,11 @@ impl Places {
             .map_err(|error| Problem::new(ErrorCode::Internal, format!("{}: {error}", self.directory.display())))
     }
 
-    /// The list.
+    /// The list, each with the principal who used it first.
     ///
     /// # Errors
     /// What the system said about the state directory.
-    pub fn known(&self) -> std::io::Result<Vec<Object>> {
+    pub fn known(&self) -> std::io::Result<Vec<(Object, String)>> {
         let entries = match std::fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -73,12 +75,14 @@ impl Places {
             if path.extension().is_some() {
                 continue;
             }
-            match Object::parse(std::fs::read_to_string(&path)?.trim()) {
-                Ok(place) => places.push(place),
+            let text = std::fs::read_to_string(&path)?;
+            let (name, principal) = text.split_once('\n').unwrap_or((&text, ""));
+            match Object::parse(name.trim()) {
+                Ok(place) => places.push((place, principal.to_owned())),
                 Err(problem) => tracing::warn!(file = %path.display(), %problem, "is no place and was passed over"),
             }
         }
-        places.sort_by_key(ToString::to_string);
+        places.sort_by_key(|(place, _)| place.to_string());
         Ok(places)
     }
 }

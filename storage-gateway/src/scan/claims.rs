@@ -21,7 +21,13 @@ const REPLACES_MAX: usize = 8;
 
 /// Marks entries whose name belongs to another document that is still there. Answers the inputs whose documents have left, so
 /// that their names are free. What can't be looked at counts as there.
-pub async fn settle(exports: &Exports, ledger: &Ledger, wanted: &Wanted, entries: &mut [Judged]) -> Vec<Root> {
+pub async fn settle(
+    exports: &Exports,
+    ledger: &Ledger,
+    wanted: &Wanted,
+    entries: &mut [Judged],
+    principal: &str,
+) -> Vec<Root> {
     let claimed: Vec<(usize, i32, Root)> = entries
         .iter()
         .enumerate()
@@ -35,7 +41,7 @@ pub async fn settle(exports: &Exports, ledger: &Ledger, wanted: &Wanted, entries
         .into_iter()
         .map(|(at, kind, root)| {
             let name = entries[at].found.name.clone();
-            async move { (at, kind, is_there(exports, &root, &name).await, root) }
+            async move { (at, kind, is_there(exports, &root, &name, principal).await, root) }
         })
         .collect();
     // In order, so that the same documents are told the same whatever answers first.
@@ -54,18 +60,19 @@ pub async fn settle(exports: &Exports, ledger: &Ledger, wanted: &Wanted, entries
 }
 
 /// Whether a document that a result was made from is still there, or may be.
-async fn is_there(exports: &Exports, root: &Root, name: &[u8]) -> bool {
+async fn is_there(exports: &Exports, root: &Root, name: &[u8], principal: &str) -> bool {
     // Texts given with a job are nowhere else than in their job, and never leave.
     if root.export.is_empty() {
         return true;
     }
-    let export = match exports.get(&root.export).await {
+    let Ok(path) = ObjectPath::new(root.base.clone()).and_then(|base| base.join(name)) else { return true };
+    let object = Object { export: root.export.clone(), path };
+    let export = match exports.get(&object, principal).await {
         Ok(export) => export,
         // An export that is served no longer has no documents.
         Err(problem) => return problem.code != ErrorCode::ExportNotFound,
     };
-    let Ok(path) = ObjectPath::new(root.base.clone()).and_then(|base| base.join(name)) else { return true };
-    !matches!(export.stat(&path).await, Err(ExportError::NotFound(_)))
+    !matches!(export.stat(&object.path).await, Err(ExportError::NotFound(_)))
 }
 
 /// Why a document is not done, naming it and the one that has its name.

@@ -30,14 +30,14 @@ pub struct Source {
 /// # Errors
 /// `INVALID_ARGUMENT` and `PATH_REFUSED` for what can't be; `OBJECT_KIND` where a file or directory of the other kind
 /// stands; those of the export.
-pub async fn open(exports: &Exports, blobs: &Blobs, input: &Input) -> Result<Source, Problem> {
+pub async fn open(exports: &Exports, blobs: &Blobs, input: &Input, principal: &str) -> Result<Source, Problem> {
     match input {
-        Input::Object(wire) => single(exports, visible("input.object", wire.clone())?).await,
-        Input::Tree(wire) => below(visible("input.tree", wire.clone())?, None, exports).await,
+        Input::Object(wire) => single(exports, visible("input.object", wire.clone())?, principal).await,
+        Input::Tree(wire) => below(visible("input.tree", wire.clone())?, None, exports, principal).await,
         Input::Glob(glob) => {
             let base = glob.base.clone().ok_or_else(|| Problem::missing("input.glob.base"))?;
             let pattern = Pattern::new(&glob.pattern)?;
-            below(visible("input.glob.base", base)?, Some(pattern), exports).await
+            below(visible("input.glob.base", base)?, Some(pattern), exports, principal).await
         }
         Input::Payload(blob) => {
             let payload: v1::InlineInput = blobs.message("input.payload", blob).await?;
@@ -68,8 +68,8 @@ fn root(base: &Object) -> Root {
     Root { export: base.export.clone(), base: base.path.as_bytes().to_vec() }
 }
 
-async fn single(exports: &Exports, object: Object) -> Result<Source, Problem> {
-    let export = exports.get(&object.export).await?;
+async fn single(exports: &Exports, object: Object, principal: &str) -> Result<Source, Problem> {
+    let export = exports.get(&object, principal).await?;
     let attr = export.stat(&object.path).await?;
     if attr.kind == Kind::Directory {
         return Err(wrong_kind(&object, attr.kind, "a file; name it as a tree to take everything below"));
@@ -85,12 +85,12 @@ async fn single(exports: &Exports, object: Object) -> Result<Source, Problem> {
     })
 }
 
-async fn below(base: Object, pattern: Option<Pattern>, exports: &Exports) -> Result<Source, Problem> {
-    let export = exports.get(&base.export).await?;
+async fn below(base: Object, pattern: Option<Pattern>, exports: &Exports, principal: &str) -> Result<Source, Problem> {
+    let export = exports.get(&base, principal).await?;
     let attr = export.stat(&base.path).await?;
     // Whoever types a path need not know whether a file or a directory has it.
     if attr.kind == Kind::File && pattern.is_none() {
-        return single(exports, base).await;
+        return single(exports, base, principal).await;
     }
     if attr.kind != Kind::Directory {
         return Err(wrong_kind(&base, attr.kind, "a directory or a file"));

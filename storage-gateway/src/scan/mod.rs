@@ -4,6 +4,7 @@ pub mod claims;
 pub mod compare;
 pub mod exclude;
 pub mod input;
+mod permission;
 pub mod segments;
 mod texts;
 pub mod visible;
@@ -31,6 +32,7 @@ use crate::limits::{LISTS_IN_FLIGHT, Limits, SCAN_PROGRESS};
 use crate::metrics::Meters;
 use crate::place::Place;
 use crate::publish::Publisher;
+use crate::rules::is_hidden;
 use compare::{Judged, Wanted};
 use exclude::Exclude;
 use input::Source;
@@ -61,6 +63,8 @@ pub struct Request {
     pub text_from: Option<Object>,
     /// What is left out.
     pub exclude: Exclude,
+    /// As whom all of it is done.
+    pub principal: String,
 }
 
 /// Reads a `ScanRequest`.
@@ -85,6 +89,7 @@ pub fn check(wire: v1::ScanRequest) -> Result<Request, Problem> {
         force: wire.force,
         text_from: wire.text_from.map(Object::try_from).transpose()?,
         exclude: Exclude::new(&wire.exclude)?,
+        principal: wire.principal,
     })
 }
 
@@ -132,8 +137,11 @@ impl Scanner {
             self.fence.admit(epoch).await?;
         }
         let _turn = self.turns.acquire().await.map_err(|_| crate::publish::lost("the scan"))?;
-        let place = Place::new(request.place.clone(), self.exports.writable(&request.place.export).await?)?;
-        let source = input::open(&self.exports, &self.blobs, &request.input).await?;
+        let principal = request.principal.as_str();
+        let place = Place::new(request.place.clone(), self.exports.writable(&request.place, principal).await?)?
+            .used_by(principal);
+        permission::check(&place).await?;
+        let source = input::open(&self.exports, &self.blobs, &request.input, principal).await?;
         let scanned_ms = ingle_daemon::clock::unix_ms();
         let ledger = self.publisher.ledger(&place).await?;
         if let Some(job) = &request.job {
@@ -149,17 +157,25 @@ impl Scanner {
             force: request.force,
         };
         let texts = match &request.text_from {
-            Some(object) => Some(Texts::open(&self.exports, &self.publisher, object).await?),
+            Some(object) => Some(Texts::open(&self.exports, &self.publisher, object, principal).await?),
             None => None,
         };
-        let taste =
-            Taste { job: request.kind, texts: texts.is_some(), document_bytes_max: self.limits.document_bytes_max };
+        let rules = match &source.base {
+            Some(base) => self.exports.rules(&base.export)?,
+            None => self.exports.rules(&place.object.export)?,
+        };
+        let taste = Taste {
+            job: request.kind,
+            texts: texts.is_some(),
+            hidden: rules.hidden(),
+            document_bytes_max: rules.document_bytes_max.unwrap_or(self.limits.document_bytes_max),
+        };
         let exclude = &request.exclude;
-        let against =
-            Against { place: &place, ledger: &ledger, wanted: &wanted, texts: texts.as_ref(), taste, exclude };
+        let texts = texts.as_ref();
+        let against = Against { place: &place, ledger: &ledger, wanted: &wanted, texts, taste, exclude, principal };
         let mut entries = self.entries(&source, &against, out).await?;
         visible::check(&place, &ledger, wanted.kind, &mut entries).await?;
-        let replaces = claims::settle(&self.exports, &ledger, &wanted, &mut entries).await;
+        let replaces = claims::settle(&self.exports, &ledger, &wanted, &mut entries, principal).await;
         if let Some(job) = request.job.as_ref().filter(|_| !replaces.is_empty()) {
             let record = JobRecord { root: Some(source.root.clone()), scanned_ms, replaces };
             self.publisher.note_job(&place, job, &record).await?;
@@ -190,7 +206,7 @@ impl Scanner {
 
     /// Every entry with its fate.
     async fn entries(&self, source: &Source, against: &Against<'_>, out: &Out) -> Result<Vec<Judged>, Problem> {
-        let Against { place, ledger, wanted, texts, taste, exclude } = *against;
+        let Against { place, ledger, wanted, texts, taste, exclude, principal } = *against;
         let Some(base) = &source.base else {
             return Ok(inline_entries(source, ledger, wanted));
         };
@@ -204,7 +220,7 @@ impl Scanner {
         let mut places = Vec::new();
         places.extend(same_export.then(|| place.object.path.clone()));
         places.extend(texts.and_then(|texts| texts.on(&base.export)).cloned());
-        let export = self.exports.get(&base.export).await?;
+        let export = self.exports.get(base, principal).await?;
         let mut walked = if let Some(entry) = &source.single {
             let mut skipped = walk::judge(entry, taste).err();
             if ours(&entry.name) {
@@ -243,7 +259,8 @@ impl Scanner {
         if !blind {
             let present: BTreeSet<&[u8]> = present.iter().map(Vec::as_slice).collect();
             let covered = |name: &[u8]| {
-                !exclude.covers(name) && source.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
+                let open = taste.hidden || !name.split(|b| *b == b'/').any(is_hidden);
+                open && !exclude.covers(name) && source.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
             };
             let gone = compare::deleted(ledger, wanted, &present, covered);
             // Looked at once more: a file that was moved while the walk went by is not deleted.
@@ -287,6 +304,7 @@ struct Against<'a> {
     texts: Option<&'a Texts>,
     taste: Taste,
     exclude: &'a Exclude,
+    principal: &'a str,
 }
 
 fn inline_entries(source: &Source, ledger: &Ledger, wanted: &Wanted) -> Vec<Judged> {

@@ -28,15 +28,24 @@ impl Texts {
     ///
     /// # Errors
     /// `PATH_REFUSED` inside a directory of ours; `EXPORT_NOT_FOUND`; those of the export and of the ledger.
-    pub(super) async fn open(exports: &Exports, publisher: &Publisher, object: &Object) -> Result<Self, Problem> {
+    pub(super) async fn open(
+        exports: &Exports,
+        publisher: &Publisher,
+        object: &Object,
+        principal: &str,
+    ) -> Result<Self, Problem> {
         if object.path.components().any(|part| part == OWN_DIRECTORY) {
             return Err(Problem::new(ErrorCode::PathRefused, format!("text_from: {object} lies in .inglenook")));
         }
-        let export = exports.get(&object.export).await?;
-        // What can't be written has no ledger of ours, and what isn't there has none either.
-        let ledger = match exports.writable(&object.export).await {
+        let export = exports.get(object, principal).await?;
+        // What can't be written has no ledger of ours, and what isn't there has none either. Where this principal may not read
+        // it, what it says is nobody's to know.
+        let ledger = match exports.writable(object, principal).await {
             Ok(export) if export.stat(&object.path).await.is_ok() => {
-                Some(publisher.ledger(&Place::new(object.clone(), export)?).await?)
+                match publisher.ledger(&Place::new(object.clone(), export)?).await {
+                    Err(problem) if problem.code == ErrorCode::StorageDenied => None,
+                    other => Some(other?),
+                }
             }
             _ => None,
         };

@@ -1,6 +1,6 @@
 //! The walk below a base, breadth first: which files there are, and which are passed over and why.
 //!
-//! Names beginning with a dot are not listed at all (that covers `.inglenook`), nor what a NAS or a PC keeps on a share for itself
+//! Names beginning with a dot are not listed at all unless the export's settings open them (`.inglenook` never), nor what a NAS or a PC keeps on a share for itself
 //! ([`HOUSEKEEPING`]), nor what the job itself makes.
 //! Anything that can't be listed for a reason other than permission ends the walk: an I/O error is never an empty
 //! directory, or documents would count as deleted.
@@ -8,6 +8,7 @@
 use futures::{StreamExt as _, TryStreamExt as _};
 use globset::{GlobBuilder, GlobMatcher};
 use ingle_proto::job::TEXT_BYTES_MAX;
+use ingle_proto::storage::OWN_DIRECTORY;
 use ingle_proto::v1::JobKind;
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
 use std::ffi::OsStr;
@@ -18,6 +19,7 @@ use crate::export::{Entry, Export, ExportError, Kind};
 use crate::file::kind_name;
 use crate::kinds;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, DOCUMENT_NAME_BYTES_MAX, LISTS_IN_FLIGHT, SCAN_DEPTH_MAX};
+use crate::rules::is_hidden;
 
 /// Previews, bins and snapshots that NAS systems and PCs leave on shares: nobody's documents, or somebody's deleted ones.
 pub const HOUSEKEEPING: [&[u8]; 8] = [
@@ -53,6 +55,8 @@ pub struct Taste {
     pub job: JobKind,
     /// Pictures may have their text elsewhere.
     pub texts: bool,
+    /// Names that begin with a dot too, but for our own.
+    pub hidden: bool,
     /// Larger documents are passed over, bytes.
     pub document_bytes_max: u64,
 }
@@ -195,7 +199,8 @@ impl Walk<'_> {
         walked: &mut Walked,
         next: &mut Vec<ObjectPath>,
     ) -> Result<(), Problem> {
-        if entry.name.starts_with(b".") || HOUSEKEEPING.contains(&entry.name.as_slice()) {
+        let hidden = is_hidden(&entry.name) && (!self.taste.hidden || entry.name == OWN_DIRECTORY);
+        if hidden || HOUSEKEEPING.contains(&entry.name.as_slice()) {
             return Ok(());
         }
         let Ok(path) = directory.join(&entry.name) else {
@@ -250,7 +255,7 @@ pub fn judge(entry: &Entry, taste: Taste) -> Result<(), String> {
     let kind = kinds::taken(taste.job, &entry.name, taste.texts)?;
     let size = entry.attr.size;
     if size > document_bytes_max {
-        let setting = "limits.document_bytes_max of the gateway's settings";
+        let setting = "document_bytes_max of the gateway's settings, of the export or under limits";
         return Err(format!("{size} bytes, more than the limit of {document_bytes_max} ({setting})"));
     }
     if kind == kinds::Kind::Text && size > TEXT_BYTES_MAX {

@@ -11,6 +11,8 @@ mod plan;
 mod publish;
 mod refused;
 mod rig;
+mod rights;
+mod rules;
 mod scan;
 mod share;
 mod sweep;

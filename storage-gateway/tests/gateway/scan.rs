@@ -73,6 +73,7 @@ impl Bench {
             force: false,
             text_from: None,
             exclude: Exclude::default(),
+            principal: String::new(),
         }
     }
 

@@ -12,22 +12,22 @@ use ingle_proto::{Digest, ErrorCode, Problem, v1};
 use tonic::Status;
 use tonic::transport::Channel;
 
-struct Served {
-    client: StorageClient<Channel>,
+pub(crate) struct Served {
+    pub(crate) client: StorageClient<Channel>,
     shutdown: Shutdown,
     tasks: Tasks,
     serving: tokio::task::JoinHandle<Result<(), ingle_daemon::BoxError>>,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Served {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("docs/in")).unwrap();
         Self::start_in(dir, |_| {}).await
     }
 
-    async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let url = |path: &Path| format!("file://{}", path.display());
         let export = |name: &str, read_only| {
             (name.to_owned(), ExportConfig { url: url(&dir.path().join("docs")), read_only, ..ExportConfig::default() })
@@ -57,7 +57,7 @@ impl Served {
         Self { client, shutdown, tasks, serving, dir }
     }
 
-    async fn stop(self) -> tempfile::TempDir {
+    pub(crate) async fn stop(self) -> tempfile::TempDir {
         self.shutdown.begin();
         drop(self.client);
         self.serving.await.unwrap().unwrap();
@@ -65,13 +65,13 @@ impl Served {
         self.dir
     }
 
-    fn write(&self, path: &str, data: &[u8]) {
+    pub(crate) fn write(&self, path: &str, data: &[u8]) {
         let path = self.dir.path().join("docs").join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, data).unwrap();
     }
 
-    async fn stage(&mut self, header: v1::StageHeader, data: &[u8]) -> Result<v1::StageResponse, Status> {
+    pub(crate) async fn stage(&mut self, header: v1::StageHeader, data: &[u8]) -> Result<v1::StageResponse, Status> {
         let mut messages = vec![v1::StageRequest { message: Some(v1::stage_request::Message::Header(header)) }];
         for chunk in data.chunks(1000) {
             let data = bytes::Bytes::copy_from_slice(chunk);
@@ -80,13 +80,13 @@ impl Served {
         Ok(self.client.stage(tokio_stream::iter(messages)).await?.into_inner())
     }
 
-    async fn blob(&mut self, data: &[u8]) -> v1::BlobRef {
+    pub(crate) async fn blob(&mut self, data: &[u8]) -> v1::BlobRef {
         let header = v1::StageHeader { blob: true, size: data.len() as u64, ..Default::default() };
         let staged = self.stage(header, data).await.unwrap();
         v1::BlobRef { digest: staged.digest, size: staged.size }
     }
 
-    async fn read(&mut self, request: v1::ReadRequest) -> Result<(v1::Attributes, Vec<u8>), Status> {
+    pub(crate) async fn read(&mut self, request: v1::ReadRequest) -> Result<(v1::Attributes, Vec<u8>), Status> {
         let mut stream = self.client.read(request).await?.into_inner();
         let mut attributes = None;
         let mut out = Vec::new();
@@ -98,20 +98,20 @@ impl Served {
         Ok((attributes.expect("the first message carries attributes"), out))
     }
 
-    async fn read_object(&mut self, path: &str) -> Result<Vec<u8>, Status> {
+    pub(crate) async fn read_object(&mut self, path: &str) -> Result<Vec<u8>, Status> {
         self.read(of(object(path))).await.map(|(_, data)| data)
     }
 }
 
-fn object(path: &str) -> v1::ObjectRef {
+pub(crate) fn object(path: &str) -> v1::ObjectRef {
     v1::ObjectRef { export: "docs".into(), path: path.as_bytes().to_vec().into() }
 }
 
-fn of(object: v1::ObjectRef) -> v1::ReadRequest {
+pub(crate) fn of(object: v1::ObjectRef) -> v1::ReadRequest {
     v1::ReadRequest { source: Some(v1::read_request::Source::Object(object)), ..Default::default() }
 }
 
-fn token() -> v1::AttemptToken {
+pub(crate) fn token() -> v1::AttemptToken {
     v1::AttemptToken {
         job_id: "j-1".into(),
         attempt: 7,
@@ -121,7 +121,7 @@ fn token() -> v1::AttemptToken {
     }
 }
 
-fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> ErrorCode {
+pub(crate) fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> ErrorCode {
     Problem::from_status(&answer.expect_err("refused")).code
 }
 
@@ -261,6 +261,7 @@ async fn a_job(mut served: Served, change: impl FnOnce(&mut Config)) {
         force: false,
         text_from: None,
         exclude: Vec::new(),
+        principal: String::new(),
     };
     let mut answers = served.client.scan(scan.clone()).await.unwrap().into_inner();
     let (mut segments, mut done) = (Vec::new(), None);
@@ -314,6 +315,7 @@ async fn a_job(mut served: Served, change: impl FnOnce(&mut Config)) {
         model_digest: vec![1; 32].into(),
         parameters_digest: vec![2; 32].into(),
         kind: v1::JobKind::Generate.into(),
+        principal: String::new(),
     };
     let answer = served.client.publish(publish.clone()).await.unwrap().into_inner();
     assert_eq!((answer.published, answer.conflict), (2, 0));

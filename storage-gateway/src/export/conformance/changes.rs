@@ -44,8 +44,7 @@ pub(super) async fn committed_is_there(on: Ground<'_>) {
     assert_eq!(std::fs::read(on.behind("doc")).expect("behind"), b"the text");
     assert_eq!(on.read("doc").await.expect("read"), b"the text");
     // A second round of the same sequence, and a commit with nothing to do.
-    on.export.write_at(&on.at("doc"), 8, b", and more".as_slice().into()).await.expect("append");
-    on.export.commit(&on.at("doc")).await.expect("commit");
+    on.put_durably("doc", &[(8, b", and more")]).await;
     on.export.commit(&on.at("doc")).await.expect("commit again");
     assert_eq!(on.read("doc").await.expect("read"), b"the text, and more");
     on.export.create(&on.at("empty")).await.expect("create");
@@ -62,19 +61,9 @@ pub(super) async fn written_out_of_order(on: Ground<'_>) {
     let path = on.at("big");
     on.export.create(&path).await.expect("create");
     let size = 700_001;
-    let order: Vec<usize> = (0..bytes.len().div_ceil(size)).rev().collect();
-    let mut writes = futures::stream::iter(order)
-        .map(|part| {
-            let at = part * size;
-            let data = bytes::Bytes::copy_from_slice(&bytes[at..bytes.len().min(at + size)]);
-            on.export.write_at(&path, at as u64, data)
-        })
-        .buffer_unordered(3);
-    while let Some(answer) = writes.next().await {
-        answer.expect("write");
-    }
-    drop(writes);
-    on.export.commit(&path).await.expect("commit");
+    let parts: Vec<(u64, &[u8])> =
+        (0..bytes.len()).step_by(size).rev().map(|at| (at as u64, &bytes[at..bytes.len().min(at + size)])).collect();
+    on.put_durably("big", &parts).await;
     assert_eq!(blake3::hash(&std::fs::read(on.behind("big")).expect("behind")), blake3::hash(&bytes));
 }
 

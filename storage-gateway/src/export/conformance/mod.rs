@@ -10,12 +10,16 @@ mod reading;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use ingle_proto::ObjectPath;
 
 use super::{Export, ExportError};
 
 /// Longest one clause may take: a call that hangs fails its clause instead of the whole run.
 const CLAUSE_MAX: Duration = Duration::from_secs(120);
+
+/// How often a file is written again.
+const REWRITES: usize = 8;
 
 /// A clause's own ground: a directory in the export, and the same one behind its back.
 #[derive(Clone, Copy)]
@@ -57,10 +61,25 @@ impl Ground<'_> {
 
     /// Creates, writes and commits a file through the export.
     async fn write(&self, name: impl AsRef<[u8]>, bytes: &'static [u8]) {
+        self.export.create(&self.at(name.as_ref())).await.expect("a free name");
+        self.put_durably(name, &[(0, bytes)]).await;
+    }
+
+    /// Writes and commits, again from the start where the server says that it may have lost what was not committed.
+    async fn put_durably(&self, name: impl AsRef<[u8]>, parts: &[(u64, &[u8])]) {
         let path = self.at(name);
-        self.export.create(&path).await.expect("a free name");
-        self.export.write_at(&path, 0, bytes.into()).await.expect("a write into our own file");
-        self.export.commit(&path).await.expect("a commit of our own file");
+        for _ in 0..REWRITES {
+            futures::stream::iter(parts)
+                .map(|(at, bytes)| self.export.write_at(&path, *at, bytes::Bytes::copy_from_slice(bytes)))
+                .buffer_unordered(3)
+                .for_each(|answer| async { answer.expect("a write into our own file") })
+                .await;
+            match self.export.commit(&path).await {
+                Err(ExportError::VerifierChanged(_)) => {}
+                other => return other.expect("a commit of our own file"),
+            }
+        }
+        panic!("{}: the server restarted {REWRITES} times in a row", path.display());
     }
 }
 

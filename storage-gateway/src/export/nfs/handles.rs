@@ -12,8 +12,8 @@ use crate::export::{Attr, Kind};
 const FILE_AGE_MAX: Duration = Duration::from_secs(1);
 /// A directory's, likewise: people rename directories seldom.
 const DIRECTORY_AGE_MAX: Duration = Duration::from_secs(5);
-/// Entries in each of the two generations.
-const ENTRIES_MAX: usize = 4096;
+/// Entries in each of the two generations: those of a listing of some pages, about 5 MB.
+const ENTRIES_MAX: usize = 16_384;
 
 /// An object that LOOKUP found.
 #[derive(Debug, Clone)]

@@ -1,8 +1,9 @@
 //! Tests against servers that lie, stall, stop or lose replies; what each does is scripted per procedure.
 
+mod listings;
+
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,10 @@ enum Deed {
     Xid,
     /// Answers with these words after the xid and the message type.
     Words(Vec<u32>),
+    /// Passes it on, and hands back the reply in fragments of so many bytes.
+    Pieces(usize),
+    /// Before the reply, hands back one to an xid of long ago.
+    Again,
 }
 
 /// Program and procedure.
@@ -96,6 +101,7 @@ async fn between(
     script: Arc<Mutex<HashMap<Which, Vec<Deed>>>>,
     calls: Arc<Mutex<Vec<Which>>>,
 ) {
+    let mut before: Option<Vec<u8>> = None;
     while let Ok(Some(call)) = record::read(&mut client).await {
         let mut head = Reader::new(call.clone());
         let words: Vec<u32> = (0..6).map(|_| head.u32().expect("a header")).collect();
@@ -109,7 +115,7 @@ async fn between(
             out
         };
         let mut reply = match &deed {
-            Deed::Pass | Deed::Lose | Deed::Xid => {
+            Deed::Pass | Deed::Lose | Deed::Xid | Deed::Pieces(_) | Deed::Again => {
                 server.write_all(&forwarded(&call)).await.expect("forward");
                 forwarded(&record::read(&mut server).await.expect("a reply").expect("a reply"))
             }
@@ -127,11 +133,28 @@ async fn between(
         match deed {
             Deed::Lose => return,
             Deed::Xid => reply[4] ^= 0x80,
+            Deed::Pieces(size) => {
+                let pieces: Vec<&[u8]> = reply[4..].chunks(size).collect();
+                let last = pieces.len() - 1;
+                let of = |(at, piece): (usize, &&[u8])| {
+                    let length = u32::try_from(piece.len()).expect("short") | u32::from(at == last) << 31;
+                    [&length.to_be_bytes()[..], *piece].concat()
+                };
+                reply = pieces.iter().enumerate().flat_map(of).collect();
+            }
+            Deed::Again => {
+                if let Some(before) = &before
+                    && client.write_all(before).await.is_err()
+                {
+                    return;
+                }
+            }
             _ => {}
         }
         if client.write_all(&reply).await.is_err() {
             return;
         }
+        before = Some(reply);
     }
 }
 
@@ -155,18 +178,6 @@ fn words_of(name: &[u8]) -> Vec<u32> {
     std::iter::once(length)
         .chain(padded.chunks(4).map(|word| u32::from_be_bytes(word.try_into().expect("four"))))
         .collect()
-}
-
-/// A READDIRPLUS page: no attributes, verifier zero, entries of (name, cookie) without attributes.
-fn page(entries: &[(&[u8], u32)], end: bool) -> Deed {
-    let mut words = vec![0, 0, 0, 0];
-    for (name, cookie) in entries {
-        words.extend([1, 0, 77]);
-        words.extend(words_of(name));
-        words.extend([0, *cookie, 0, 0]);
-    }
-    words.extend([0, u32::from(end)]);
-    accepted(&words)
 }
 
 fn files(root: &Path) -> Vec<String> {
@@ -309,54 +320,6 @@ async fn malformed_results_are_broken_and_named() {
 }
 
 #[tokio::test]
-async fn impossible_names_in_a_listing_are_broken() {
-    let root = tempfile::tempdir().unwrap();
-    let middle = Middle::start(root.path()).await;
-    let export = middle.mount(LONG).await;
-    let long = [b'x'; 256];
-    for bad in [b"../../etc/passwd".as_slice(), b"a/b", b"nul\0", b"", &long] {
-        middle.next((NFS, 17), [page(&[(b".", 1), (bad, 2)], true)]);
-        let answer = export.list(&ObjectPath::root(), 10).await;
-        assert!(matches!(answer, Err(ExportError::Broken(_))), "{bad:?}: {answer:?}");
-    }
-    // Names without attributes, gone when they are looked up: left out.
-    middle.next((NFS, 17), [page(&[(b".", 1), (b"..", 2), (b"ghost", 3)], true)]);
-    assert_eq!(export.list(&ObjectPath::root(), 10).await.expect("list"), []);
-}
-
-#[tokio::test]
-async fn listings_that_lead_nowhere_are_found_out() {
-    let root = tempfile::tempdir().unwrap();
-    std::fs::write(root.path().join("doc"), "text").unwrap();
-    let middle = Middle::start(root.path()).await;
-    let export = middle.mount(LONG).await;
-    let root_path = ObjectPath::root();
-    let circles: [Vec<Deed>; 3] = [
-        // The same page for ever; two pages in turn; an empty one before the end.
-        vec![page(&[(b"doc", 5)], false), page(&[(b"doc", 5)], false)],
-        vec![page(&[(b"doc", 5)], false), page(&[(b"doc", 6)], false), page(&[(b"doc", 5)], false)],
-        vec![page(&[], false)],
-    ];
-    for deeds in circles {
-        middle.next((NFS, 17), deeds);
-        let answer = export.list(&root_path, 10).await;
-        assert!(matches!(answer, Err(ExportError::Broken(_))), "{answer:?}");
-    }
-    // A cookie that went bad starts over once.
-    let bad = || accepted(&[10003, 0]);
-    middle.next((NFS, 17), [page(&[(b"doc", 5)], false), bad()]);
-    assert_eq!(export.list(&root_path, 10).await.expect("the second time").len(), 1);
-    middle.next((NFS, 17), [bad(), bad()]);
-    let answer = export.list(&root_path, 10).await;
-    assert!(matches!(&answer, Err(ExportError::Broken(said)) if said.contains("NFS3ERR_BAD_COOKIE")), "{answer:?}");
-    // A server without READDIRPLUS is asked for names.
-    middle.next((NFS, 17), [accepted(&[10004, 0])]);
-    let listed = export.list(&root_path, 10).await.expect("READDIR and LOOKUP");
-    assert_eq!((listed.len(), listed[0].attr.size), (1, 4));
-    assert_eq!(middle.count((NFS, 16)), 1);
-}
-
-#[tokio::test]
 async fn statuses_come_through_by_name_and_busy_ones_are_repeated() {
     let root = tempfile::tempdir().unwrap();
     std::fs::write(root.path().join("doc"), "text").unwrap();
@@ -453,51 +416,39 @@ async fn refusals_name_the_option_that_helps() {
     }
 }
 
-/// Pages go on where they were when entries come and go between them, and after a restart of the server.
 #[tokio::test]
-async fn cookies_survive_changes_and_restarts() {
+async fn replies_come_in_pieces_and_twice() {
     let root = tempfile::tempdir().unwrap();
-    let name = |i: usize| format!("a name that fills its page, number {i:04}");
-    for i in 0..2000 {
-        std::fs::write(root.path().join(name(i)), "").unwrap();
+    let text: Vec<u8> = (0..5000_u32).map(|i| (i % 251) as u8).collect();
+    std::fs::write(root.path().join("doc"), &text).unwrap();
+    let middle = Middle::start(root.path()).await;
+    let export = middle.mount(LONG).await;
+    for size in [1, 7, 13, 1000] {
+        // More fragments than are taken would be an attack of its own: one byte each only for the small reply.
+        let which = if size == 1 { 3 } else { 6 };
+        export.handles().clear();
+        middle.next((NFS, which), [Deed::Pieces(size), Deed::Again]);
+        assert_eq!(export.stat(&path("doc")).await.expect("stat").size, 5000);
+        assert_eq!(export.read_at(&path("doc"), 0, 5000).await.expect("read"), text, "{size}");
+        assert_eq!(export.read_at(&path("doc"), 0, 5000).await.expect("read again"), text, "{size}");
     }
-    let server = NfsServer::bind(root.path(), NfsServerOptions::default()).await.unwrap();
-    let listen = server.local_addr();
-    let export = NfsExport::connect(&server.url(), &NfsOptions::default()).await.unwrap();
-    let handle = export.mounted().await.unwrap().root;
-    let mut seen: Vec<Vec<u8>> = Vec::new();
-    let (mut cookie, pages) = (0, AtomicUsize::new(0));
-    let mut server = Some(server);
-    loop {
-        let page = export.server.page(&handle, cookie, Default::default(), true).await.unwrap();
-        cookie = page.entries.last().expect("no empty pages").cookie;
-        seen.extend(page.entries.into_iter().map(|entry| entry.name));
-        if page.end {
-            break;
-        }
-        match pages.fetch_add(1, Ordering::Relaxed) {
-            0 => {
-                for i in 0..50 {
-                    std::fs::write(root.path().join(format!("new {i}")), "").unwrap();
-                    std::fs::remove_file(root.path().join(name(i))).unwrap();
-                }
-            }
-            1 => {
-                server.take().expect("once").shutdown().await;
-                server = Some(
-                    NfsServer::bind(root.path(), NfsServerOptions { listen, ..Default::default() }).await.unwrap(),
-                );
-            }
-            _ => {}
-        }
-    }
-    assert!(pages.into_inner() >= 2, "the directory has several pages");
-    for i in 50..2000 {
-        let count = seen.iter().filter(|seen| **seen == name(i).as_bytes()).count();
-        assert_eq!(count, 1, "{} was there all the time", name(i));
-    }
-    let all = seen.len();
-    seen.sort();
-    seen.dedup();
-    assert_eq!(seen.len(), all, "nothing twice");
+    // As many fragments as bytes, of a reply of 5000: the connection ends, and the call is answered on another.
+    middle.next((NFS, 6), [Deed::Pieces(1)]);
+    let answer = export.read_at(&path("doc"), 0, 5000).await;
+    assert!(matches!(&answer, Err(ExportError::Broken(said)) if said.contains("fragments")), "{answer:?}");
+    assert_eq!(export.read_at(&path("doc"), 0, 5000).await.expect("on a new connection"), text);
+}
+
+#[tokio::test]
+async fn reads_and_writes_are_of_the_size_that_was_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("doc"), vec![7; 64 << 10]).unwrap();
+    let middle = Middle::start(root.path()).await;
+    let options = NfsOptions { read_size: Some(4096), write_size: Some(8192), ..NfsOptions::default() };
+    let url = format!("nfs://127.0.0.1:{}/", middle.port);
+    let export = NfsExport::connect(&url, &options).await.expect("the client mounts");
+    assert_eq!(export.read_at(&path("doc"), 0, 64 << 10).await.expect("read").len(), 64 << 10);
+    assert_eq!(middle.count((NFS, 6)), 16);
+    export.write_at(&path("doc"), 0, vec![8; 64 << 10].into()).await.expect("write");
+    assert_eq!(middle.count((NFS, 7)), 8);
 }

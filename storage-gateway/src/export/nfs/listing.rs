@@ -1,4 +1,4 @@
-//! A directory, page by page: cookies that lead nowhere are found out, a cookie that went bad starts over once.
+//! A directory, page by page: cookies that lead nowhere are found out, a cookie that went bad starts over, a few times.
 
 use std::collections::HashSet;
 
@@ -6,30 +6,39 @@ use futures::StreamExt as _;
 use ingle_proto::ObjectPath;
 use nfs3_types::nfs3::{cookieverf3, nfsstat3};
 
+use super::handles::Found;
 use super::status::Fault;
 use super::wire::{self, Handle, Named, Server};
 use super::xdr::Malformed;
 use crate::export::{Entry, ExportError};
 
+/// How often a listing begins anew because its cookie went bad.
+const RESTARTS_MAX: usize = 3;
+/// Names that a listing may hold beyond twice its bound: those that came and went while it was read.
+const NAMES_SPARE: usize = 1000;
+/// Handles that one listing leaves behind: of a bigger directory the rest is looked up when it is read.
+const HANDLES_MAX: usize = 8192;
 /// Attributes asked for one by one, at once, where the listing brought none.
 const LOOKUPS_MAX: usize = 16;
 
+/// Entries, and what of them can be read without another LOOKUP.
+type Listed = (Vec<Entry>, Vec<(Vec<u8>, Found)>);
+
 /// All entries but `.` and `..`.
-pub(crate) async fn all(
-    server: &Server,
-    directory: &Handle,
-    path: &ObjectPath,
-    limit: usize,
-) -> Result<Vec<Entry>, Fault> {
-    match once(server, directory, path, limit).await {
-        Err(fault) if fault.is(nfsstat3::NFS3ERR_BAD_COOKIE) => once(server, directory, path, limit).await,
-        other => other,
+pub(crate) async fn all(server: &Server, directory: &Handle, path: &ObjectPath, limit: usize) -> Result<Listed, Fault> {
+    let mut restarts = 0;
+    loop {
+        match once(server, directory, path, limit).await {
+            Err(fault) if fault.is(nfsstat3::NFS3ERR_BAD_COOKIE) && restarts < RESTARTS_MAX => restarts += 1,
+            other => return other,
+        }
     }
 }
 
-async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, Fault> {
-    let mut out: Vec<Entry> = Vec::new();
+async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usize) -> Result<Listed, Fault> {
+    let (mut out, mut with_handles): Listed = Default::default();
     let mut visited = HashSet::from([0]);
+    let mut named = 0;
     let (mut cookie, mut verifier, mut plus) = (0, cookieverf3::default(), true);
     loop {
         let page = match server.page(directory, cookie, verifier, plus).await {
@@ -41,7 +50,13 @@ async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usi
             other => other?,
         };
         verifier = page.verifier;
+        // Names that aren't there when they are looked up count too: a server may make them up for ever.
+        named += page.entries.len();
+        if named > limit.saturating_mul(2).saturating_add(NAMES_SPARE) {
+            return Err(ExportError::TooMany { path: path.display(), limit }.into());
+        }
         let last = page.entries.last().map(|entry| entry.cookie);
+        with_handles.extend(page.entries.iter().filter_map(found).take(HANDLES_MAX.saturating_sub(with_handles.len())));
         for entry in complete(server, directory, page.entries).await? {
             if out.len() == limit {
                 return Err(ExportError::TooMany { path: path.display(), limit }.into());
@@ -49,7 +64,7 @@ async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usi
             out.push(entry);
         }
         if page.end {
-            return Ok(out);
+            return Ok((out, with_handles));
         }
         // Each page must lead to a place where we have not been.
         match last {
@@ -58,6 +73,13 @@ async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usi
             None => return Err(Malformed("the listing has an empty page before its end".to_owned()).into()),
         }
     }
+}
+
+/// What LOOKUP would have told of an entry.
+fn found(named: &Named) -> Option<(Vec<u8>, Found)> {
+    let (attr, handle) = (named.attr.as_ref()?, named.handle.clone()?);
+    let own = matches!(named.name.as_slice(), b"." | b"..");
+    (!own).then(|| (named.name.clone(), Found { handle, attr: wire::attr(attr), fsid: attr.fsid }))
 }
 
 fn unsupported(fault: &Fault) -> bool {

@@ -14,6 +14,7 @@ mod names;
 mod pool;
 pub(crate) mod record;
 mod resolve;
+mod root;
 mod rpc;
 mod status;
 mod url;
@@ -21,24 +22,26 @@ mod wire;
 mod writes;
 pub(crate) mod xdr;
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use ingle_proto::ObjectPath;
-use nfs3_types::nfs3::{FSF3_LINK, nfsstat3};
+use nfs3_types::nfs3::{ACCESS3_EXTEND, ACCESS3_LOOKUP, ACCESS3_READ, FSF3_LINK, nfsstat3};
 
 use self::handles::Handles;
-use self::resolve::Mounted;
+use self::pool::Pool;
+use self::root::Root;
 use self::status::Fault;
 pub use self::url::NfsOptions;
 use self::url::NfsUrl;
+pub(crate) use self::wire::{GROUPS_MAX, TRANSFER_MAX, TRANSFER_MIN};
 use self::wire::{Handle, Server};
 use self::writes::Writes;
 use self::xdr::Malformed;
-use super::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace};
+use super::{Abilities, Attr, Entry, Export, ExportError, Kind, Replace, User};
 use crate::buffers::PIECE_BYTES;
 
 /// Most bytes of one read of the export.
@@ -50,12 +53,14 @@ const LISTING_MAX: Duration = Duration::from_secs(600);
 /// RPC deadlines that one call of the export may use up: to resolve, to act, to look after a lost reply.
 const DEADLINES_PER_CALL: u32 = 3;
 
-/// A directory of an NFS server.
+/// A directory of an NFS server, as one user sees it. Users share connections and the mount; each has handles of its own,
+/// for a handle is worth what its LOOKUP was asked for.
 pub struct NfsExport {
-    url: NfsUrl,
+    url: Arc<NfsUrl>,
     server: Server,
+    user: User,
     deadline: Duration,
-    mounted: tokio::sync::Mutex<Option<Mounted>>,
+    root: Arc<Root>,
     handles: Mutex<Handles>,
     writes: Mutex<Writes>,
 }
@@ -68,14 +73,19 @@ impl NfsExport {
     /// The URL can't be read: says which part, and what was expected.
     pub fn new(url: &str, options: &NfsOptions) -> Result<Self, ExportError> {
         let url = NfsUrl::parse(url)?;
-        Ok(Self {
-            server: Server::new(&url, options),
-            deadline: options.deadline,
-            url,
-            mounted: tokio::sync::Mutex::new(None),
-            handles: Mutex::default(),
-            writes: Mutex::default(),
-        })
+        let user = User {
+            uid: url.uid.unwrap_or(options.uid),
+            gid: url.gid.unwrap_or(options.gid),
+            groups: options.groups.clone(),
+        };
+        let pool = Arc::new(Pool::new(url.host.clone(), url.nfs_port, options.deadline, options.connections));
+        let root = Arc::new(Root::new(Server::new(pool.clone(), &user), options));
+        Ok(Self::of(Arc::new(url), pool, root, user, options.deadline))
+    }
+
+    fn of(url: Arc<NfsUrl>, pool: Arc<Pool>, root: Arc<Root>, user: User, deadline: Duration) -> Self {
+        let server = Server::new(pool, &user);
+        Self { url, server, user, deadline, root, handles: Mutex::default(), writes: Mutex::default() }
     }
 
     /// Reads the URL and mounts.
@@ -84,8 +94,13 @@ impl NfsExport {
     /// The URL can't be read; the server can't be reached, refuses, or speaks version 4 only. Each says what to do.
     pub async fn connect(url: &str, options: &NfsOptions) -> Result<Self, ExportError> {
         let export = Self::new(url, options)?;
-        export.abilities().await?;
-        Ok(export)
+        let within = options.deadline * DEADLINES_PER_CALL;
+        match tokio::time::timeout(within, export.mounted()).await {
+            Ok(Ok(_)) => Ok(export),
+            Ok(Err(Fault::Mount(error))) => Err(error),
+            Ok(Err(fault)) => Err(export.about(&ObjectPath::root(), fault)),
+            Err(_) => Err(ExportError::Unavailable(format!("{}: no answer in time", export.url.shown))),
+        }
     }
 
     fn handles(&self) -> MutexGuard<'_, Handles> {
@@ -103,30 +118,31 @@ impl NfsExport {
     }
 
     /// One read of the server's size, continued where the server gave less without the file ending.
-    async fn read_chunk(&self, file: &Handle, offset: u64, length: u32) -> Result<Bytes, Fault> {
-        let (first, mut end) = self.server.read(file, offset, length).await?;
+    async fn read_chunk(&self, file: &Handle, offset: u64, length: u32) -> Result<(Bytes, Option<Attr>), Fault> {
+        let (first, mut end, mut attr) = self.server.read(file, offset, length).await?;
         if end || first.len() == length as usize {
-            return Ok(first);
+            return Ok((first, attr));
         }
         let mut out = BytesMut::from(first);
         while !end && out.len() < length as usize {
             let left = length - u32::try_from(out.len()).expect("shorter than `length`");
-            let (more, ended) = self.server.read(file, offset + out.len() as u64, left).await?;
+            let (more, ended, then) = self.server.read(file, offset + out.len() as u64, left).await?;
             if more.is_empty() && !ended {
                 return Err(Malformed(format!("no bytes at {} and no end there", offset + out.len() as u64)).into());
             }
             out.extend_from_slice(&more);
-            end = ended;
+            (end, attr) = (ended, then);
         }
-        Ok(out.freeze())
+        Ok((out.freeze(), attr))
     }
 
-    async fn read_now(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, Fault> {
+    /// The bytes, and the file's attributes as the last READ told them.
+    async fn read_now(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<(Bytes, Option<Attr>), Fault> {
         let size = self.mounted().await?.info.read_size;
         let file = self.file(path).await?;
         // Servers differ over offsets that no file can have; for us they are past the end.
         if length == 0 || i64::try_from(offset.saturating_add(length.into())).is_err() {
-            return Ok(Bytes::new());
+            return Ok((Bytes::new(), None));
         }
         if length <= size {
             return self.read_chunk(&file, offset, length).await;
@@ -136,18 +152,20 @@ impl NfsExport {
             .map(|start| {
                 let want = size.min(length - start);
                 let read = self.read_chunk(&file, offset + u64::from(start), want);
-                async move { read.await.map(|data| (data.len() < want as usize, data)) }
+                async move { read.await.map(|(data, attr)| (data.len() < want as usize, data, attr)) }
             })
             .buffered(CHUNKS_AT_ONCE);
         let mut out = BytesMut::with_capacity(length as usize);
+        let mut attr = None;
         while let Some(chunk) = chunks.next().await {
-            let (short, data) = chunk?;
+            let (short, data, then) = chunk?;
             out.extend_from_slice(&data);
+            attr = then;
             if short {
                 break;
             }
         }
-        Ok(out.freeze())
+        Ok((out.freeze(), attr))
     }
 
     async fn write_now(&self, path: &ObjectPath, offset: u64, data: &Bytes) -> Result<(), Fault> {
@@ -191,6 +209,36 @@ impl NfsExport {
         }
     }
 
+    /// By LOOKUP and ACCESS, both asked now: the file's own mode and ACL decide, and those of the directories above it.
+    async fn readable_now(&self, path: &ObjectPath) -> Result<Attr, Fault> {
+        let found = self.look(path).await?;
+        if found.attr.kind != Kind::File {
+            return Err(Fault::Is { kind: found.attr.kind, expected: "a file" });
+        }
+        match self.server.access(&found.handle, ACCESS3_READ).await? & ACCESS3_READ {
+            0 => Err(Fault::Status(nfsstat3::NFS3ERR_ACCES)),
+            _ => Ok(found.attr),
+        }
+    }
+
+    async fn list_now(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, Fault> {
+        let directory = self.directory(path).await?;
+        // Who may list a directory need not be allowed to go through it: only then are the handles of any use.
+        let through = async { Ok(self.server.access(&directory, ACCESS3_LOOKUP).await? & ACCESS3_LOOKUP != 0) };
+        let at = Instant::now();
+        let (listed, through) = futures::join!(listing::all(&self.server, &directory, path, limit), through);
+        let (entries, found) = listed?;
+        if through.unwrap_or_else(|_: Fault| false) {
+            let mut handles = self.handles();
+            for (name, found) in found {
+                if let Ok(path) = path.join(&name) {
+                    handles.put(path, found, at);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
     async fn create_now(&self, path: &ObjectPath, verifier: [u8; 8]) -> Result<(), Fault> {
         let (directory, name) = self.parent(path).await?;
         let made = match self.server.create(&directory, name, Some(verifier)).await {
@@ -223,6 +271,15 @@ impl Export for NfsExport {
         true
     }
 
+    fn user(&self) -> Option<User> {
+        Some(self.user.clone())
+    }
+
+    fn as_user(&self, user: &User) -> Option<Arc<dyn Export>> {
+        let (url, pool, root) = (self.url.clone(), self.server.pool.clone(), self.root.clone());
+        Some(Arc::new(Self::of(url, pool, root, user.clone(), self.deadline)))
+    }
+
     async fn abilities(&self) -> Result<Abilities, ExportError> {
         let mounted = self.run(&[&ObjectPath::root()], || self.mounted()).await?;
         // Whether it may be written depends on the directory and the user: each write says so itself.
@@ -237,15 +294,33 @@ impl Export for NfsExport {
         }
     }
 
-    async fn list(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, ExportError> {
-        let list = || async {
-            let directory = self.directory(path).await?;
-            listing::all(&self.server, &directory, path, limit).await
+    async fn readable(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
+        self.run(&[path], || self.readable_now(path)).await
+    }
+
+    async fn may_add(&self, directory: &ObjectPath) -> Result<bool, ExportError> {
+        let wanted = ACCESS3_EXTEND | ACCESS3_LOOKUP;
+        let may = || async {
+            let handle = self.directory(directory).await?;
+            Ok(self.server.access(&handle, wanted).await? == wanted)
         };
-        self.run_within(LISTING_MAX, &[path], list).await
+        self.run(&[directory], may).await
+    }
+
+    async fn list(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, ExportError> {
+        self.run_within(LISTING_MAX, &[path], || self.list_now(path, limit)).await
     }
 
     async fn read_at(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, ExportError> {
+        self.read_with_attr(path, offset, length).await.map(|(data, _)| data)
+    }
+
+    async fn read_with_attr(
+        &self,
+        path: &ObjectPath,
+        offset: u64,
+        length: u32,
+    ) -> Result<(Bytes, Option<Attr>), ExportError> {
         let length = length.min(READ_MAX);
         self.run(&[path], || self.read_now(path, offset, length)).await
     }

@@ -39,7 +39,6 @@ struct Slot {
 pub(crate) struct Pool {
     host: String,
     port: Option<u16>,
-    credential: opaque_auth<'static>,
     deadline: Duration,
     slots: Vec<Mutex<Slot>>,
     next: AtomicUsize,
@@ -48,25 +47,11 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Opens nothing yet. Without a `port` the portmapper is asked each time a connection is opened.
-    pub(crate) fn new(
-        host: String,
-        port: Option<u16>,
-        credential: opaque_auth<'static>,
-        deadline: Duration,
-        connections: usize,
-    ) -> Self {
+    pub(crate) fn new(host: String, port: Option<u16>, deadline: Duration, connections: usize) -> Self {
         let slot =
             || Mutex::new(Slot { connection: None, backoff: Backoff::new(PAUSES.0, PAUSES.1), not_before: None });
         let slots = (0..connections.clamp(1, 16)).map(|_| slot()).collect();
-        Self {
-            host,
-            port,
-            credential,
-            deadline,
-            slots,
-            next: AtomicUsize::new(0),
-            unprivileged: AtomicBool::new(false),
-        }
+        Self { host, port, deadline, slots, next: AtomicUsize::new(0), unprivileged: AtomicBool::new(false) }
     }
 
     /// Whether a connection had to be made from a source port above 1023.
@@ -83,6 +68,7 @@ impl Pool {
     pub(crate) async fn call(
         &self,
         procedure: Procedure,
+        credential: &opaque_auth<'_>,
         arguments: &(impl Pack + Sync),
         replay: Replay,
     ) -> Result<Bytes, RpcError> {
@@ -92,7 +78,7 @@ impl Pool {
             let answer = match self.connection(until).await {
                 Ok(connection) => {
                     let left = until.saturating_duration_since(Instant::now());
-                    connection.call(procedure, &self.credential, arguments, left).await
+                    connection.call(procedure, credential, arguments, left).await
                 }
                 Err(why) => Err(RpcError::NotSent(why)),
             };

@@ -9,7 +9,7 @@ use nfs3_types::nfs3::nfsstat3;
 use super::handles::Found;
 use super::status::Fault;
 use super::wire::{FsInfo, Handle};
-use super::{DEADLINES_PER_CALL, NfsExport, mount};
+use super::{DEADLINES_PER_CALL, NfsExport};
 use crate::export::{ExportError, Kind};
 
 /// What mounting told.
@@ -51,7 +51,7 @@ impl NfsExport {
                 }
                 if anew {
                     self.handles().clear();
-                    *self.mounted.lock().await = None;
+                    self.root.forget().await;
                 }
                 answer = Box::pin(call()).await;
             }
@@ -68,21 +68,9 @@ impl NfsExport {
         }
     }
 
-    /// The root's handle and the server's sizes; mounts if need be, once for all who wait.
+    /// The root's handle and the server's sizes; mounts if need be.
     pub(super) async fn mounted(&self) -> Result<Mounted, Fault> {
-        let mut mounted = self.mounted.lock().await;
-        if let Some(mounted) = &*mounted {
-            return Ok(mounted.clone());
-        }
-        let root = mount::root(&self.url, &self.server.credential, self.deadline).await?;
-        let info = self.server.fsinfo(&root).await?;
-        tracing::info!(
-            export = self.url.shown,
-            read_size = info.read_size,
-            write_size = info.write_size,
-            "mounted over NFSv3"
-        );
-        Ok(mounted.insert(Mounted { root, info }).clone())
+        self.root.mounted(&self.url).await
     }
 
     /// A directory's handle.
@@ -124,7 +112,9 @@ impl NfsExport {
     pub(super) async fn look(&self, path: &ObjectPath) -> Result<Found, Fault> {
         if path.is_root() {
             let root = self.mounted().await?.root;
-            return self.server.found(root, None).await;
+            let attr = self.server.getattr(&root).await?;
+            self.root.seen(&attr).await;
+            return self.server.found(root, Some(attr)).await;
         }
         let (directory, name) = self.parent(path).await?;
         match self.server.lookup(&directory, name).await {

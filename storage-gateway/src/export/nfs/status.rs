@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     },
     /// Settled already.
     Said(ExportError),
+    /// It could not be mounted.
+    Mount(ExportError),
 }
 
 impl From<RpcError> for Fault {
@@ -65,6 +67,11 @@ impl Fault {
         let server = &url.shown;
         match self {
             Self::Said(error) => error,
+            // A NAS that has just started refuses what it doesn't show yet: the objects below aren't missing, nor denied.
+            Self::Mount(error @ (ExportError::NotFound(_) | ExportError::Denied { .. })) => {
+                ExportError::Unavailable(format!("{path}: can't be mounted now: {error}"))
+            }
+            Self::Mount(error) => error,
             Self::Is { kind, expected } => ExportError::Kind { path, found: kind.found(), expected },
             Self::Rpc(error) => match error {
                 RpcError::NotSent(why) | RpcError::Lost(why) => {

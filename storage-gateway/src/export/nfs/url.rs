@@ -24,6 +24,10 @@ pub struct NfsOptions {
     pub gid: u32,
     /// Further groups, at most 16 (a limit of `AUTH_SYS`).
     pub groups: Vec<u32>,
+    /// Bytes of a READ, 4 KiB to 1 MiB and never more than the server takes; what the server prefers if absent.
+    pub read_size: Option<u32>,
+    /// Bytes of a WRITE, likewise.
+    pub write_size: Option<u32>,
 }
 
 impl Default for NfsOptions {
@@ -35,6 +39,8 @@ impl Default for NfsOptions {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             groups: Vec::new(),
+            read_size: None,
+            write_size: None,
         }
     }
 }

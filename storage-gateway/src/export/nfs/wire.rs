@@ -1,14 +1,15 @@
 //! The procedures of NFS version 3 that we call, each with its arguments and the parts of its result that we use.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ingle_daemon::backoff::Backoff;
 use nfs3_types::nfs3::{
-    COMMIT3args, CREATE3args, FSINFO3args, GETATTR3args, LINK3args, LOOKUP3args, MKDIR3args, NFS_PROGRAM, NFS3_FHSIZE,
-    Nfs3Option, PROGRAM, READ3args, REMOVE3args, RENAME3args, RMDIR3args, SETATTR3args, VERSION, WRITE3args,
-    cookieverf3, createhow3, createverf3, diropargs3, fattr3, filename3, ftype3, nfs_fh3, nfsstat3, nfstime3,
-    post_op_attr, sattr3, sattrguard3, set_atime, set_mtime, stable_how, wcc_data, writeverf3,
+    ACCESS3args, COMMIT3args, CREATE3args, FSINFO3args, GETATTR3args, LINK3args, LOOKUP3args, MKDIR3args, NFS_PROGRAM,
+    NFS3_FHSIZE, Nfs3Option, PROGRAM, READ3args, REMOVE3args, RENAME3args, RMDIR3args, SETATTR3args, VERSION,
+    WRITE3args, cookieverf3, createhow3, createverf3, diropargs3, fattr3, filename3, ftype3, nfs_fh3, nfsstat3,
+    nfstime3, post_op_attr, sattr3, sattrguard3, set_atime, set_mtime, stable_how, wcc_data, writeverf3,
 };
 use nfs3_types::rpc::{auth_unix, opaque_auth};
 use nfs3_types::xdr_codec::{Opaque, Pack};
@@ -17,17 +18,18 @@ use super::handles::Found;
 use super::pool::{Pool, Replay};
 use super::rpc::Procedure;
 use super::status::Fault;
-use super::url::{NfsOptions, NfsUrl};
 use super::xdr::{Malformed, Reader};
-use crate::export::{Attr, Kind};
+use crate::export::{Attr, Kind, User};
 
 /// A file handle: at most 64 bytes that only its server understands.
 pub(crate) type Handle = Bytes;
 
 /// Most bytes of one READ or WRITE of ours.
-const TRANSFER_MAX: u32 = 1 << 20;
+pub(crate) const TRANSFER_MAX: u32 = 1 << 20;
 /// What a server must allow at least; one that says less is taken at this.
-const TRANSFER_MIN: u32 = 4096;
+pub(crate) const TRANSFER_MIN: u32 = 4096;
+/// Most groups of a credential (RFC 5531, section 8.2).
+pub(crate) const GROUPS_MAX: usize = 16;
 /// First and longest pause before asking a server again that said `NFS3ERR_JUKEBOX`.
 const JUKEBOX: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -42,9 +44,19 @@ pub(crate) struct FsInfo {
     pub(crate) properties: u32,
 }
 
-/// A server's NFS program, spoken to with one credential.
+/// What the server says of READ or WRITE: its preference, no more than its maximum, or what the settings ask for.
+fn transfer(asked: Option<u32>, preferred: u32, max: u32) -> u32 {
+    let wanted = match (asked, preferred) {
+        (Some(asked), _) => asked,
+        (None, 0) => max,
+        (None, preferred) => preferred,
+    };
+    wanted.min(if max == 0 { wanted } else { max }).clamp(TRANSFER_MIN, TRANSFER_MAX)
+}
+
+/// A server's NFS program, spoken to with one credential. Those of all users share the connections.
 pub(crate) struct Server {
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) credential: opaque_auth<'static>,
 }
 
@@ -98,18 +110,16 @@ pub(crate) fn optional_attr(reader: &mut Reader) -> Result<Option<fattr3>, Malfo
 }
 
 impl Server {
-    /// Opens nothing yet.
-    pub(crate) fn new(url: &NfsUrl, options: &NfsOptions) -> Self {
+    /// Over these connections, as this user.
+    pub(crate) fn new(pool: Arc<Pool>, user: &User) -> Self {
         let auth = auth_unix {
             stamp: 0,
             machinename: Opaque::borrowed(b"inglenook"),
-            uid: url.uid.unwrap_or(options.uid),
-            gid: url.gid.unwrap_or(options.gid),
-            gids: options.groups.iter().copied().take(16).collect(),
+            uid: user.uid,
+            gid: user.gid,
+            gids: user.groups.iter().copied().take(GROUPS_MAX).collect(),
         };
-        let credential = opaque_auth::auth_unix(&auth);
-        let pool = Pool::new(url.host.clone(), url.nfs_port, credential.clone(), options.deadline, options.connections);
-        Self { pool, credential }
+        Self { pool, credential: opaque_auth::auth_unix(&auth) }
     }
 
     /// Calls, and reads the status and the rest with `read`, which must leave nothing over.
@@ -124,8 +134,8 @@ impl Server {
         let until = tokio::time::Instant::now() + self.pool.deadline();
         let mut backoff = Backoff::new(JUKEBOX.0, JUKEBOX.1);
         loop {
-            let reply =
-                self.pool.call(Procedure { program: PROGRAM, version: VERSION, number }, arguments, replay).await?;
+            let to = Procedure { program: PROGRAM, version: VERSION, number };
+            let reply = self.pool.call(to, &self.credential, arguments, replay).await?;
             let mut reader = Reader::new(reply);
             let described = |error: Malformed| Malformed(format!("{} to {procedure}", error.0));
             match reader.take::<nfsstat3>().map_err(described)? {
@@ -145,6 +155,16 @@ impl Server {
     pub(crate) async fn getattr(&self, object: &Handle) -> Result<fattr3, Fault> {
         let arguments = GETATTR3args { object: fh(object) };
         self.call(NFS_PROGRAM::NFSPROC3_GETATTR, &arguments, Replay::Harmless, Reader::take).await
+    }
+
+    /// Those of the asked `ACCESS3_*` bits that this user has, as the server says.
+    pub(crate) async fn access(&self, object: &Handle, asked: u32) -> Result<u32, Fault> {
+        let arguments = ACCESS3args { object: fh(object), access: asked };
+        self.call(NFS_PROGRAM::NFSPROC3_ACCESS, &arguments, Replay::Harmless, |r| {
+            optional_attr(r)?;
+            Ok(r.u32()? & asked)
+        })
+        .await
     }
 
     pub(crate) async fn lookup(&self, directory: &Handle, name: &[u8]) -> Result<Found, Fault> {
@@ -168,17 +188,22 @@ impl Server {
         Ok(Found { handle, attr: attr(&known), fsid: known.fsid })
     }
 
-    /// At most `count` bytes, and whether the file ends there.
-    pub(crate) async fn read(&self, file: &Handle, offset: u64, count: u32) -> Result<(Bytes, bool), Fault> {
+    /// At most `count` bytes, whether the file ends there, and its attributes then, if the server says them.
+    pub(crate) async fn read(
+        &self,
+        file: &Handle,
+        offset: u64,
+        count: u32,
+    ) -> Result<(Bytes, bool, Option<Attr>), Fault> {
         let arguments = READ3args { file: fh(file), offset, count };
         self.call(NFS_PROGRAM::NFSPROC3_READ, &arguments, Replay::Harmless, |r| {
-            optional_attr(r)?;
+            let known = optional_attr(r)?.map(|known| attr(&known));
             let (said, eof) = (r.u32()?, r.take::<bool>()?);
             let data = r.opaque(count as usize)?;
             if data.len() != said as usize {
                 return Err(Malformed(format!("{} bytes where {said} are announced", data.len())));
             }
-            Ok((data, eof))
+            Ok((data, eof, known))
         })
         .await
     }
@@ -266,7 +291,8 @@ impl Server {
         .await
     }
 
-    pub(crate) async fn fsinfo(&self, root: &Handle) -> Result<FsInfo, Fault> {
+    /// What the server says of the file system, with the sizes of READ and WRITE that the settings ask for.
+    pub(crate) async fn fsinfo(&self, root: &Handle, asked: [Option<u32>; 2]) -> Result<FsInfo, Fault> {
         let arguments = FSINFO3args { fsroot: fh(root) };
         self.call(NFS_PROGRAM::NFSPROC3_FSINFO, &arguments, Replay::Harmless, |r| {
             optional_attr(r)?;
@@ -274,13 +300,9 @@ impl Server {
                 [r.u32()?, r.u32()?, r.u32()?, r.u32()?, r.u32()?, r.u32()?, r.u32()?];
             let _maximal_file_size: u64 = r.take()?;
             let _time_step: nfstime3 = r.take()?;
-            let size = |preferred: u32, max: u32| {
-                let said = if preferred == 0 { max } else { preferred.min(max) };
-                said.clamp(TRANSFER_MIN, TRANSFER_MAX)
-            };
             Ok(FsInfo {
-                read_size: size(read_preferred, read_max),
-                write_size: size(write_preferred, write_max),
+                read_size: transfer(asked[0], read_preferred, read_max),
+                write_size: transfer(asked[1], write_preferred, write_max),
                 properties: r.u32()?,
             })
         })
@@ -302,6 +324,8 @@ pub(crate) struct Named {
     pub(crate) name: Vec<u8>,
     pub(crate) cookie: u64,
     pub(crate) attr: Option<fattr3>,
+    /// With it no LOOKUP is needed to read the object.
+    pub(crate) handle: Option<Handle>,
 }
 
 /// One page of a directory.
@@ -350,14 +374,31 @@ fn read_page(r: &mut Reader, plus: bool) -> Result<Page, Malformed> {
             )));
         }
         let cookie = r.take()?;
-        let attr = if plus {
-            let attr = optional_attr(r)?;
-            optional_handle(r)?;
-            attr
-        } else {
-            None
-        };
-        entries.push(Named { name, cookie, attr });
+        let (attr, handle) = if plus { (optional_attr(r)?, optional_handle(r)?) } else { (None, None) };
+        entries.push(Named { name, cookie, attr, handle });
     }
     Ok(Page { entries, verifier, end: r.take()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_the_servers_preference_unless_asked_for() {
+        const MIB: u32 = 1 << 20;
+        for (asked, preferred, max, size) in [
+            (None, 65_536, MIB, 65_536),
+            (None, MIB, 32_768, 32_768),
+            (None, 0, 32_768, 32_768),
+            (None, 512, 512, TRANSFER_MIN),
+            (None, 8 * MIB, 8 * MIB, TRANSFER_MAX),
+            (Some(8192), 65_536, MIB, 8192),
+            (Some(MIB), 65_536, MIB, MIB),
+            (Some(MIB), 65_536, 65_536, 65_536),
+            (Some(8192), 0, 0, 8192),
+        ] {
+            assert_eq!(transfer(asked, preferred, max), size, "{asked:?} {preferred} {max}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The built-in NFS server, spoken to by our own client: the conformance suite, restarts, rights, limits.
 
+mod trouble;
+
 use std::path::{Path, PathBuf};
 
 use ingle_gateway::export::conformance;

@@ -60,7 +60,7 @@ pub(crate) fn end(options: &Options, root: &Path, report: &Report) -> anyhow::Re
 /// A peer's name, its samples and its peak of memory in bytes; or why it is missing.
 type Other = Result<(String, Vec<f64>, f64), String>;
 
-fn binaries(options: &Options) -> anyhow::Result<PathBuf> {
+pub(crate) fn binaries(options: &Options) -> anyhow::Result<PathBuf> {
     match &options.binaries {
         Some(folder) => Ok(folder.clone()),
         None => Ok(std::env::current_exe()?.parent().context("a program lies in a folder")?.to_path_buf()),

@@ -1,7 +1,11 @@
 //! The storage suite: the NFS client, bulk to a node, weights and iSCSI, each beside a peer in the same run.
 
+mod bulk;
 mod delay;
+mod gateway;
 mod nfs;
+mod plain;
+mod weights;
 
 use std::process::Command;
 
@@ -90,6 +94,12 @@ pub(crate) fn run(options: &Options, amounts: &Amounts) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(options.threads()).enable_all().build()?;
     if options.group("nfs.") {
         nfs::measure(options, amounts, &root, &runtime, &mut report)?;
+    }
+    if options.group("bulk.") || options.group("gateway.") {
+        bulk::measure(options, amounts, &root, &runtime, &mut report)?;
+    }
+    if options.group("weights.") {
+        weights::measure(options, amounts, &root, &runtime, &mut report)?;
     }
     crate::suite::end(options, &root, &report)
 }

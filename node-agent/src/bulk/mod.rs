@@ -5,6 +5,7 @@
 
 mod http;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -81,7 +82,8 @@ pub struct Bulk(Arc<Inner>);
 struct Inner {
     host: String,
     tls: Option<TlsConnector>,
-    client: StorageClient<ingle_daemon::grpc::Channel>,
+    /// Says where ranges are served; none where that is known.
+    client: Option<StorageClient<ingle_daemon::grpc::Channel>>,
     served: tokio::sync::Mutex<Option<Served>>,
     idle: Mutex<Vec<Connection>>,
 }
@@ -106,10 +108,23 @@ impl Bulk {
         Ok(Self(Arc::new(Inner {
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             tls: tls.map(TlsConnector::from),
-            client,
+            client: Some(client),
             served: tokio::sync::Mutex::default(),
             idle: Mutex::default(),
         })))
+    }
+
+    /// Of any server of ranges at an address; who answers there isn't asked for its name.
+    #[must_use]
+    pub fn at(address: SocketAddr) -> Self {
+        let served = Served { port: address.port(), tls: false, socket: None, instance: String::new() };
+        Self(Arc::new(Inner {
+            host: address.ip().to_string(),
+            tls: None,
+            client: None,
+            served: tokio::sync::Mutex::new(Some(served)),
+            idle: Mutex::default(),
+        }))
     }
 
     /// Reads a part of a file into `buffer`, which is emptied first. `UNIMPLEMENTED` where the gateway serves no ranges.
@@ -248,7 +263,9 @@ impl Bulk {
         if let Some(served) = &*known {
             return Ok(served.clone());
         }
-        let mut client = self.0.client.clone();
+        let Some(mut client) = self.0.client.clone() else {
+            return Err(unavailable("the server of ranges is gone".to_owned()));
+        };
         let answer = tokio::time::timeout(CONNECT_MAX, client.ranges(v1::RangesRequest {})).await;
         let answer = answer.map_err(|_| unavailable("the gateway doesn't say where it serves ranges".to_owned()))?;
         let told = answer.map_err(|status| Problem::from_status(&status))?.into_inner();

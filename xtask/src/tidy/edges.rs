@@ -40,7 +40,18 @@ const EDGES: &[Row] = &[
         ],
         tests_use: &["ingle-engine-candle"],
     },
-    row("ingle-benches", &["ingle-proto", "ingle-engine", "ingle-engine-candle", "ingle-gateway", "ingle-tests"]),
+    row(
+        "ingle-benches",
+        &[
+            "ingle-proto",
+            "ingle-daemon",
+            "ingle-engine",
+            "ingle-engine-candle",
+            "ingle-gateway",
+            "ingle-node-agent",
+            "ingle-tests",
+        ],
+    ),
     row("xtask", &[]),
 ];
 

@@ -42,7 +42,7 @@ pub const ATTEMPTS_PER_SLOT: usize = 2;
 /// Attempt numbers reserved at once, so that each dispatch needs no write of the mark.
 pub const ATTEMPTS_RESERVED: u64 = 1_000;
 /// First and longest back-off, milliseconds.
-pub const BACKOFF_MS: (i64, i64) = (500, 60_000);
+pub const BACKOFF_MS: (i64, i64) = (500, 30_000);
 /// Longest an attempt may take whatever was expected, milliseconds.
 pub const ATTEMPT_FLOOR_MS: u64 = 10 * 60_000;
 /// Longest a person's call takes from its coming to its last frame, milliseconds: nobody waits longer, and what a call

@@ -16,7 +16,7 @@ use crate::export::local::{LocalExport, Standing};
 use crate::export::nfs::NfsExport;
 use crate::export::{Export, ExportError};
 use crate::limits::PROBE_DEADLINE;
-use crate::metered::Metered;
+use crate::metered::{self, Metered};
 use crate::metrics::Meters;
 use crate::principals::Principals;
 use crate::rules::Rules;
@@ -206,6 +206,7 @@ impl Exports {
                 Ok(export)
             }
             Err(error) => {
+                let error = error.of(&metered::shown(&slot.name));
                 *opened = Opened { failed: Some((Instant::now(), error.clone())), ..Opened::default() };
                 Err(error.into())
             }
@@ -264,7 +265,12 @@ async fn connect(slot: &Slot) -> Result<(Arc<dyn Export>, Option<LocalExport>), 
             }
             LocalExport::open(&root, read_only)
         });
-        let export = opened.await.map_err(|ended| ExportError::Unavailable(format!("{}: {ended}", config.url)))??;
+        let opened = opened.await.map_err(|ended| ExportError::Unavailable(format!("{}: {ended}", config.url)))?;
+        let export = opened.map_err(|error| match error {
+            // A disk that isn't mounted yet: what lies on it isn't missing.
+            ExportError::NotFound(words) => ExportError::Unavailable(format!("{words}; mount it or make it")),
+            other => other,
+        })?;
         return Ok((Arc::new(export.clone()), Some(export)));
     }
     // Mounts with the first call, and again whenever it must.

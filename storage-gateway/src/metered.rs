@@ -34,12 +34,7 @@ impl Metered {
         let begun = Instant::now();
         let result = work.await;
         self.meters.call(&self.name, call, result.as_ref().err(), begun.elapsed());
-        result.map_err(|error| error.of(&self.shown()))
-    }
-
-    /// What people call it.
-    fn shown(&self) -> String {
-        if self.name == STATE_EXPORT { "the state export".to_owned() } else { format!("nas://{}", self.name) }
+        result.map_err(|error| error.of(&shown(&self.name)))
     }
 
     fn writable(&self, path: &ObjectPath) -> Result<(), ExportError> {
@@ -49,6 +44,12 @@ impl Metered {
             Ok(())
         }
     }
+}
+
+/// What people call an export.
+#[must_use]
+pub fn shown(name: &str) -> String {
+    if name == STATE_EXPORT { "the state export".to_owned() } else { format!("nas://{name}") }
 }
 
 #[async_trait]
@@ -67,7 +68,7 @@ impl Export for Metered {
     }
 
     async fn abilities(&self) -> Result<Abilities, ExportError> {
-        let abilities = self.inner.abilities().await.map_err(|error| error.of(&self.shown()))?;
+        let abilities = self.inner.abilities().await.map_err(|error| error.of(&shown(&self.name)))?;
         Ok(Abilities { write: abilities.write && !self.read_only, ..abilities })
     }
 

@@ -119,6 +119,7 @@ impl Core {
             return;
         }
         self.drop_attempt(number);
+        self.storage_works(step, job);
         let busy_ms = complete.busy_us as f64 / 1e3;
         let Some(entry) = self.jobs.get_mut(&job) else { return };
         let model = entry.record.model.clone();
@@ -235,6 +236,7 @@ impl Core {
                 model_digest: entry.record.model_digest.clone().into(),
                 parameters_digest: super::jobs::parameters_digest(spec).into(),
                 kind: spec.kind,
+                principal: entry.record.principal.clone(),
             }),
         });
     }
@@ -257,12 +259,18 @@ impl Core {
             Err(problem) if problem.code == ErrorCode::ResultOutdated && record.join => {
                 self.join_anew(step, job, batch, &problem);
             }
+            // What began is finished when the place is used next; nobody who cancelled waits for that.
+            Err(problem) if mends(&problem) && entry.record.state() == JobState::Cancelling => {
+                entry.publishing.remove(&batch);
+                self.progress_job(step, job);
+            }
             Err(problem) if mends(&problem) => {
                 record.tries += 1;
                 record.not_before_ms = now.unix_ms + backoff(job ^ batch, record.tries);
-                record.reason = format!("publishing failed ({problem}); it is tried again");
+                record.reason = format!("publishing failed: {}", super::outage::waiting(&problem));
                 record.code = problem.code.as_str().to_owned();
                 step.effects.push(Effect::JobChanged { job });
+                self.storage_failed(step, job, &problem);
             }
             Err(problem) if problem.code == ErrorCode::ObjectNotFound => self.redo(step, job, batch, &problem),
             Err(problem) => self.end_failed(step, job, &problem),
@@ -294,6 +302,7 @@ impl Core {
                     entry.counts.committed = entry.counts.committed.saturating_sub(u64::from(committed));
                 }
                 step.put_batch(job, &entry.batches[&batch]);
+                self.storage_works(step, job);
                 self.pace(job);
                 self.progress_job(step, job);
             }

@@ -50,6 +50,7 @@ impl Core {
             .jobs
             .iter()
             .filter(|(_, job)| job.record.state() == JobState::Running && job.has_work(now.unix_ms))
+            .filter(|(_, job)| job.storage_may_be_tried(now.unix_ms))
             .map(|(number, job)| {
                 let interactive = job.record.spec().priority() == v1::Priority::Interactive;
                 let waited = job.waiting_since.map_or(0, |since| now.mono_ms.saturating_sub(since));
@@ -129,6 +130,10 @@ impl Core {
             }
             let hold = self.why_no_node(&candidates, &model);
             self.hold(step, number, hold);
+            return false;
+        }
+        let fit = self.may_try(number, fit);
+        if fit.is_empty() {
             return false;
         }
         // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.

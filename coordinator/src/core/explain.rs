@@ -40,6 +40,13 @@ impl Core {
             v1::JobState::Listing => format!("it can't be listed yet: {}", job.hold),
             v1::JobState::Paused => "a person paused it; `ingle jobs resume` goes on".into(),
             v1::JobState::Cancelling => format!("it is being cancelled; {} batches have to end", job.running.len()),
+            _ if let Some(outage) = &job.outage => {
+                let seconds = ((outage.not_before_ms - self.now.unix_ms).max(0) + 999) / 1000;
+                match job.running.len() {
+                    0 => format!("it waits for the NAS ({}), and tries it in {seconds} s", outage.reason),
+                    tries => format!("it waits for the NAS ({}), and {tries} batches try it now", outage.reason),
+                }
+            }
             _ if !job.running.is_empty() => format!(
                 "{} batches run on {} nodes, {} wait, {} are being published",
                 job.running.len(),

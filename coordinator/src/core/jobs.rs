@@ -218,7 +218,10 @@ impl Core {
                     not_before: now,
                     entries_seen: 0,
                 };
-                job.hold = String::new();
+                // Why the last walk failed is told until one succeeds.
+                if job.hold_code.is_empty() {
+                    job.hold = String::new();
+                }
                 step.effects.push(Effect::Scan {
                     job: number,
                     scan: job.scan.number,
@@ -233,6 +236,7 @@ impl Core {
                         force: spec.force,
                         text_from: ingle_proto::job::text_from(&spec).cloned(),
                         exclude: spec.exclude.clone(),
+                        principal: job.record.principal.clone(),
                     }),
                 });
                 step.effects.push(Effect::JobChanged { job: number });
@@ -278,6 +282,7 @@ impl Core {
         let Some(job) = self.current_scan(number, scan) else { return };
         job.scan.running = false;
         job.scan.tries = 0;
+        (job.hold, job.hold_code) = (String::new(), String::new());
         job.record.listed = true;
         job.record.buckets = buckets.max(1);
         job.record.set_state(if job.record.paused { JobState::Paused } else { JobState::Running });
@@ -296,8 +301,11 @@ impl Core {
         if super::batches::mends(problem) {
             job.scan.tries += 1;
             job.scan.not_before = now + super::batches::backoff(number, job.scan.tries) as u64;
-            let hold = format!("the listing failed ({problem}); it is tried again");
+            let hold = format!("the listing failed: {}", super::outage::waiting(problem));
             self.hold(step, number, hold);
+            if let Some(job) = self.jobs.get_mut(&number) {
+                problem.code.as_str().clone_into(&mut job.hold_code);
+            }
         } else {
             let problem = problem.clone();
             self.end_failed(step, number, &problem);
@@ -308,7 +316,7 @@ impl Core {
         if let Some(job) = self.jobs.get_mut(&number)
             && job.hold != why
         {
-            job.hold = why;
+            (job.hold, job.hold_code) = (why, String::new());
             step.effects.push(Effect::JobChanged { job: number });
         }
     }
@@ -329,6 +337,7 @@ impl Core {
         job.record.reason = why.to_owned();
         job.record.code = ErrorCode::Cancelled.as_str().to_owned();
         job.scan.running = false;
+        job.give_up_publishing();
         step.put_job(&job.record);
         for batch in job.running.clone() {
             if let Some(batch) = job.batches.get(&batch)

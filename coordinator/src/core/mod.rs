@@ -13,6 +13,7 @@ pub mod explain;
 mod jobs;
 mod members;
 pub mod nodes;
+mod outage;
 pub mod placement;
 mod ranges;
 pub mod record;
@@ -94,6 +95,10 @@ pub(crate) struct Job {
     pub(crate) waiting_since: Option<u64>,
     /// Why nothing of it runs now.
     pub(crate) hold: String,
+    /// The code of that, where it has one.
+    pub(crate) hold_code: String,
+    /// Why it waits for the NAS, if it does.
+    pub(crate) outage: Option<outage::Outage>,
 }
 
 /// How far a job was at a moment.

@@ -61,6 +61,9 @@ impl Core {
                 | v1::FailureKind::Cancelled => {
                     let free = matches!(kind, v1::FailureKind::Cancelled);
                     self.requeue(step, job, batch, problem, free);
+                    if kind == v1::FailureKind::Storage {
+                        self.storage_failed(step, job, problem);
+                    }
                 }
             },
         }

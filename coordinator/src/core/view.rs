@@ -28,6 +28,13 @@ impl Core {
         let mut view = wire(&job.record, counts);
         if view.reason.is_empty() {
             view.reason.clone_from(&job.hold);
+            view.code.clone_from(&job.hold_code);
+        }
+        if view.reason.is_empty()
+            && let Some(outage) = &job.outage
+        {
+            view.reason.clone_from(&outage.reason);
+            view.code = outage.code.as_str().to_owned();
         }
         if view.reason.is_empty()
             && let Some(batch) =

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::items::Items;
-use super::{Api, PRINCIPAL, spec, unexpected};
+use super::{Api, PRINCIPAL, rules, spec, unexpected};
 use crate::core::record::ended;
 use crate::core::{Answer, Event, ReplyId};
 
@@ -77,7 +77,7 @@ impl JobsService {
         }
     }
 
-    /// Refuses what is sure to fail: exports that the gateway doesn't have, and results where nothing may be written. Where no gateway
+    /// Refuses what is sure to fail: exports that the gateway doesn't have, results where none may go, names that are closed. Where no gateway
     /// answers at once the job waits for one, and learns it then.
     async fn check_exports(&self, spec: &v1::JobSpec) -> Result<(), Problem> {
         let Ok(Ok(listed)) = tokio::time::timeout(EXPORTS_WITHIN, self.api.gateway.exports()).await else {
@@ -103,6 +103,7 @@ impl JobsService {
                 let words = format!("{field}: nothing may be written to the export {:?}", object.export);
                 return Err(Problem::new(ErrorCode::ExportReadOnly, words));
             }
+            rules::check(field, export, object)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ mod items;
 mod jobs;
 mod models;
 mod oversize;
+mod rules;
 mod spec;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 mod calls;
 mod drains;
 mod lateness;
+mod outage;
 mod outdated;
 mod progress;
 mod setbacks;

@@ -111,6 +111,10 @@ pub(crate) fn away(words: &str) -> Problem {
     Problem::new(ErrorCode::StorageUnavailable, words)
 }
 
+pub(crate) fn full(words: &str) -> Problem {
+    Problem::new(ErrorCode::StorageFull, words)
+}
+
 impl World {
     /// Walks an input: what it finds goes to the leader that asked, piece by piece.
     pub(crate) fn scan(&mut self, job: u64, scan: u64, request: &v1::ScanRequest) {
@@ -177,7 +181,8 @@ impl World {
         let keep = if breaks_off { self.rng.usize(..=events.len()) } else { events.len() };
         events.truncate(keep);
         if breaks_off {
-            events.push(Event::ScanFailed { job, scan, problem: away("the NAS went away") });
+            let problem = if self.rng.bool() { away("the NAS went away") } else { full("no space left") };
+            events.push(Event::ScanFailed { job, scan, problem });
         } else {
             events.push(Event::ScanDone { job, scan, buckets: if embed { BUCKETS } else { 1 } });
             self.gateway.listings.insert(job, listing);
@@ -202,7 +207,9 @@ impl World {
         self.gateway.epoch = epoch;
         let luck = if self.calm { 100 } else { self.rng.u32(..100) };
         if luck < 8 {
-            self.later(at, answer(Err(away("the NAS does not answer"))));
+            let read_only = || Problem::new(ErrorCode::StorageReadOnly, "read-only now");
+            let problem = if luck < 4 { away("the NAS does not answer") } else { read_only() };
+            self.later(at, answer(Err(problem)));
             return;
         }
         let id = super::store::number(&request.manifest.as_ref().unwrap().digest);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ingle_coordinator::core::{Attached, BatchWork, Event, Work};
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
-use super::gateway::{Nature, away};
+use super::gateway::{Nature, away, full};
 use super::store::number;
 use super::world::{Happening, Mode, World};
 
@@ -428,6 +428,7 @@ impl World {
 
     fn failure(&self, node: usize, attempt: u64, kind: v1::FailureKind) -> Event {
         let problem = match kind {
+            v1::FailureKind::Storage if attempt.is_multiple_of(2) => full("no space left"),
             v1::FailureKind::Storage => away("the NAS went away"),
             v1::FailureKind::Cancelled => Problem::new(ErrorCode::Cancelled, "as asked"),
             _ => Problem::new(ErrorCode::ComputeFailed, "it does not work"),

@@ -4,6 +4,7 @@
 
 mod base;
 mod claims;
+mod damage;
 mod ledger;
 mod memory;
 mod person;

@@ -17,6 +17,7 @@ pub mod placement;
 mod ranges;
 pub mod record;
 mod setbacks;
+mod standing;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ingle_proto::{Epoch, NodeId, Problem, v1};
 
 pub use event::{Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
-pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord, SplitRecord};
+pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord, SplitRecord, StandingRecord};
 
 use calls::Call;
 use nodes::NodeTable;
@@ -94,6 +95,10 @@ pub(crate) struct Job {
     pub(crate) waiting_since: Option<u64>,
     /// Why nothing of it runs now.
     pub(crate) hold: String,
+    /// Error code with that, if it has one.
+    pub(crate) hold_code: &'static str,
+    /// Of a standing job: when the last look ended, Unix milliseconds.
+    pub(crate) looked_ms: i64,
 }
 
 /// How far a job was at a moment.
@@ -257,7 +262,7 @@ impl Core {
             Event::Resume { reply, job } => self.resume(&mut step, reply, job),
             Event::ScanProgress { job, scan, entries } => self.scan_progress(&mut step, job, scan, entries),
             Event::ScanSegment { job, scan, info } => self.scan_segment(&mut step, job, scan, *info),
-            Event::ScanDone { job, scan, buckets } => self.scan_done(&mut step, job, scan, buckets),
+            Event::ScanDone { job, scan, done } => self.scan_done(&mut step, job, scan, *done),
             Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
             Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
             Event::NodeDetached { node } => self.nodes.detached(&node, now),

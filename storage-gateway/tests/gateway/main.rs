@@ -6,6 +6,7 @@ mod base;
 mod claims;
 mod ledger;
 mod memory;
+mod moves;
 mod person;
 mod plan;
 mod publish;

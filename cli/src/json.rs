@@ -17,6 +17,8 @@ pub(crate) fn job(job: &v1::Job) -> Value {
         "priority": priority(spec.priority()),
         "deadline_ms": none_if_zero(spec.deadline_ms),
         "force": spec.force,
+        "watch": spec.watch.map(|watch| json!({ "interval_s": watch.interval_s, "settle_s": watch.settle_s })),
+        "standing": job.standing.as_ref().map(standing),
         "labels": spec.labels,
         "counts": counts(&job.counts.unwrap_or_default()),
         "created_ms": none_if_zero(job.created_ms),
@@ -52,7 +54,16 @@ fn counts(counts: &v1::ItemCounts) -> Value {
         "total": counts.total, "settled": crate::commands::wait::settled(counts), "published": counts.published, "unchanged": counts.unchanged,
         "skipped": counts.skipped, "failed": counts.failed, "quarantined": counts.quarantined,
         "conflict": counts.conflict, "incomplete": counts.incomplete, "deleted": counts.deleted, "committed": counts.committed,
-        "running": counts.running, "bytes_total": counts.bytes_total, "bytes_done": counts.bytes_done,
+        "running": counts.running, "waiting": counts.waiting, "held": counts.held, "bytes_total": counts.bytes_total, "bytes_done": counts.bytes_done,
+    })
+}
+
+fn standing(standing: &v1::Standing) -> Value {
+    json!({
+        "passes": standing.passes, "next_ms": none_if_zero(standing.next_ms), "looked_ms": none_if_zero(standing.looked_ms),
+        "documents": standing.documents, "waiting": standing.waiting, "held": standing.held,
+        "suspected": standing.suspected, "directories": standing.directories,
+        "directories_moved": standing.directories_moved, "done": counts(&standing.done.unwrap_or_default()),
     })
 }
 

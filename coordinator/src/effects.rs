@@ -170,7 +170,7 @@ impl Inner {
                 }
                 Some(scan_response::Message::Segment(info)) => Event::ScanSegment { job, scan, info: Box::new(info) },
                 Some(scan_response::Message::Done(done)) => {
-                    let done = Event::ScanDone { job, scan, buckets: done.buckets };
+                    let done = Event::ScanDone { job, scan, done: Box::new(done) };
                     return self.handle.send(done).await.map_err(Walk::Ended);
                 }
                 None => continue,

@@ -88,7 +88,7 @@ impl Meters {
                     state(key, value).is_some_and(|state| states.insert(key.clone(), state) != Some(state))
                 }
                 Change::Delete { key } => states.remove(key).is_some(),
-                Change::Archive { prefix } => {
+                Change::Archive { prefix } | Change::Clear { prefix } => {
                     let before = states.len();
                     states.retain(|key, _| !key.starts_with(prefix.as_str()));
                     states.len() != before

@@ -70,6 +70,8 @@ codes! {
     ObjectKind = "OBJECT_KIND", FailedPrecondition, false;
     /// The object changed while it was read.
     ObjectChanged = "OBJECT_CHANGED", Aborted, true;
+    /// So many known documents are missing at once that nothing is deleted.
+    DocumentsVanished = "DOCUMENTS_VANISHED", FailedPrecondition, false;
     /// The NAS refuses: permission.
     StorageDenied = "STORAGE_DENIED", PermissionDenied, false;
     /// The NAS is full or over quota.

@@ -14,6 +14,12 @@ pub const PROMPT_BYTES_MAX: usize = 64 << 10;
 pub const INLINE_TEXTS_MAX: usize = 10_000;
 /// Most bytes of inline texts in a job.
 pub const INLINE_BYTES_MAX: usize = 3 << 20;
+/// Pause between two looks of a standing job unless it says otherwise, in seconds.
+pub const WATCH_INTERVAL_S: u32 = 30;
+/// How long a document of a standing job must be still unless it says otherwise, in seconds.
+pub const WATCH_SETTLE_S: u32 = 10;
+/// Most seconds that a document may have to be still.
+pub const SETTLE_S_MAX: u32 = 3600;
 /// Tokens generated per document unless the job says otherwise.
 pub const MAX_TOKENS_DEFAULT: u32 = 256;
 
@@ -86,6 +92,10 @@ pub fn validate_spec(mut spec: v1::JobSpec) -> Result<v1::JobSpec, Problem> {
     if inside.is_none() && !spec.exclude.is_empty() {
         return Err(Problem::invalid("spec.exclude", "texts given with the job have no names to exclude"));
     }
+    let folder = matches!(spec.input.as_ref().and_then(|i| i.input.as_ref()), Some(Input::Tree(_) | Input::Glob(_)));
+    if let Some(watch) = &mut spec.watch {
+        validate_watch(watch, folder)?;
+    }
     bounded("spec.labels", spec.labels.len(), 0, 32)?;
     for (key, value) in &spec.labels {
         bounded("spec.labels (key)", key.len(), 1, 63)?;
@@ -133,6 +143,18 @@ pub fn text_from(spec: &v1::JobSpec) -> Option<&v1::ObjectRef> {
         JobKind::Generate => spec.generate.as_ref()?.text_from.as_ref(),
         _ => None,
     }
+}
+
+fn validate_watch(watch: &mut v1::WatchOptions, folder: bool) -> Result<(), Problem> {
+    if !folder {
+        return Err(Problem::invalid("spec.watch", "only a folder can be watched: name a tree or a glob as input"));
+    }
+    if watch.interval_s == 0 {
+        watch.interval_s = WATCH_INTERVAL_S;
+    }
+    bounded("spec.watch.interval_s", watch.interval_s as usize, 5, 86_400)?;
+    let settle_s = *watch.settle_s.get_or_insert(WATCH_SETTLE_S);
+    bounded("spec.watch.settle_s", settle_s as usize, 0, SETTLE_S_MAX as usize)
 }
 
 fn validate_generate(options: &mut v1::GenerateOptions) -> Result<(), Problem> {
@@ -424,6 +446,26 @@ mod tests {
         let inline = Input::Inline(v1::InlineInput { texts: vec!["a".into()] });
         let texts = v1::JobSpec { input: Some(v1::InputSpec { input: Some(inline) }), ..spec };
         assert!(validate_spec(texts).expect_err("texts").message.contains("spec.exclude"));
+    }
+
+    #[test]
+    fn folders_alone_are_watched_and_within_bounds() {
+        let watched = |watch: v1::WatchOptions| v1::JobSpec { watch: Some(watch), ..embed() };
+        let spec = validate_spec(watched(v1::WatchOptions::default())).unwrap();
+        assert_eq!(spec.watch, Some(v1::WatchOptions { interval_s: 30, settle_s: Some(10) }));
+        let at_once = v1::WatchOptions { interval_s: 5, settle_s: Some(0) };
+        assert_eq!(validate_spec(watched(at_once)).unwrap().watch, Some(at_once), "0 is a choice, not a default");
+        for (interval_s, settle_s, field) in
+            [(4, 0, "interval_s"), (86_401, 0, "interval_s"), (30, 3601, "settle_s"), (30, u32::MAX, "settle_s")]
+        {
+            let bad = watched(v1::WatchOptions { interval_s, settle_s: Some(settle_s) });
+            assert!(validate_spec(bad).expect_err(field).message.contains(field), "{field}");
+        }
+        let inline = Input::Inline(v1::InlineInput { texts: vec!["a".into()] });
+        for input in [inline, Input::Object(object("in/a.md"))] {
+            let one = v1::JobSpec { input: Some(v1::InputSpec { input: Some(input) }), ..watched(at_once) };
+            assert!(validate_spec(one).expect_err("no folder").message.contains("spec.watch"));
+        }
     }
 
     #[test]

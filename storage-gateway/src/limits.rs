@@ -57,6 +57,18 @@ pub const PUBLISH_IN_FLIGHT: usize = 8;
 pub const LISTS_IN_FLIGHT: usize = 8;
 /// Entries of one directory.
 pub const DIRECTORY_ENTRIES_MAX: usize = 1_000_000;
+/// Pause before a scan looks a second time at the directories from which documents are missing.
+pub const SECOND_LOOK_AFTER: Duration = Duration::from_millis(250);
+/// How long after one complete listing of a standing job another one must miss a document too, so that it is deleted.
+pub const SUSPECTED_FOR: Duration = Duration::from_secs(2);
+/// Documents that may be missing at once from a folder, however few it has, before that counts as a folder that is gone.
+pub const MISSING_AT_ONCE: usize = 10;
+/// How far a NAS's clock may lie from ours where it can't be asked.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// Most skipped documents that a later pass of a standing job tells of anew.
+pub const SKIPPED_TOLD_MAX: usize = 1000;
+/// Largest record of what a look saw, in bytes.
+pub const SEEN_BYTES_MAX: u64 = 256 << 20;
 /// Deepest directory that a scan enters, in components below its base.
 pub const SCAN_DEPTH_MAX: usize = 256;
 /// Entries of one page of `List`.

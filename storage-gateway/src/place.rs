@@ -125,6 +125,18 @@ impl Place {
         self.below(&format!("jobs/{job}"))
     }
 
+    /// Where what looks at inputs saw lies.
+    #[must_use]
+    pub fn seen_directory(&self) -> ObjectPath {
+        self.below("seen")
+    }
+
+    /// What the last look saw of an input; `name` is hexadecimal digits.
+    #[must_use]
+    pub fn seen(&self, name: &str) -> ObjectPath {
+        self.below(&format!("seen/{name}"))
+    }
+
     /// What is fixed about the place for good.
     #[must_use]
     pub fn constants(&self) -> ObjectPath {

@@ -78,6 +78,7 @@ pub async fn sweep(place: &Place, publisher: &Publisher, pace: Duration) -> Resu
         (ledger_temporary, STAGED_KEPT),
         (place.trash_directory(), TRASH_KEPT),
         (place.jobs_directory(), TRASH_KEPT),
+        (place.seen_directory(), TRASH_KEPT),
     ] {
         for path in old(&*place.export, &directory, kept, now_ns).await? {
             // A publish that began since may need it: it would have looked for it first, and finishes before us.

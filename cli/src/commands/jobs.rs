@@ -6,7 +6,7 @@ use ingle_proto::v1::{self, ItemOutcome, JobState};
 use serde_json::{Value, json};
 
 use super::submit::Kind;
-use super::wait;
+use super::{wait, watching};
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::out::{Colour, Out, printable};
@@ -97,6 +97,7 @@ enum State {
     Succeeded,
     Failed,
     Cancelled,
+    Standing,
 }
 
 impl State {
@@ -109,6 +110,7 @@ impl State {
             Self::Succeeded => JobState::Succeeded,
             Self::Failed => JobState::Failed,
             Self::Cancelled => JobState::Cancelled,
+            Self::Standing => JobState::Standing,
         }
     }
 }
@@ -215,11 +217,11 @@ fn row(out: Out, job: &v1::Job, now: i64) -> Vec<String> {
     let counts = job.counts.unwrap_or_default();
     vec![
         job.job_id.clone(),
-        state(out, job.state()),
+        watching::state(state(out, job.state()), job, now),
         json::kind(spec.kind()),
         if spec.model.is_empty() { "–".into() } else { spec.model.clone() },
         format!("{}/{}", wait::settled(&counts), counts.total),
-        (counts.failed + counts.quarantined + counts.conflict).to_string(),
+        (counts.failed + counts.quarantined + counts.conflict + counts.held).to_string(),
         spec.input.as_ref().map(json::input_text).unwrap_or_default(),
         spec.output.as_ref().map(json::object).unwrap_or_default(),
         human::age(job.created_ms, now),
@@ -247,7 +249,7 @@ fn show(out: Out, job: &v1::Job) -> Result<(), Failure> {
     labels.sort();
     let mut facts = vec![
         ("job", job.job_id.clone()),
-        ("state", state(out, job.state())),
+        ("state", watching::state(state(out, job.state()), job, now)),
         ("reason", printable(&job.reason)),
         ("code", job.code.clone()),
         ("kind", json::kind(spec.kind())),
@@ -258,13 +260,17 @@ fn show(out: Out, job: &v1::Job) -> Result<(), Failure> {
         ("created", human::age(job.created_ms, now)),
         ("ended", if job.ended_ms > 0 { human::age(job.ended_ms, now) } else { String::new() }),
         ("running on", job.nodes.join(", ")),
-        ("documents", format!("{} of {} settled, {} running", wait::settled(&counts), counts.total, counts.running)),
     ];
+    facts.extend(watching::facts(job, now));
+    facts.extend([(
+        "documents",
+        format!("{} of {} settled, {} running", wait::settled(&counts), counts.total, counts.running),
+    )]);
     facts.extend(wait::by_outcome(&counts).into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name, n.to_string())));
     if counts.bytes_total > 0 {
         facts.push(("bytes", format!("{} of {}", human::bytes(counts.bytes_done), human::bytes(counts.bytes_total))));
     }
-    if !wait::ended(job.state()) {
+    if !wait::ended(job.state()) && job.state() != JobState::Standing {
         facts.push(("rate", human::rate(job.items_per_second)));
         if job.eta_ms > 0 {
             facts.push(("time left", human::duration(std::time::Duration::from_millis(job.eta_ms.unsigned_abs()))));

@@ -12,3 +12,4 @@ pub(crate) mod sampling;
 pub(crate) mod status;
 pub(crate) mod submit;
 pub(crate) mod wait;
+pub(crate) mod watching;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::sampling::SamplingArgs;
 use super::wait;
+use super::watching::WatchArgs;
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::human::{now_ms, parse_duration};
@@ -38,6 +39,7 @@ Examples:
   ingle submit generate 'nas://docs/**/*.md' --output nas://docs/summaries --max-tokens 80 \\
         --prompt 'Summarise in two sentences: {{ document }}' --wait
   ingle submit embed nas://docs/ --output nas://docs/.index --exclude '*.log' --exclude node_modules
+  ingle submit embed nas://docs/ --output nas://docs/.index --watch --every 1m --settle 30s
   ingle submit generate nas://docs/letters --output nas://docs/replies --prompt @reply.txt --temperature 0.7
   cut -f2 questions.tsv | ingle submit generate - --output nas://docs/answers --prompt '{{ document }}'";
 
@@ -52,7 +54,7 @@ pub(crate) struct SubmitArgs {
     /// Directory for the results, as nas://EXPORT/path; made if absent
     #[arg(long, value_name = "NAS-URL")]
     output: String,
-    /// Show progress until the job ends; exit with 1 if any document failed
+    /// Show progress until the job ends; exit with 1 if any document failed. With --watch, each pass until Ctrl-C; the job goes on
     #[arg(long)]
     wait: bool,
     /// Name of a model; needed only where several would do
@@ -93,6 +95,8 @@ pub(crate) struct SubmitArgs {
     /// generate: what the model is told first. @FILE reads a file
     #[arg(long, value_name = "TEXT|@FILE", help_heading = "Prompt")]
     system: Option<String>,
+    #[command(flatten)]
+    watching: WatchArgs,
     // Last: what follows would come below its heading.
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -206,6 +210,8 @@ fn spec(args: &SubmitArgs, stdin: impl std::io::Read) -> Result<v1::JobSpec, Fai
         }),
         force: args.force,
         exclude: args.exclude.clone(),
+        watch: args.watching.to_wire(),
+        allow_mass_deletion: args.watching.allow_mass_deletion,
         labels: labels.into_iter().collect(),
     };
     // What the coordinator would refuse is said without asking it.
@@ -301,6 +307,27 @@ mod tests {
         assert_eq!(spec.labels.get("a").map(String::as_str), Some("b=c"));
         assert_eq!(spec.exclude, ["*.log", "old/**"]);
         assert!(spec.force && spec.embed.is_none() && spec.deadline_ms == 0);
+    }
+
+    #[test]
+    fn a_folder_is_watched_when_asked_for() {
+        let to = ["--output", "nas://docs/x"];
+        let spec = |more: &[&str]| parsed(&[&["embed", "nas://docs/"], &to[..], more].concat());
+        assert_eq!(spec(&[]).expect("a job").watch, None);
+        let watch = spec(&["--watch"]).expect("a job").watch;
+        assert_eq!(watch, Some(v1::WatchOptions { interval_s: 30, settle_s: Some(10) }));
+        let watch = spec(&["--watch", "--every", "1m", "--settle", "0", "--allow-mass-deletion"]).expect("a job");
+        assert_eq!(watch.watch, Some(v1::WatchOptions { interval_s: 60, settle_s: Some(0) }));
+        assert!(watch.allow_mass_deletion);
+        for (bad, word) in
+            [(&["--watch", "--every", "1s"][..], "interval_s"), (&["--watch", "--settle", "2h"], "settle_s")]
+        {
+            assert!(spec(bad).expect_err(word).message.contains(word), "{bad:?}");
+        }
+        let texts = parsed(&["embed", "text:a", "--output", "nas://docs/x", "--watch"]).expect_err("no folder");
+        assert!(texts.message.contains("spec.watch"), "{}", texts.message);
+        let line = ["ingle", "submit", "embed", "nas://docs/", "--output", "nas://docs/x", "--every", "1m"];
+        assert!(Cli::try_parse_from(line).is_err(), "--every says nothing without --watch");
     }
 
     #[test]

@@ -135,7 +135,7 @@ fn bad(counts: &v1::ItemCounts) -> u64 {
 
 /// Documents of the input with a final outcome: never more than `total`. Those that left are none of them.
 pub(crate) fn settled(counts: &v1::ItemCounts) -> u64 {
-    counts.published + counts.unchanged + counts.skipped + bad(counts)
+    counts.published + counts.unchanged + counts.skipped + counts.held + bad(counts)
 }
 
 /// What to do about documents that did not make it.
@@ -271,7 +271,7 @@ fn problem_row(out: Out, item: &v1::Item) -> Vec<String> {
 }
 
 /// Counts by final outcome, in the order people want to know them.
-pub(crate) fn by_outcome(counts: &v1::ItemCounts) -> [(&'static str, u64); 7] {
+pub(crate) fn by_outcome(counts: &v1::ItemCounts) -> [(&'static str, u64); 9] {
     [
         ("published", counts.published),
         ("unchanged", counts.unchanged),
@@ -280,6 +280,8 @@ pub(crate) fn by_outcome(counts: &v1::ItemCounts) -> [(&'static str, u64); 7] {
         ("failed", counts.failed),
         ("quarantined", counts.quarantined),
         ("conflict", counts.conflict),
+        ("waiting", counts.waiting),
+        ("held", counts.held),
     ]
 }
 
@@ -292,19 +294,30 @@ struct Bar {
     last_count: u64,
     /// Why nothing went on, as it was said last.
     last_reason: String,
+    /// Passes of a standing job that were told.
+    passes: u64,
 }
 
 impl Bar {
     fn new(out: Out) -> Self {
         let bar = if out.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self { out, bar, styled_for_length: false, last_said: None, last_count: 0, last_reason: String::new() }
+        Self {
+            out,
+            bar,
+            styled_for_length: false,
+            last_said: None,
+            last_count: 0,
+            last_reason: String::new(),
+            passes: 0,
+        }
     }
 
     fn show(&mut self, job: &v1::Job) {
         let counts = job.counts.unwrap_or_default();
         let text = progress(job, &counts);
         self.say_why(job);
+        self.say_pass(job);
         if job.state() == JobState::Listing || counts.total == 0 {
             self.bar.set_message(text.clone());
         } else {
@@ -331,7 +344,7 @@ impl Bar {
     /// A reason is said on a line of its own, once, and again when it is another: a listing that is tried again, storage that
     /// doesn't answer, nodes that are missed.
     fn say_why(&mut self, job: &v1::Job) {
-        let waits = matches!(job.state(), JobState::Listing | JobState::Running);
+        let waits = matches!(job.state(), JobState::Listing | JobState::Running | JobState::Standing);
         let reason = if waits { human::cut(&job.reason, 400) } else { String::new() };
         if !reason.is_empty() && reason != self.last_reason && !self.out.json {
             let words = format!("{}: waiting: {reason}", job.job_id);
@@ -342,6 +355,23 @@ impl Bar {
             }
         }
         self.last_reason = reason;
+    }
+
+    /// A pass of a standing job is said on a line of its own, for scripts as the whole job.
+    fn say_pass(&mut self, job: &v1::Job) {
+        let Some(standing) = job.standing.filter(|standing| standing.passes > self.passes) else { return };
+        self.passes = standing.passes;
+        if self.out.json {
+            // Whoever reads it may have left; the job goes on either way, and so do we.
+            let _ = self.out.json_line(&json::job(job));
+            return;
+        }
+        let words = super::watching::pass(job, &standing, human::now_ms());
+        if self.bar.is_hidden() {
+            note(self.out, words);
+        } else {
+            self.bar.println(words);
+        }
     }
 
     fn away(&mut self, failure: &Failure) {
@@ -363,6 +393,7 @@ fn progress(job: &v1::Job, counts: &v1::ItemCounts) -> String {
     match job.state() {
         JobState::Listing => words.push(format!("listing, {} documents so far", counts.total)),
         JobState::Paused => words.push("paused".to_owned()),
+        JobState::Standing => words.push("standing".to_owned()),
         JobState::Cancelling => words.push("cancelling".to_owned()),
         _ => {}
     }

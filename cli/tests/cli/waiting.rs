@@ -267,3 +267,30 @@ async fn times_are_explained_in_units_that_people_use() {
     let document = json(&stdout(&coordinator.ingle(&["jobs", "explain", "j-1", "--json"]).await));
     assert_eq!(document["nodes"][0]["backlog_ms"], 200_000.0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standing_job_tells_each_pass_until_it_is_cancelled() {
+    let standing = |passes: u64, published: u64| {
+        let standing = v1::Standing { passes, documents: 9, waiting: 1, ..Default::default() };
+        v1::Job { standing: Some(standing), ..job(JobState::Standing, counts(published, 0, 9)) }
+    };
+    let seen = || {
+        let cancelled = v1::Job { state: JobState::Cancelled.into(), ..standing(2, 1) };
+        vec![job(JobState::Running, counts(1, 0, 9)), standing(1, 4), standing(1, 4), standing(2, 1), cancelled]
+    };
+    let coordinator = Coordinator::start(watches(vec![(seen(), None)])).await;
+    let output = coordinator.ingle(&with_wait(&["--watch", "--every", "20s"])).await;
+    assert_eq!(code(&output), 1, "it was cancelled: {}", stderr(&output));
+    let said = stderr(&output);
+    assert_eq!(said.matches("pass 1 done: 4 published; 9 documents, 1 waiting").count(), 1, "{said}");
+    assert_eq!(said.matches("pass 2 done: 1 published").count(), 1, "{said}");
+    let sent = coordinator.script.submissions.lock().unwrap().remove(0).spec.expect("a job");
+    assert_eq!(sent.watch, Some(v1::WatchOptions { interval_s: 20, settle_s: Some(10) }));
+
+    let coordinator = Coordinator::start(watches(vec![(seen(), None)])).await;
+    let output = coordinator.ingle(&with_wait(&["--watch", "--json"])).await;
+    let lines: Vec<serde_json::Value> =
+        stdout(&output).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let passes: Vec<u64> = lines.iter().filter_map(|line| line["standing"]["passes"].as_u64()).collect();
+    assert_eq!(passes, [1, 2], "a line per pass: {}", stdout(&output));
+}

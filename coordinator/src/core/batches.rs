@@ -319,7 +319,7 @@ impl Core {
             }
             return;
         }
-        if !job.record.listed {
+        if !job.record.listed || job.record.state() == JobState::Standing {
             return;
         }
         job.join_documents(step);
@@ -356,6 +356,10 @@ impl Core {
             && job.uncut_pages.is_empty()
             && job.ready_documents.is_empty()
         {
+            if job.record.stands() {
+                self.pass_ended(step, number);
+                return;
+            }
             let bad = job.counts.failed + job.counts.quarantined + job.counts.conflict;
             let state = if bad == 0 { JobState::Succeeded } else { JobState::Failed };
             if bad > 0 {

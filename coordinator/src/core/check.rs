@@ -67,11 +67,18 @@ impl Core {
                 let listed = |of: fn(&v1::SegmentInfo) -> u32| -> u64 {
                     job.segments.values().map(|segment| u64::from(of(segment.info()))).sum()
                 };
+                let carried = job.record.carried().unwrap_or_default();
                 let aside = job.batches.values().filter(|batch| batch.state() == BatchState::Quarantined);
                 for (name, kept, fresh) in [
-                    ("unchanged", job.counts.unchanged, listed(|info| info.unchanged) + expected.unchanged),
-                    ("skipped", job.counts.skipped, listed(|info| info.skipped) + expected.skipped),
+                    (
+                        "unchanged",
+                        job.counts.unchanged,
+                        listed(|info| info.unchanged) + carried.unchanged + expected.unchanged,
+                    ),
+                    ("skipped", job.counts.skipped, listed(|info| info.skipped) + carried.skipped + expected.skipped),
                     ("quarantined", job.counts.quarantined, aside.map(|batch| u64::from(batch.stands_for())).sum()),
+                    ("waiting", job.counts.waiting, listed(|info| info.waiting)),
+                    ("held", job.counts.held, carried.held),
                     ("failed", job.counts.failed, expected.failed),
                     ("committed", job.counts.committed, expected.committed),
                     ("incomplete", job.counts.incomplete, expected.incomplete),

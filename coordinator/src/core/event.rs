@@ -103,8 +103,8 @@ pub enum Event {
         job: u64,
         /// Which walk of it.
         scan: u64,
-        /// Path buckets of the place.
-        buckets: u32,
+        /// What it says of all of it.
+        done: Box<v1::ScanDone>,
     },
     /// The walk failed.
     ScanFailed {

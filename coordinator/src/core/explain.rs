@@ -38,6 +38,16 @@ impl Core {
                 format!("the gateway walks the input; {} entries seen", job.scan.entries_seen)
             }
             v1::JobState::Listing => format!("it can't be listed yet: {}", job.hold),
+            v1::JobState::Standing if record.paused => "a person paused it; `ingle jobs resume` looks again".into(),
+            v1::JobState::Standing if job.scan.running => {
+                format!("it is standing; the gateway looks at its folder, {} entries seen", job.scan.entries_seen)
+            }
+            v1::JobState::Standing => {
+                let seconds = job.scan.not_before.saturating_sub(self.now.mono_ms).div_ceil(1000);
+                let trouble = if record.reason.is_empty() { &job.hold } else { &record.reason };
+                let trouble = if trouble.is_empty() { String::new() } else { format!(": {trouble}") };
+                format!("it is standing; the next look at its folder is in {seconds} s{trouble}")
+            }
             v1::JobState::Paused => "a person paused it; `ingle jobs resume` goes on".into(),
             v1::JobState::Cancelling => format!("it is being cancelled; {} batches have to end", job.running.len()),
             _ if let Some(outage) = &job.outage => {

@@ -69,6 +69,7 @@ impl Core {
             model,
             ..Default::default()
         };
+        let record = JobRecord { standing: record.stands().then(Default::default), ..record };
         let mut job = Job { record, next_batch: 1, ..Default::default() };
         // A model that no node has is refused at once, but only when there are nodes that could know it.
         match self.choose_model(job.record.spec().kind(), &job.record.model) {
@@ -160,7 +161,10 @@ impl Core {
             .jobs
             .iter()
             .filter(|(_, job)| {
-                job.record.state() == JobState::Listing && !job.scan.running && job.scan.not_before <= self.now.mono_ms
+                let looks = job.record.state() == JobState::Standing && !job.record.paused;
+                (job.record.state() == JobState::Listing || looks)
+                    && !job.scan.running
+                    && job.scan.not_before <= self.now.mono_ms
             })
             .map(|(number, _)| *number)
             .collect();
@@ -196,14 +200,16 @@ impl Core {
                 let epoch = self.epoch;
                 let now = self.now.mono_ms;
                 let Some(job) = self.jobs.get_mut(&number) else { return };
+                let standing = job.record.state() == JobState::Standing;
                 // Segments of a walk that broke off are of no use: a new walk writes all of them. What doesn't fit into
                 // this commit goes with the next tick.
-                while step.has_room()
+                while !standing
+                    && step.has_room()
                     && let Some((index, _)) = job.segments.pop_last()
                 {
                     step.changes.push(Change::Delete { key: super::record::segment_key(number, index) });
                 }
-                if !job.segments.is_empty() {
+                if !standing && !job.segments.is_empty() {
                     return;
                 }
                 if job.record.model_digest != digest || job.record.model != model {
@@ -218,10 +224,12 @@ impl Core {
                     not_before: now,
                     entries_seen: 0,
                 };
-                // Why the last walk failed is told until one succeeds.
-                if job.hold_code.is_empty() {
+                // Why the last walk failed is told until one succeeds; what kept a standing job, until a look has shown that it is over.
+                if !standing && job.hold_code.is_empty() {
                     job.hold = String::new();
                 }
+                let pass = job.record.next_pass();
+                let settle_s = spec.watch.and_then(|watch| watch.settle_s).unwrap_or_default();
                 step.effects.push(Effect::Scan {
                     job: number,
                     scan: job.scan.number,
@@ -233,10 +241,14 @@ impl Core {
                         place: spec.output.clone(),
                         model_digest: digest.into(),
                         parameters_digest: parameters_digest(&spec).into(),
-                        force: spec.force,
+                        // What is done again is done again once, not at every look.
+                        force: spec.force && pass <= 1,
                         text_from: ingle_proto::job::text_from(&spec).cloned(),
                         exclude: spec.exclude.clone(),
                         principal: job.record.principal.clone(),
+                        settle_s,
+                        pass,
+                        allow_mass_deletion: spec.allow_mass_deletion,
                     }),
                 });
                 step.effects.push(Effect::JobChanged { job: number });
@@ -245,22 +257,28 @@ impl Core {
     }
 
     fn current_scan(&mut self, number: u64, scan: u64) -> Option<&mut Job> {
-        self.jobs
-            .get_mut(&number)
-            .filter(|job| job.scan.running && job.scan.number == scan && job.record.state() == JobState::Listing)
+        let listed = |job: &Job| matches!(job.record.state(), JobState::Listing | JobState::Standing);
+        self.jobs.get_mut(&number).filter(|job| job.scan.running && job.scan.number == scan && listed(job))
     }
 
     pub(super) fn scan_progress(&mut self, step: &mut Step, number: u64, scan: u64, entries: u64) {
         if let Some(job) = self.current_scan(number, scan) {
             job.scan.entries_seen = entries;
+            if job.record.state() == JobState::Standing {
+                return;
+            }
             step.effects.push(Effect::JobChanged { job: number });
         }
     }
 
     pub(super) fn scan_segment(&mut self, step: &mut Step, number: u64, scan: u64, info: v1::SegmentInfo) {
         let Some(job) = self.current_scan(number, scan) else { return };
+        // The first that a look tells a standing job begins a pass.
+        if job.record.state() == JobState::Standing {
+            job.begin_pass(step);
+        }
         let index = job.segments.len() as u32;
-        let kinds = [info.to_do, info.unchanged, info.skipped, info.deleted, info.conflict];
+        let kinds = [info.to_do, info.unchanged, info.skipped, info.deleted, info.conflict, info.waiting];
         let consistent = info.blob.is_some()
             && info.entries <= 1000
             && kinds.into_iter().map(u64::from).sum::<u64>() == u64::from(info.entries)
@@ -278,13 +296,18 @@ impl Core {
         job.segments.insert(index, Segment { record, cut: 0 });
     }
 
-    pub(super) fn scan_done(&mut self, step: &mut Step, number: u64, scan: u64, buckets: u32) {
+    pub(super) fn scan_done(&mut self, step: &mut Step, number: u64, scan: u64, done: v1::ScanDone) {
+        let now = self.now;
         let Some(job) = self.current_scan(number, scan) else { return };
         job.scan.running = false;
         job.scan.tries = 0;
         (job.hold, job.hold_code) = (String::new(), String::new());
+        job.looked(step, done, now);
+        if job.record.state() == JobState::Standing {
+            return;
+        }
         job.record.listed = true;
-        job.record.buckets = buckets.max(1);
+        job.record.buckets = done.buckets.max(1);
         job.record.set_state(if job.record.paused { JobState::Paused } else { JobState::Running });
         job.record.reason = String::new();
         job.record.code = String::new();
@@ -298,9 +321,14 @@ impl Core {
         let now = self.now.mono_ms;
         let Some(job) = self.current_scan(number, scan) else { return };
         job.scan.running = false;
-        if super::batches::mends(problem) {
+        let mends = super::batches::mends(problem);
+        if mends {
             job.scan.tries += 1;
             job.scan.not_before = now + super::batches::backoff(number, job.scan.tries) as u64;
+        }
+        if job.record.state() == JobState::Standing {
+            self.look_failed(step, number, problem);
+        } else if mends {
             let hold = format!("the listing failed: {}", super::outage::waiting(problem));
             self.hold(step, number, hold);
             if let Some(job) = self.jobs.get_mut(&number) {
@@ -339,17 +367,7 @@ impl Core {
         job.scan.running = false;
         job.give_up_publishing();
         step.put_job(&job.record);
-        for batch in job.running.clone() {
-            if let Some(batch) = job.batches.get(&batch)
-                && let Some(attempt) = self.attempts.get(&batch.attempt)
-            {
-                step.effects.push(Effect::CancelAttempt {
-                    node: attempt.node.clone(),
-                    attempt: batch.attempt,
-                    reason: why.to_owned(),
-                });
-            }
-        }
+        self.stop_running(step, number, why);
         self.progress_job(step, number);
     }
 
@@ -359,7 +377,7 @@ impl Core {
             && job.record.state() != JobState::Cancelling
         {
             job.record.paused = true;
-            if job.record.listed {
+            if job.record.listed && job.record.state() != JobState::Standing {
                 job.record.set_state(JobState::Paused);
             }
             step.put_job(&job.record);
@@ -375,6 +393,10 @@ impl Core {
             job.record.paused = false;
             if job.record.state() == JobState::Paused {
                 job.record.set_state(JobState::Running);
+            }
+            // A standing job has missed looks, it may be.
+            if job.record.state() == JobState::Standing {
+                job.scan.not_before = self.now.mono_ms;
             }
             step.put_job(&job.record);
             step.effects.push(Effect::JobChanged { job: number });
@@ -446,20 +468,28 @@ impl Core {
     /// The whole job can't be done.
     pub(super) fn end_failed(&mut self, step: &mut Step, number: u64, problem: &Problem) {
         let Some(job) = self.jobs.get_mut(&number) else { return };
+        if job.goes_on() {
+            self.pass_failed(step, number, problem);
+            return;
+        }
         job.record.reason = problem.message.clone();
         job.record.code = problem.code.as_str().to_owned();
-        for batch in job.running.clone() {
-            if let Some(batch) = job.batches.get(&batch)
-                && let Some(attempt) = self.attempts.get(&batch.attempt)
-            {
+        self.stop_running(step, number, "the job failed");
+        self.end(step, number, JobState::Failed);
+    }
+
+    /// Tells the nodes that run batches of a job to stop.
+    pub(super) fn stop_running(&self, step: &mut Step, number: u64, why: &str) {
+        let Some(job) = self.jobs.get(&number) else { return };
+        for batch in job.running.iter().filter_map(|batch| job.batches.get(batch)) {
+            if let Some(attempt) = self.attempts.get(&batch.attempt) {
                 step.effects.push(Effect::CancelAttempt {
                     node: attempt.node.clone(),
                     attempt: batch.attempt,
-                    reason: "the job failed".into(),
+                    reason: why.to_owned(),
                 });
             }
         }
-        self.end(step, number, JobState::Failed);
     }
 
     /// Closes a job: its parts leave for the archive, its record stays for `jobs list`.
@@ -500,6 +530,11 @@ impl Job {
         let joins = |kind| matches!(kind, v1::JobKind::Embed);
         let kind = self.record.spec().kind();
         self.counts = v1::ItemCounts::default();
+        if let Some(carried) = self.record.carried() {
+            self.counts.total = carried.unchanged + carried.skipped + carried.held;
+            (self.counts.unchanged, self.counts.skipped, self.counts.held) =
+                (carried.unchanged, carried.skipped, carried.held);
+        }
         self.uncut.clear();
         self.joins_due.clear();
         for (index, segment) in &self.segments {
@@ -508,6 +543,7 @@ impl Job {
             self.counts.unchanged += u64::from(info.unchanged);
             self.counts.skipped += u64::from(info.skipped);
             self.counts.conflict += u64::from(info.conflict);
+            self.counts.waiting += u64::from(info.waiting);
             self.counts.bytes_total += info.to_do_bytes;
             if segment.cut < info.to_do {
                 self.uncut.insert(*index);

@@ -172,6 +172,7 @@ impl Core {
             .iter()
             .filter(|(_, job)| {
                 (job.record.listed || job.record.state() == JobState::Cancelling)
+                    && job.record.state() != JobState::Standing
                     && job.running.is_empty()
                     && job.publishing.is_empty()
                     && (job.record.state() == JobState::Cancelling

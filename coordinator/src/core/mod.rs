@@ -18,6 +18,7 @@ pub mod placement;
 mod ranges;
 pub mod record;
 mod setbacks;
+mod standing;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ingle_proto::{Epoch, NodeId, Problem, v1};
 
 pub use event::{Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
-pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord, SplitRecord};
+pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord, SplitRecord, StandingRecord};
 
 use calls::Call;
 use nodes::NodeTable;
@@ -99,6 +100,8 @@ pub(crate) struct Job {
     pub(crate) hold_code: String,
     /// Why it waits for the NAS, if it does.
     pub(crate) outage: Option<outage::Outage>,
+    /// Of a standing job: when the last look ended, Unix milliseconds.
+    pub(crate) looked_ms: i64,
 }
 
 /// How far a job was at a moment.
@@ -262,7 +265,7 @@ impl Core {
             Event::Resume { reply, job } => self.resume(&mut step, reply, job),
             Event::ScanProgress { job, scan, entries } => self.scan_progress(&mut step, job, scan, entries),
             Event::ScanSegment { job, scan, info } => self.scan_segment(&mut step, job, scan, *info),
-            Event::ScanDone { job, scan, buckets } => self.scan_done(&mut step, job, scan, buckets),
+            Event::ScanDone { job, scan, done } => self.scan_done(&mut step, job, scan, *done),
             Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
             Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
             Event::NodeDetached { node } => self.nodes.detached(&node, now),

@@ -27,6 +27,11 @@ pub enum Change {
         /// The prefix.
         prefix: String,
     },
+    /// Remove every record below a prefix for good: what a standing job's passes leave would grow without end.
+    Clear {
+        /// The prefix.
+        prefix: String,
+    },
 }
 
 /// Key of a job's record.
@@ -119,6 +124,29 @@ pub struct JobRecord {
     /// Busy milliseconds of nodes spent on it.
     #[prost(uint64, tag = "18")]
     pub busy_ms: u64,
+    /// Of a job that goes on.
+    #[prost(message, optional, tag = "19")]
+    pub standing: Option<StandingRecord>,
+}
+
+/// How far a standing job is. Its segments and batches are those of the pass at work, or of the last one that had work.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct StandingRecord {
+    /// Passes that are done: the next listing is of the one after.
+    #[prost(uint64, tag = "1")]
+    pub passes: u64,
+    /// What that pass's listing said of documents that are in none of its segments.
+    #[prost(message, optional, tag = "2")]
+    pub carried: Option<v1::ScanDone>,
+    /// What the last look found.
+    #[prost(message, optional, tag = "3")]
+    pub looked: Option<v1::ScanDone>,
+    /// Unix milliseconds of when it ended; of later ones that found the same nothing is kept.
+    #[prost(int64, tag = "4")]
+    pub looked_ms: i64,
+    /// Counts of the passes that are done, added up.
+    #[prost(message, optional, tag = "5")]
+    pub done: Option<v1::ItemCounts>,
 }
 
 /// A segment of a job's listing.

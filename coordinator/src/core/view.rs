@@ -18,15 +18,16 @@ impl Core {
             let mut counts = record.final_counts.unwrap_or_default();
             // Batches count in whole KiB.
             counts.bytes_done = counts.bytes_done.min(counts.bytes_total);
-            return Some(wire(record, counts));
+            return Some(v1::Job { standing: super::standing::standing(record), ..wire(record, counts) });
         }
         let job = self.jobs.get(&number)?;
         let mut counts = job.counts;
-        if !job.record.listed {
+        if !job.record.listed && job.record.state() != v1::JobState::Standing {
             counts.total = job.scan.entries_seen;
         }
         let mut view = wire(&job.record, counts);
-        if view.reason.is_empty() {
+        view.standing = job.standing(self.now);
+        if view.reason.is_empty() && !job.hold.is_empty() {
             view.reason.clone_from(&job.hold);
             view.code.clone_from(&job.hold_code);
         }

@@ -140,6 +140,10 @@ impl Items {
                 item.reason.clone_from(&listed.reason);
                 item.code = ErrorCode::DocumentKind.as_str().to_owned();
             }
+            EntryAction::Wait => {
+                item.set_outcome(waits);
+                item.reason.clone_from(&listed.reason);
+            }
             EntryAction::Do | EntryAction::Unspecified => {
                 let batch = parts.batches.range(..=(segment, index)).next_back().map(|(_, batch)| batch);
                 let Some(batch) = batch.filter(|batch| batch.segment == segment && index < batch.end()) else {

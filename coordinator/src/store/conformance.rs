@@ -81,6 +81,13 @@ async fn archives_are_apart(subject: &dyn Subject) {
     let found = store.archived("parts/1/").await.expect("readable");
     assert_eq!(found, archived);
     assert!(store.archived("parts/10/").await.expect("readable").is_empty());
+    // What is cleared is gone for good, and is in no archive.
+    let again = vec![put("parts/10/b", b"6"), Change::Clear { prefix: "parts/10/".into() }, put("parts/10/c", b"7")];
+    commit(&store, epoch, again).await;
+    let left = vec![("parts/10/c".to_owned(), b"7".to_vec()), ("z".to_owned(), b"4".to_vec())];
+    assert_eq!(live(&store).await, left, "cleared records are gone, and what comes after stays");
+    assert!(store.archived("parts/10/").await.expect("readable").is_empty());
+    commit(&store, epoch, vec![Change::Clear { prefix: "nobody/".into() }]).await;
     // Archiving nothing is nothing.
     commit(&store, epoch, vec![Change::Archive { prefix: "nobody/".into() }]).await;
     assert_eq!(live(&store).await, left);
@@ -116,6 +123,7 @@ async fn bounds_hold(subject: &dyn Subject) {
         vec![put("line\nbreak", b"v")],
         vec![put("é", b"v")],
         vec![Change::Archive { prefix: String::new() }],
+        vec![Change::Clear { prefix: String::new() }],
     ] {
         let refused = store.commit(epoch, beyond).await;
         assert!(matches!(&refused, Err(error @ StoreError::Bounds(_)) if !error.retryable()), "{refused:?}");
@@ -148,6 +156,8 @@ async fn a_crash_leaves_a_prefix(subject: &dyn Subject, fault: Fault) {
         if number.is_multiple_of(3) {
             changes.push(Change::Delete { key: format!("k/{}", number - 2) });
             changes.push(Change::Archive { prefix: format!("k/{}", number - 1) });
+            changes.push(put(&format!("passing/{number}"), b"v"));
+            changes.push(Change::Clear { prefix: "passing/".into() });
         }
         changes
     };
@@ -171,6 +181,7 @@ async fn a_crash_leaves_a_prefix(subject: &dyn Subject, fault: Fault) {
                 Change::Put { key, value } => drop(records.insert(key, value)),
                 Change::Delete { key } => drop(records.remove(&key)),
                 Change::Archive { prefix } => archive.extend(records.remove_entry(&prefix)),
+                Change::Clear { prefix } => records.retain(|key, _| !key.starts_with(&prefix)),
             }
         }
     }

@@ -50,6 +50,10 @@ impl State {
             Change::Delete { key } => {
                 self.records.remove(&key);
             }
+            Change::Clear { prefix } => {
+                let end = below(&prefix);
+                self.records.retain(|key, _| *key < prefix || *key >= end);
+            }
             Change::Archive { prefix } => {
                 let keys: Vec<String> =
                     self.records.range(prefix.clone()..below(&prefix)).map(|(key, _)| key.clone()).collect();

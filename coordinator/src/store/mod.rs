@@ -146,7 +146,10 @@ pub fn check(changes: &[Change]) -> Result<(), StoreError> {
         return Err(StoreError::Bounds(format!("{bytes} bytes; at most {COMMIT_BYTES_MAX}")));
     }
     for change in changes {
-        let (Change::Put { key, .. } | Change::Delete { key } | Change::Archive { prefix: key }) = change;
+        let (Change::Put { key, .. }
+        | Change::Delete { key }
+        | Change::Archive { prefix: key }
+        | Change::Clear { prefix: key }) = change;
         // Printable ASCII, so that every key below a prefix sorts between it and it followed by 0x7f.
         if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             let words = format!("key {key:?}; expected 1 to {KEY_BYTES_MAX} printable ASCII characters");
@@ -162,7 +165,7 @@ pub fn size(change: &Change) -> usize {
     match change {
         Change::Put { key, value } => key.len() + value.len(),
         Change::Delete { key } => key.len(),
-        Change::Archive { prefix } => prefix.len(),
+        Change::Archive { prefix } | Change::Clear { prefix } => prefix.len(),
     }
 }
 

@@ -275,6 +275,7 @@ impl Writer {
 
 fn apply(connection: &Connection, change: &Change, revision: u64) -> rusqlite::Result<()> {
     const PUT: &str = "INSERT OR REPLACE INTO records (key, value, revision, sum) VALUES (?1, ?2, ?3, ?4)";
+    const CLEAR: &str = "DELETE FROM records WHERE key >= ?1 AND key < ?2";
     const MOVE: &str = "INSERT OR REPLACE INTO archive (key, value, revision, sum)
         SELECT key, value, revision, sum FROM records WHERE key >= ?1 AND key < ?2";
     match change {
@@ -289,7 +290,10 @@ fn apply(connection: &Connection, change: &Change, revision: u64) -> rusqlite::R
         Change::Archive { prefix } => {
             let range = params![prefix, below(prefix)];
             connection.prepare_cached(MOVE)?.execute(range)?;
-            connection.prepare_cached("DELETE FROM records WHERE key >= ?1 AND key < ?2")?.execute(range)?;
+            connection.prepare_cached(CLEAR)?.execute(range)?;
+        }
+        Change::Clear { prefix } => {
+            connection.prepare_cached(CLEAR)?.execute(params![prefix, below(prefix)])?;
         }
     }
     Ok(())

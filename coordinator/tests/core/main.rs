@@ -9,6 +9,7 @@ mod outage;
 mod outdated;
 mod progress;
 mod setbacks;
+mod standing;
 
 use std::collections::BTreeMap;
 
@@ -42,6 +43,10 @@ fn node(number: u32) -> NodeId {
 
 fn blob(tag: u8) -> v1::BlobRef {
     v1::BlobRef { digest: vec![tag; 32].into(), size: 9 }
+}
+
+fn scan_done(scan: u64) -> Event {
+    Event::ScanDone { job: JOB, scan, done: Box::new(v1::ScanDone { buckets: 1, ..Default::default() }) }
 }
 
 fn problem(code: ErrorCode) -> Problem {
@@ -84,7 +89,9 @@ impl Rig {
             match change {
                 Change::Put { key, value } => drop(self.live.insert(key, value)),
                 Change::Delete { key } => drop(self.live.remove(&key)),
-                Change::Archive { prefix } => self.live.retain(|key, _| !key.starts_with(&prefix)),
+                Change::Archive { prefix } | Change::Clear { prefix } => {
+                    self.live.retain(|key, _| !key.starts_with(&prefix))
+                }
             }
         }
         step.effects
@@ -171,7 +178,7 @@ impl Rig {
             ..Default::default()
         };
         self.step(Event::ScanSegment { job: JOB, scan, info: Box::new(info) });
-        sent(&self.step(Event::ScanDone { job: JOB, scan, buckets: 1 }))
+        sent(&self.step(scan_done(scan)))
     }
 
     fn fail(&mut self, sent: &Sent, kind: v1::FailureKind, code: ErrorCode) -> Vec<Effect> {

@@ -3,7 +3,7 @@
 use ingle_coordinator::core::Event;
 use ingle_proto::{ErrorCode, v1};
 
-use super::{JOB, Rig, blob, sent};
+use super::{JOB, Rig, blob, scan_done, sent};
 
 #[test]
 fn documents_in_conflict_at_the_listing_count_and_survive_a_restart() {
@@ -22,7 +22,7 @@ fn documents_in_conflict_at_the_listing_count_and_survive_a_restart() {
         ..Default::default()
     };
     rig.step(Event::ScanSegment { job: JOB, scan: 1, info: Box::new(info) });
-    rig.step(Event::ScanDone { job: JOB, scan: 1, buckets: 1 });
+    rig.step(scan_done(1));
     let seen = |rig: &Rig| {
         let counts = rig.view().counts.unwrap();
         (counts.total, counts.conflict, counts.unchanged, counts.deleted)

@@ -271,7 +271,7 @@ impl v1::storage_server::Storage for Blobs {
         let messages = [
             Progress(v1::ScanProgress { entries: 1, directories: 0 }),
             Segment(info),
-            Done(v1::ScanDone { buckets: 1, entries: u64::from(count) }),
+            Done(v1::ScanDone { buckets: 1, entries: u64::from(count), ..Default::default() }),
         ];
         let messages = messages.map(|message| Ok(v1::ScanResponse { message: Some(message) }));
         Ok(Response::new(Box::pin(futures::stream::iter(messages))))

@@ -178,6 +178,9 @@ impl Rig {
                 if named {
                     spec.model = model.into();
                 }
+                if digest.is_multiple_of(2) {
+                    spec.watch = Some(v1::WatchOptions { interval_s: 5, settle_s: Some(0) });
+                }
                 Event::Submit {
                     reply: ReplyId(1),
                     spec: Box::new(spec),
@@ -211,7 +214,18 @@ impl Rig {
                     0 => Event::ScanFailed { job, scan, problem: problem(true) },
                     1 => Event::ScanFailed { job, scan, problem: problem(false) },
                     2 => Event::ScanProgress { job, scan, entries: u64::MAX },
-                    _ => Event::ScanDone { job, scan, buckets: u32::from(how) - 3 },
+                    _ => {
+                        // Standing jobs carry what their segments don't have.
+                        let n = u64::from(how);
+                        let done = v1::ScanDone {
+                            buckets: u32::from(how) - 3,
+                            unchanged: n,
+                            held: n / 2,
+                            documents: 3 * n,
+                            ..Default::default()
+                        };
+                        Event::ScanDone { job, scan, done: Box::new(done) }
+                    }
                 }
             }
             Op::Attach { node: id, start, slots, models: which, runs, stranger } => {
@@ -326,7 +340,9 @@ impl Rig {
             match change {
                 Change::Put { key, value } => drop(self.live.insert(key, value)),
                 Change::Delete { key } => drop(self.live.remove(&key)),
-                Change::Archive { prefix } => self.live.retain(|key, _| !key.starts_with(&prefix)),
+                Change::Archive { prefix } | Change::Clear { prefix } => {
+                    self.live.retain(|key, _| !key.starts_with(&prefix))
+                }
             }
         }
     }

@@ -171,7 +171,7 @@ impl World {
                     deleted: rest.2.len() as u32,
                     to_do_bytes: piece.iter().map(|d| u64::from(d.kib) << 10).sum(),
                     size_kib: piece.iter().map(|d| d.kib).collect(),
-                    conflict: 0,
+                    ..Default::default()
                 };
                 self.gateway.left.insert(blob, rest.2);
                 events.push(Event::ScanSegment { job, scan, info: Box::new(info) });
@@ -184,7 +184,8 @@ impl World {
             let problem = if self.rng.bool() { away("the NAS went away") } else { full("no space left") };
             events.push(Event::ScanFailed { job, scan, problem });
         } else {
-            events.push(Event::ScanDone { job, scan, buckets: if embed { BUCKETS } else { 1 } });
+            let done = v1::ScanDone { buckets: if embed { BUCKETS } else { 1 }, ..Default::default() };
+            events.push(Event::ScanDone { job, scan, done: Box::new(done) });
             self.gateway.listings.insert(job, listing);
         }
         for event in events {

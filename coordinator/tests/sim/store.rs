@@ -51,6 +51,7 @@ impl Store {
                 Change::Delete { key } => {
                     self.live.remove(key);
                 }
+                Change::Clear { prefix } => self.live.retain(|key, _| !key.starts_with(prefix)),
                 Change::Archive { prefix } => {
                     let keys: Vec<String> = self
                         .live

@@ -4,7 +4,7 @@ use ingle_proto::storage::{OWN_DIRECTORY, Object};
 use ingle_proto::v1::input_spec::Input;
 use ingle_proto::{ErrorCode, ObjectPath, Problem, v1};
 
-use super::walk::Pattern;
+use super::pattern::Pattern;
 use crate::blob::Blobs;
 use crate::export::{Entry, Kind};
 use crate::exports::Exports;
@@ -17,6 +17,8 @@ pub struct Source {
     pub root: Root,
     /// What names are relative to; `None` for texts given with the job.
     pub base: Option<Object>,
+    /// Inode number of the directory that is walked; 0 of anything else.
+    pub base_id: u64,
     /// Which names below the base; all if `None`.
     pub pattern: Option<Pattern>,
     /// The one object, if it is one.
@@ -44,6 +46,7 @@ pub async fn open(exports: &Exports, blobs: &Blobs, input: &Input, principal: &s
             Ok(Source {
                 root: Root { export: String::new(), base: blob.digest.to_vec() },
                 base: None,
+                base_id: 0,
                 pattern: None,
                 single: None,
                 texts: payload.texts,
@@ -79,6 +82,7 @@ async fn single(exports: &Exports, object: Object, principal: &str) -> Result<So
     Ok(Source {
         root: root(&base),
         base: Some(base),
+        base_id: 0,
         pattern: None,
         single: Some(Entry { name, attr }),
         texts: Vec::new(),
@@ -95,7 +99,7 @@ async fn below(base: Object, pattern: Option<Pattern>, exports: &Exports, princi
     if attr.kind != Kind::Directory {
         return Err(wrong_kind(&base, attr.kind, "a directory or a file"));
     }
-    Ok(Source { root: root(&base), base: Some(base), pattern, single: None, texts: Vec::new() })
+    Ok(Source { root: root(&base), base: Some(base), base_id: attr.file_id, pattern, single: None, texts: Vec::new() })
 }
 
 fn wrong_kind(object: &Object, found: Kind, expected: &str) -> Problem {

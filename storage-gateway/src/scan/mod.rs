@@ -2,96 +2,54 @@
 
 pub mod claims;
 pub mod compare;
+pub mod digest;
 pub mod exclude;
+pub mod gone;
 pub mod input;
+pub mod pass;
+pub mod pattern;
 mod permission;
+mod request;
+pub mod seen;
 pub mod segments;
+pub mod settle;
 mod texts;
 pub mod visible;
 pub mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt as _;
-use ingle_proto::choice::choice;
-use ingle_proto::storage::Object;
 use ingle_proto::v1::scan_response::Message;
 use ingle_proto::v1::{self, EntryAction, JobKind};
-use ingle_proto::{Epoch, ErrorCode, JobId, Problem};
+use ingle_proto::{ErrorCode, JobId, Problem};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::blob::Blobs;
-use crate::export::{Entry, ExportError};
 use crate::exports::Exports;
 use crate::fence::Fence;
 use crate::ledger::Ledger;
 use crate::ledger::record::JobRecord;
-use crate::limits::{LISTS_IN_FLIGHT, Limits, SCAN_PROGRESS};
+use crate::limits::{Limits, SCAN_PROGRESS};
 use crate::metrics::Meters;
 use crate::place::Place;
 use crate::publish::Publisher;
 use crate::rules::is_hidden;
-use compare::{Judged, Wanted};
+use compare::{Judged, Known, Wanted};
 use exclude::Exclude;
 use input::Source;
+use seen::{Seen, Standing};
 use segments::Piece;
+use settle::Settle;
 use texts::Texts;
 use walk::{Found, Taste, Walk, Walked};
 
-/// A checked request.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Of the sender, if it is a coordinator.
-    pub epoch: Option<Epoch>,
-    /// The job, if it is one's.
-    pub job: Option<JobId>,
-    /// What to list.
-    pub input: v1::input_spec::Input,
-    /// Where results go.
-    pub place: Object,
-    /// What the job does.
-    pub kind: JobKind,
-    /// Digest of the model.
-    pub model: Vec<u8>,
-    /// Digest of the parameters.
-    pub parameters: Vec<u8>,
-    /// Do everything again.
-    pub force: bool,
-    /// Where documents without text of their own may have it.
-    pub text_from: Option<Object>,
-    /// What is left out.
-    pub exclude: Exclude,
-    /// As whom all of it is done.
-    pub principal: String,
-}
+pub use request::{Look, Request, check};
 
-/// Reads a `ScanRequest`.
-///
-/// # Errors
-/// `INVALID_ARGUMENT` names the field; `PATH_REFUSED` for paths.
-pub fn check(wire: v1::ScanRequest) -> Result<Request, Problem> {
-    let kind = choice("kind", wire.kind, JobKind::as_str_name)?;
-    for (field, digest) in [("model_digest", &wire.model_digest), ("parameters_digest", &wire.parameters_digest)] {
-        if !digest.is_empty() && digest.len() != 32 {
-            return Err(Problem::invalid(field, format!("a BLAKE3 digest has 32 bytes, got {}", digest.len())));
-        }
-    }
-    Ok(Request {
-        epoch: wire.epoch.map(Epoch::from),
-        job: if wire.job_id.is_empty() { None } else { Some(JobId::parse(&wire.job_id)?) },
-        input: wire.input.and_then(|spec| spec.input).ok_or_else(|| Problem::missing("input"))?,
-        place: Object::try_from(wire.place.ok_or_else(|| Problem::missing("place"))?)?,
-        kind,
-        model: wire.model_digest.to_vec(),
-        parameters: wire.parameters_digest.to_vec(),
-        force: wire.force,
-        text_from: wire.text_from.map(Object::try_from).transpose()?,
-        exclude: Exclude::new(&wire.exclude)?,
-        principal: wire.principal,
-    })
-}
+/// How far a NAS's clock may lie behind ours before a scan counts as of its time: within what counts as racy.
+const LAG_MS: i64 = 1_000;
 
 /// Does scans, a few at a time.
 pub struct Scanner {
@@ -142,17 +100,27 @@ impl Scanner {
             .used_by(principal);
         permission::check(&place).await?;
         let source = input::open(&self.exports, &self.blobs, &request.input, principal).await?;
-        let scanned_ms = ingle_daemon::clock::unix_ms();
+        let begun_ms = ingle_daemon::clock::unix_ms();
         let ledger = self.publisher.ledger(&place).await?;
-        if let Some(job) = &request.job {
+        let job = request.job.as_ref();
+        let here = source.base.as_ref().is_some_and(|base| base.export == request.place.export);
+        let mut note = Note {
+            record: JobRecord { root: Some(source.root.clone()), scanned_ms: begun_ms, replaces: Vec::new() },
+            ahead_ms: None,
+            written: false,
+        };
+        // A later pass notes it only when it has work: everything of the passes before it is published by then.
+        if request.look.pass <= 1 {
             // Before the walk: a publish that reads it sees a time that is too early, never too late.
-            let record = JobRecord { root: Some(source.root.clone()), scanned_ms, replaces: Vec::new() };
-            self.publisher.note_job(&place, job, &record).await?;
+            self.note(&place, job, &mut note, here).await?;
         }
+        let remembers = job.is_some() && source.base.is_some();
+        let seen_name = seen::name(request.kind.into(), &source.root, &request.look.scope);
+        let before = if remembers { seen::load(&place, &seen_name).await? } else { Seen::default() };
         let wanted = Wanted {
             kind: request.kind.into(),
-            model: request.model,
-            parameters: request.parameters,
+            model: request.model.clone(),
+            parameters: request.parameters.clone(),
             root: source.root.clone(),
             force: request.force,
         };
@@ -173,24 +141,62 @@ impl Scanner {
         let exclude = &request.exclude;
         let texts = texts.as_ref();
         let against = Against { place: &place, ledger: &ledger, wanted: &wanted, texts, taste, exclude, principal };
-        let mut entries = self.entries(&source, &against, out).await?;
-        visible::check(&place, &ledger, wanted.kind, &mut entries).await?;
-        let replaces = claims::settle(&self.exports, &ledger, &wanted, &mut entries, principal).await;
-        if let Some(job) = request.job.as_ref().filter(|_| !replaces.is_empty()) {
-            let record = JobRecord { root: Some(source.root.clone()), scanned_ms, replaces };
-            self.publisher.note_job(&place, job, &record).await?;
+        let looked = self.entries(&source, &against, out).await?;
+        let Looked { mut entries, known, directories } = looked;
+        let mut now = Seen { base_id: source.base_id, directories, standing: before.standing.clone() };
+        if request.look.pass > 0
+            && let Some(job) = job
+        {
+            let generation = request.epoch.map_or(0, |epoch| epoch.generation);
+            now.standing = before.standing.enter(&format!("{generation}/{job}"), request.look.pass, &wanted.context());
         }
-
-        let buckets = if request.kind == JobKind::Embed {
-            let documents = entries.iter().filter(|e| matches!(e.action, EntryAction::Do | EntryAction::Unchanged));
-            self.publisher.embed_buckets(&place, segments::buckets_for(documents.count())).await?
-        } else {
-            1
+        let mut done = v1::ScanDone {
+            documents: entries.len() as u64,
+            directories: now.directories.len() as u64,
+            directories_moved: seen::moved(&before.directories, &now.directories),
+            ..Default::default()
         };
+        let (gone, suspected) =
+            self.gone(&source, &against, known, &entries, &before, &mut now, &request.look, begun_ms).await?;
+        done.suspected = suspected;
+        done.documents += gone.iter().filter(|entry| entry.action != EntryAction::Deleted).count() as u64;
+        entries.extend(gone);
+        visible::check(&place, &ledger, wanted.kind, &mut entries).await?;
+        if request.look.settle_ms > 0 {
+            let tried = &now.standing.tried;
+            let new = |e: &Judged| {
+                e.action == EntryAction::Do && !tried.contains(&digest::found_mark(&e.found, e.action.into()))
+            };
+            if !note.written && entries.iter().any(new) {
+                self.note(&place, job, &mut note, here).await?;
+            }
+            let settle = Settle { settle_ms: request.look.settle_ms, begun_ms, ahead_ms: note.ahead_ms };
+            done.waiting = settled(&mut entries, &settle, &mut now.standing);
+        }
+        note.record.replaces = claims::settle(&self.exports, &ledger, &wanted, &mut entries, principal).await;
         for entry in &entries {
             self.meters.scanned(action_name(entry.action), 1);
         }
-        let total = entries.len() as u64;
+        let documents = entries.iter().filter(|e| matches!(e.action, EntryAction::Do | EntryAction::Unchanged)).count();
+        if request.look.pass > 0 {
+            let carried = pass::anew(&mut entries, &mut now.standing, begun_ms);
+            (done.unchanged, done.skipped, done.held) = (carried.unchanged, carried.skipped, carried.held);
+        }
+        let told = request.look.pass <= 1 || !entries.is_empty();
+        if told && (!note.written || !note.record.replaces.is_empty()) {
+            self.note(&place, job, &mut note, here).await?;
+        }
+        if remembers && now != before {
+            // Before it is told: a pass that was told and is not remembered would be tried again.
+            self.remember(&place, &seen_name, &now).await;
+        }
+        done.buckets = if request.kind == JobKind::Embed && told {
+            self.publisher.embed_buckets(&place, segments::buckets_for(documents)).await?
+        } else {
+            1
+        };
+        done.entries = entries.len() as u64;
+        let buckets = done.buckets;
         let pieces = segments::cut(entries, buckets, source.base.as_ref(), request.text_from.as_ref());
         let mut written = futures::stream::iter(pieces)
             .map(|Piece { segment, info }| async move {
@@ -201,14 +207,87 @@ impl Scanner {
         while let Some(info) = written.next().await {
             tell(out, Message::Segment(info?)).await?;
         }
-        tell(out, Message::Done(v1::ScanDone { buckets, entries: total })).await
+        tell(out, Message::Done(done)).await
     }
 
-    /// Every entry with its fate.
-    async fn entries(&self, source: &Source, against: &Against<'_>, out: &Out) -> Result<Vec<Judged>, Problem> {
+    /// Leaves for the job's publishes where it looks and since when, and learns the NAS's time from that.
+    async fn note(&self, place: &Place, job: Option<&JobId>, note: &mut Note, here: bool) -> Result<(), Problem> {
+        let Some(job) = job else { return Ok(()) };
+        self.publisher.note_job(place, job, &note.record).await?;
+        if here && note.ahead_ms.is_none() {
+            let there_ms = place.export.stat(&place.job(job)).await?.ctime_ns / 1_000_000;
+            let ahead_ms = there_ms - ingle_daemon::clock::unix_ms();
+            note.ahead_ms = Some(ahead_ms);
+            if ahead_ms < -LAG_MS {
+                // Times of documents are the NAS's: by ours all of them would seem old enough to be trusted.
+                note.record.scanned_ms += ahead_ms;
+                self.publisher.note_job(place, job, &note.record).await?;
+            }
+        }
+        note.written = true;
+        Ok(())
+    }
+
+    /// Keeps what was seen. Without it the next look only has more to do.
+    async fn remember(&self, place: &Place, name: &str, seen: &Seen) {
+        if let Err(problem) = seen::save(place, name, seen).await {
+            tracing::warn!(place = %place.object, %problem, "what this look saw is not kept: the next one begins anew");
+        }
+    }
+
+    /// What left, or is there after all; and how many documents are missing that may yet come back.
+    #[allow(clippy::too_many_arguments, reason = "everything that a look is made of")]
+    async fn gone(
+        &self,
+        source: &Source,
+        against: &Against<'_>,
+        known: Option<Known>,
+        present: &[Judged],
+        before: &Seen,
+        now: &mut Seen,
+        look: &Look,
+        begun_ms: i64,
+    ) -> Result<(Vec<Judged>, u64), Problem> {
+        let Some((base, known)) = source.base.as_ref().zip(known) else {
+            // A listing that is not complete misses nothing, but what it has is there.
+            let missing = &mut now.standing.missing;
+            let some = !missing.is_empty();
+            for entry in present.iter().filter(|_| some) {
+                missing.remove(&digest::name_mark(&entry.found.name));
+            }
+            return Ok((Vec::new(), 0));
+        };
+        let another = before.base_id != 0 && now.base_id != 0 && before.base_id != now.base_id;
+        if look.pass > 0 {
+            if !look.allow_mass_deletion {
+                gone::believable(base, &known, another)?;
+            }
+            return Ok(gone::confirmed(known.missing, &mut now.standing.missing, begun_ms));
+        }
+        let Against { ledger, wanted, texts, taste, principal, .. } = *against;
+        let export = self.exports.get(base, principal).await?;
+        let looked = gone::second_look(&*export, &base.path, known.missing).await?;
+        let known = Known { names: known.names, missing: looked.gone };
+        if !look.allow_mass_deletion {
+            gone::believable(base, &known, another)?;
+        }
+        let mut back = Vec::new();
+        for (entry, there) in &looked.back {
+            back.push(Found::listed(&entry.found.name, &there.attr, walk::judge(there, taste).err()));
+        }
+        if let Some(texts) = texts {
+            texts.find(&mut back).await?;
+        }
+        let mut entries = known.missing;
+        entries.extend(back.into_iter().map(|found| compare::judge(ledger, wanted, found, None)));
+        Ok((entries, 0))
+    }
+
+    /// Every entry with its fate, and what the ledger knows of the same root.
+    async fn entries(&self, source: &Source, against: &Against<'_>, out: &Out) -> Result<Looked, Problem> {
         let Against { place, ledger, wanted, texts, taste, exclude, principal } = *against;
         let Some(base) = &source.base else {
-            return Ok(inline_entries(source, ledger, wanted));
+            return Ok(Looked { entries: inline_entries(source, ledger, wanted), ..Default::default() });
         };
         let same_export = base.export == place.object.export;
         // A place that is the base, or above it, has its results among the documents: told apart by the ledger.
@@ -226,8 +305,7 @@ impl Scanner {
             if ours(&entry.name) {
                 skipped = Some("is a result that this place holds".to_owned());
             }
-            let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
-            let found = Found { name: entry.name.clone(), size, mtime_ns, skipped, text: None };
+            let found = Found::listed(&entry.name, &entry.attr, skipped);
             let found = if exclude.covers(&entry.name) { Vec::new() } else { vec![found] };
             Walked { found, ..Default::default() }
         } else {
@@ -252,47 +330,52 @@ impl Scanner {
         if let Some(texts) = texts {
             texts.find(&mut walked.found).await?;
         }
-        let blind = walked.blind || source.single.is_some();
-        let present: BTreeSet<Vec<u8>> = walked.found.iter().map(|found| found.name.clone()).collect();
-        let mut judged: Vec<Judged> =
-            walked.found.into_iter().map(|found| compare::judge(ledger, wanted, found, None)).collect();
-        if !blind {
-            let present: BTreeSet<&[u8]> = present.iter().map(Vec::as_slice).collect();
+        // A listing that is not complete says nothing of what it does not have.
+        let known = if walked.blind || source.single.is_some() {
+            None
+        } else {
+            let present: BTreeSet<&[u8]> = walked.found.iter().map(|found| found.name.as_slice()).collect();
             let covered = |name: &[u8]| {
                 let open = taste.hidden || !name.split(|b| *b == b'/').any(is_hidden);
                 open && !exclude.covers(name) && source.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
             };
-            let gone = compare::deleted(ledger, wanted, &present, covered);
-            // Looked at once more: a file that was moved while the walk went by is not deleted.
-            let mut checked = futures::stream::iter(gone)
-                .map(|entry| async {
-                    let path = base.path.join(&entry.found.name)?;
-                    match export.stat(&path).await {
-                        Ok(attr) => {
-                            let there = Entry { name: path.file_name().to_vec(), attr };
-                            let mut found = [Found {
-                                size: there.attr.size,
-                                mtime_ns: there.attr.mtime_ns,
-                                skipped: walk::judge(&there, taste).err(),
-                                ..entry.found
-                            }];
-                            if let Some(texts) = texts {
-                                texts.find(&mut found).await?;
-                            }
-                            let [found] = found;
-                            Ok(compare::judge(ledger, wanted, found, None))
-                        }
-                        Err(ExportError::NotFound(_) | ExportError::Kind { .. }) => Ok(entry),
-                        Err(error) => Err(Problem::from(error)),
-                    }
-                })
-                .buffered(LISTS_IN_FLIGHT);
-            while let Some(entry) = checked.next().await {
-                judged.push(entry?);
-            }
-        }
-        Ok(judged)
+            Some(compare::known(ledger, wanted, &present, covered))
+        };
+        let directories = seen::digests(&walked.directories);
+        let judge = |found| compare::judge(ledger, wanted, found, None);
+        Ok(Looked { entries: walked.found.into_iter().map(judge).collect(), known, directories })
     }
+}
+
+/// What a scan leaves for the job's publishes.
+struct Note {
+    record: JobRecord,
+    /// How far the NAS's clock lies ahead of ours, once it was asked.
+    ahead_ms: Option<i64>,
+    written: bool,
+}
+
+/// What a walk came to, held against the ledger.
+#[derive(Default)]
+struct Looked {
+    entries: Vec<Judged>,
+    /// None where the listing is not complete.
+    known: Option<Known>,
+    directories: BTreeMap<digest::Mark, digest::Mark>,
+}
+
+/// Turns documents that may still be written into ones that wait. Answers how many.
+fn settled(entries: &mut [Judged], settle: &Settle, standing: &mut Standing) -> u64 {
+    let before = std::mem::take(&mut standing.waiting);
+    let mut waiting = 0;
+    for entry in entries.iter_mut().filter(|entry| entry.action == EntryAction::Do) {
+        if let Some(why) = settle.waits(&entry.found, &before, &mut standing.waiting) {
+            entry.action = EntryAction::Wait;
+            entry.found.skipped = Some(why);
+            waiting += 1;
+        }
+    }
+    waiting
 }
 
 /// What found names are held against.
@@ -362,6 +445,7 @@ fn action_name(action: EntryAction) -> &'static str {
         EntryAction::Unchanged => "unchanged",
         EntryAction::Deleted => "deleted",
         EntryAction::Conflict => "conflict",
+        EntryAction::Wait => "wait",
         EntryAction::Skip | EntryAction::Unspecified => "skip",
     }
 }

@@ -55,6 +55,7 @@ fn rank(action: EntryAction) -> u8 {
         EntryAction::Deleted => 1,
         EntryAction::Unchanged => 2,
         EntryAction::Conflict => 4,
+        EntryAction::Wait => 5,
         EntryAction::Skip | EntryAction::Unspecified => 3,
     }
 }
@@ -71,6 +72,7 @@ fn piece(bucket: u32, chunk: &[Judged], base: Option<&Object>, texts: Option<&Ob
             EntryAction::Unchanged => info.unchanged += 1,
             EntryAction::Deleted => info.deleted += 1,
             EntryAction::Conflict => info.conflict += 1,
+            EntryAction::Wait => info.waiting += 1,
             EntryAction::Skip | EntryAction::Unspecified => info.skipped += 1,
         }
     }
@@ -114,6 +116,7 @@ mod tests {
             action,
             content_digest: Vec::new(),
             results_current: false,
+            again: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where documents that have no text of their own have it: the output place of an OCR job, mirrored `NAME.txt`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -7,11 +8,11 @@ use ingle_proto::storage::{OWN_DIRECTORY, Object, display_bytes};
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
 
 use super::walk::Found;
-use crate::export::{Export, ExportError, Kind as FileKind};
+use crate::export::{Attr, Export, ExportError, Kind as FileKind};
 use crate::exports::Exports;
 use crate::kinds::{self, Kind};
 use crate::ledger::Ledger;
-use crate::limits::LISTS_IN_FLIGHT;
+use crate::limits::{DIRECTORY_ENTRIES_MAX, LISTS_IN_FLIGHT};
 use crate::place::Place;
 use crate::publish::Publisher;
 
@@ -64,43 +65,59 @@ impl Texts {
             .is_some_and(|ledger| path.below(&self.object.path).is_some_and(|visible| ledger.output(visible).is_some()))
     }
 
-    /// Looks for the texts of what was found. A document changes with its text; a picture without one is passed over.
+    /// Looks for the texts of what was found: one listing per directory of theirs, nothing is asked of a file. A document changes
+    /// with its text; a picture without one is passed over.
     ///
     /// # Errors
     /// Those of the export.
     pub(super) async fn find(&self, found: &mut [Found]) -> Result<(), Problem> {
-        let wanting = found.iter_mut().filter(|found| found.skipped.is_none()).filter_map(|found| {
+        let mut wanting: Vec<(&mut Found, Kind, Option<ObjectPath>)> = Vec::new();
+        for found in found.iter_mut().filter(|found| found.skipped.is_none()) {
             let name = found.name.rsplit(|b| *b == b'/').next().unwrap_or_default();
-            kinds::kind(name).ok().filter(|kind| *kind != Kind::Text).map(|kind| (found, kind))
-        });
-        let looks: Vec<_> = wanting.map(|(found, kind)| self.look(found, kind)).collect();
-        futures::stream::iter(looks).buffer_unordered(LISTS_IN_FLIGHT * 8).try_collect::<()>().await
-    }
-
-    async fn look(&self, found: &mut Found, kind: Kind) -> Result<(), Problem> {
-        let name = [found.name.as_slice(), b".txt"].concat();
-        let there = match self.object.path.join(&name) {
-            Ok(path) => match self.export.stat(&path).await {
-                Ok(attr) if attr.kind == FileKind::File => Some((path, attr.mtime_ns)),
-                Ok(_) | Err(ExportError::NotFound(_) | ExportError::Kind { .. }) => None,
-                Err(error) => return Err(error.into()),
-            },
-            Err(_) => None,
-        };
-        match there {
-            Some((path, mtime_ns)) => {
-                found.mtime_ns = found.mtime_ns.max(mtime_ns);
-                found.text = Some((path, mtime_ns));
+            let Some(kind) = kinds::kind(name).ok().filter(|kind| *kind != Kind::Text) else { continue };
+            let path = self.object.path.join(&[found.name.as_slice(), b".txt"].concat()).ok();
+            wanting.push((found, kind, path));
+        }
+        let directories: BTreeSet<ObjectPath> =
+            wanting.iter().filter_map(|(_, _, path)| path.as_ref()?.parent()).collect();
+        let lists: Vec<_> = directories.into_iter().map(|directory| self.list(directory)).collect();
+        let texts: BTreeMap<ObjectPath, Attr> = futures::stream::iter(lists)
+            .buffer_unordered(LISTS_IN_FLIGHT)
+            .try_fold(BTreeMap::new(), |mut all, some| async move {
+                all.extend(some);
+                Ok(all)
+            })
+            .await?;
+        for (found, kind, path) in wanting {
+            match path.and_then(|path| Some((texts.get(&path)?, path))) {
+                Some((attr, path)) => {
+                    found.mtime_ns = found.mtime_ns.max(attr.mtime_ns);
+                    found.ctime_ns = found.ctime_ns.max(attr.ctime_ns);
+                    found.text = Some((path, attr.mtime_ns));
+                }
+                None if kind == Kind::Picture => {
+                    found.skipped = Some(format!(
+                        "a picture has no text of its own, and {} holds no {}.txt: an OCR job over it comes first, or could not \
+                         read it",
+                        self.object,
+                        display_bytes(&found.name)
+                    ));
+                }
+                None => {}
             }
-            None if kind == Kind::Picture => {
-                found.skipped = Some(format!(
-                    "a picture has no text of its own, and {} holds no {}: an OCR job over it comes first, or could not read it",
-                    self.object,
-                    display_bytes(&name)
-                ));
-            }
-            None => {}
         }
         Ok(())
+    }
+
+    /// The texts in a directory; none where there is no such directory.
+    async fn list(&self, directory: ObjectPath) -> Result<Vec<(ObjectPath, Attr)>, Problem> {
+        let entries = match self.export.list(&directory, DIRECTORY_ENTRIES_MAX).await {
+            Ok(entries) => entries,
+            Err(ExportError::NotFound(_) | ExportError::Kind { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let texts =
+            entries.into_iter().filter(|entry| entry.attr.kind == FileKind::File && entry.name.ends_with(b".txt"));
+        Ok(texts.filter_map(|entry| Some((directory.join(&entry.name).ok()?, entry.attr))).collect())
     }
 }

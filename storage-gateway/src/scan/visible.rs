@@ -7,7 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use ingle_proto::v1::EntryAction;
 use ingle_proto::{ObjectPath, Problem};
 
-use super::compare::Judged;
+use super::compare::{Again, Judged};
 use crate::export::{ExportError, Kind};
 use crate::ledger::Ledger;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, LISTS_IN_FLIGHT};
@@ -37,6 +37,7 @@ pub async fn check(place: &Place, ledger: &Ledger, kind: i32, entries: &mut [Jud
                 // The same content must not settle it: the result itself is missing.
                 entry.content_digest.clear();
                 entry.results_current = false;
+                entry.again = Some(Again::Unseen);
             }
         }
     }

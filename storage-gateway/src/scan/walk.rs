@@ -1,21 +1,24 @@
-//! The walk below a base, breadth first: which files there are, and which are passed over and why.
+//! The walk below a base: which files there are, and which are passed over and why.
+//!
+//! A directory costs one listing that brings attributes along, nothing is asked of a file, and several directories are listed
+//! at once whatever their depth. What comes of it doesn't depend on which of them answers first.
 //!
 //! Names beginning with a dot are not listed at all unless the export's settings open them (`.inglenook` never), nor what a NAS or a PC keeps on a share for itself
 //! ([`HOUSEKEEPING`]), nor what the job itself makes.
 //! Anything that can't be listed for a reason other than permission ends the walk: an I/O error is never an empty
 //! directory, or documents would count as deleted.
 
-use futures::{StreamExt as _, TryStreamExt as _};
-use globset::{GlobBuilder, GlobMatcher};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use ingle_proto::job::TEXT_BYTES_MAX;
 use ingle_proto::storage::OWN_DIRECTORY;
 use ingle_proto::v1::JobKind;
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
 
+use super::digest::DirectoryDigest;
 use super::exclude::Exclude;
-use crate::export::{Entry, Export, ExportError, Kind};
+use super::pattern::Pattern;
+use crate::export::{Attr, Entry, Export, ExportError, Kind};
 use crate::file::kind_name;
 use crate::kinds;
 use crate::limits::{DIRECTORY_ENTRIES_MAX, DOCUMENT_NAME_BYTES_MAX, LISTS_IN_FLIGHT, SCAN_DEPTH_MAX};
@@ -40,12 +43,32 @@ pub struct Found {
     pub name: Vec<u8>,
     /// In bytes.
     pub size: u64,
-    /// Nanoseconds since the epoch.
+    /// Nanoseconds since the epoch; of a document with its text elsewhere the later of both.
     pub mtime_ns: i64,
+    /// The same of the attributes' last change: a writer that sets the other one back can't set this one.
+    pub ctime_ns: i64,
+    /// Inode number.
+    pub file_id: u64,
     /// Why it is not taken, if so.
     pub skipped: Option<String>,
     /// Where its text lies that an OCR job made, and the time of that file's change.
     pub text: Option<(ObjectPath, i64)>,
+}
+
+impl Found {
+    /// A file as it is listed.
+    #[must_use]
+    pub fn listed(name: &[u8], attr: &Attr, skipped: Option<String>) -> Self {
+        Self {
+            name: name.to_vec(),
+            size: attr.size,
+            mtime_ns: attr.mtime_ns,
+            ctime_ns: attr.ctime_ns,
+            file_id: attr.file_id,
+            skipped,
+            text: None,
+        }
+    }
 }
 
 /// What a job takes of the files there are.
@@ -64,50 +87,25 @@ pub struct Taste {
 /// What the walk came to.
 #[derive(Debug, Default)]
 pub struct Walked {
-    /// Everything below the base that matches.
+    /// Everything below the base that matches, by name.
     pub found: Vec<Found>,
-    /// Directories listed.
-    pub directories: u64,
+    /// Directories listed, by name below the base.
+    pub directories: Vec<Listed>,
     /// Some directory could not be entered: what is missing may lie in there, so nothing counts as deleted.
     pub blind: bool,
 }
 
-/// A pattern below the base: `*` and `?` stay within a component, `**` crosses.
-#[derive(Debug, Clone)]
-pub struct Pattern {
-    matcher: GlobMatcher,
-    /// Components that a match has at most; `None` with `**`.
-    depth: Option<usize>,
+/// A directory that was listed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// Relative to the base.
+    pub name: Vec<u8>,
+    /// Over its entries: see [`super::digest`].
+    pub digest: [u8; 16],
 }
 
-impl Pattern {
-    /// Reads a pattern.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT` with what is wrong with it.
-    pub fn new(pattern: &str) -> Result<Self, Problem> {
-        let invalid = |why: &str| Problem::invalid("input.glob.pattern", format!("{pattern:?}: {why}"));
-        if pattern.is_empty() || pattern.len() > 4096 {
-            return Err(invalid("expected 1 to 4096 bytes"));
-        }
-        if pattern.starts_with('/') || pattern.split('/').any(|part| part == "..") {
-            return Err(invalid("must stay below its base"));
-        }
-        let glob = GlobBuilder::new(pattern)
-            .literal_separator(true)
-            .backslash_escape(true)
-            .build()
-            .map_err(|error| invalid(&error.kind().to_string()))?;
-        let depth = (!pattern.contains("**")).then(|| pattern.split('/').count());
-        Ok(Self { matcher: glob.compile_matcher(), depth })
-    }
-
-    /// Whether a name below the base matches.
-    #[must_use]
-    pub fn matches(&self, name: &[u8]) -> bool {
-        self.matcher.is_match(OsStr::from_bytes(name))
-    }
-}
+/// A directory that is still to be listed, and how deep it lies.
+type Due = (ObjectPath, usize);
 
 /// How to walk.
 pub struct Walk<'a> {
@@ -136,55 +134,64 @@ impl Walk<'_> {
     /// Those of the export; `TOO_LARGE` past the bound on entries.
     pub async fn run(&self, mut progress: impl FnMut(u64, u64)) -> Result<Walked, Problem> {
         let mut walked = Walked::default();
-        let mut level = vec![self.base.clone()];
-        let mut depth = 0;
-        while !level.is_empty() {
-            let mut next = Vec::new();
-            let mut lists = futures::stream::iter(level.into_iter().map(Ok))
-                .map_ok(|directory| async move {
+        let mut due: Vec<Due> = vec![(self.base.clone(), 0)];
+        let mut lists = FuturesUnordered::new();
+        loop {
+            while lists.len() < LISTS_IN_FLIGHT
+                && let Some((directory, depth)) = due.pop()
+            {
+                lists.push(async move {
                     let listed = self.export.list(&directory, DIRECTORY_ENTRIES_MAX).await;
-                    Ok::<_, Problem>((directory, listed))
-                })
-                .try_buffered(LISTS_IN_FLIGHT);
-            while let Some(listed) = lists.next().await {
-                let (directory, listed) = listed?;
-                let entries = match listed {
-                    Ok(entries) => entries,
-                    Err(ExportError::Denied { .. }) if directory != *self.base => {
-                        walked.blind = true;
-                        let name = self.relative(&directory).to_vec();
-                        let reason = "permission denied: the directory could not be entered".to_owned();
-                        walked.found.push(Found { name, skipped: Some(reason), ..Found::default() });
-                        continue;
-                    }
-                    Err(error @ ExportError::NotFound(_)) if directory != *self.base => {
-                        return Err(Problem::new(
-                            ErrorCode::ObjectChanged,
-                            format!("{error}: it was there a moment ago; scan again"),
-                        ));
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                walked.directories += 1;
-                for entry in entries {
-                    self.take(&directory, entry, depth, &mut walked, &mut next)?;
-                }
-                if walked.found.len() + next.len() > self.entries_max {
-                    return Err(Problem::new(
-                        ErrorCode::TooLarge,
-                        format!(
-                            "input has more than {} entries; split the job, or raise limits.scan_entries_max",
-                            self.entries_max
-                        ),
-                    ));
-                }
-                progress(walked.found.len() as u64, walked.directories);
+                    (directory, depth, listed)
+                });
             }
-            drop(lists);
-            level = next;
-            depth += 1;
+            let Some((directory, depth, listed)) = lists.next().await else { break };
+            if let Some(entries) = self.entries(&directory, listed, &mut walked)? {
+                let mut digest = DirectoryDigest::default();
+                for entry in entries {
+                    self.take(&directory, &entry, depth, (&mut walked, &mut due, &mut digest));
+                }
+                let name = self.relative(&directory).to_vec();
+                walked.directories.push(Listed { name, digest: digest.finish() });
+            }
+            if walked.found.len() + due.len() > self.entries_max {
+                return Err(Problem::new(
+                    ErrorCode::TooLarge,
+                    format!(
+                        "input has more than {} entries; split the job, or raise limits.scan_entries_max",
+                        self.entries_max
+                    ),
+                ));
+            }
+            progress(walked.found.len() as u64, walked.directories.len() as u64);
         }
+        walked.found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        walked.directories.sort_unstable();
         Ok(walked)
+    }
+
+    /// A listing's entries; none of a directory that may not be entered, which is noted.
+    fn entries(
+        &self,
+        directory: &ObjectPath,
+        listed: Result<Vec<Entry>, ExportError>,
+        walked: &mut Walked,
+    ) -> Result<Option<Vec<Entry>>, Problem> {
+        match listed {
+            Ok(entries) => Ok(Some(entries)),
+            Err(ExportError::Denied { .. }) if directory != self.base => {
+                walked.blind = true;
+                let name = self.relative(directory).to_vec();
+                let reason = "permission denied: the directory could not be entered".to_owned();
+                walked.found.push(Found { name, skipped: Some(reason), ..Found::default() });
+                Ok(None)
+            }
+            Err(error @ ExportError::NotFound(_)) if directory != self.base => {
+                let words = format!("{error}: it was there a moment ago; scan again");
+                Err(Problem::new(ErrorCode::ObjectChanged, words))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn relative<'p>(&self, path: &'p ObjectPath) -> &'p [u8] {
@@ -194,14 +201,13 @@ impl Walk<'_> {
     fn take(
         &self,
         directory: &ObjectPath,
-        entry: Entry,
+        entry: &Entry,
         depth: usize,
-        walked: &mut Walked,
-        next: &mut Vec<ObjectPath>,
-    ) -> Result<(), Problem> {
+        (walked, due, digest): (&mut Walked, &mut Vec<Due>, &mut DirectoryDigest),
+    ) {
         let hidden = is_hidden(&entry.name) && (!self.taste.hidden || entry.name == OWN_DIRECTORY);
         if hidden || HOUSEKEEPING.contains(&entry.name.as_slice()) {
-            return Ok(());
+            return;
         }
         let Ok(path) = directory.join(&entry.name) else {
             let mut name = self.relative(directory).to_vec();
@@ -209,35 +215,34 @@ impl Walk<'_> {
             name.extend_from_slice(&entry.name);
             let skipped = Some("the path is longer than 4096 bytes".to_owned());
             walked.blind |= entry.attr.kind == Kind::Directory;
-            let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
-            walked.found.push(Found { name, size, mtime_ns, skipped, text: None });
-            return Ok(());
+            digest.add(entry);
+            walked.found.push(Found::listed(&name, &entry.attr, skipped));
+            return;
         };
         let name = self.relative(&path);
         if self.exclude.matches(name) {
-            return Ok(());
+            return;
         }
         if entry.attr.kind == Kind::Directory {
             let within = self.pattern.and_then(|p| p.depth).is_none_or(|most| depth + 1 < most);
             if self.places.contains(&path) || !within {
-                return Ok(());
+                return;
             }
+            digest.add(entry);
             if depth + 1 >= SCAN_DEPTH_MAX {
                 walked.blind = true;
                 let skipped = Some(format!("lies more than {SCAN_DEPTH_MAX} directories deep"));
                 walked.found.push(Found { name: name.to_vec(), skipped, ..Found::default() });
-                return Ok(());
+                return;
             }
-            next.push(path);
-            return Ok(());
+            due.push((path, depth + 1));
+            return;
         }
         if self.pattern.is_some_and(|pattern| !pattern.matches(name)) || (self.ours)(name) {
-            return Ok(());
+            return;
         }
-        let skipped = judge(&entry, self.taste).err();
-        let (size, mtime_ns) = (entry.attr.size, entry.attr.mtime_ns);
-        walked.found.push(Found { name: name.to_vec(), size, mtime_ns, skipped, text: None });
-        Ok(())
+        digest.add(entry);
+        walked.found.push(Found::listed(name, &entry.attr, judge(entry, self.taste).err()));
     }
 }
 

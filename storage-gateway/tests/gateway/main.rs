@@ -7,6 +7,7 @@ mod claims;
 mod damage;
 mod ledger;
 mod memory;
+mod moves;
 mod person;
 mod plan;
 mod publish;

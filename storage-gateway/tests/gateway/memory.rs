@@ -16,7 +16,25 @@ use state::{Inode, Node, State, kind_error};
 /// See the module.
 pub(crate) struct Memory {
     state: Mutex<State>,
+    looks: Mutex<Looks>,
     link: bool,
+}
+
+/// How it is looked at, and what a look meets.
+#[derive(Default)]
+pub(crate) struct Looks {
+    /// Listings by directory.
+    pub(crate) lists: BTreeMap<String, u32>,
+    /// Questions by object.
+    pub(crate) stats: BTreeMap<String, u32>,
+    /// The next listing of its directory doesn't have this name, though it is there.
+    pub(crate) overlooked: Option<String>,
+    /// This directory is gone when it is listed, and there again afterwards.
+    pub(crate) vanishing: Option<String>,
+    /// Listing this directory takes until so many others have been listed.
+    pub(crate) slow: Option<(String, usize)>,
+    /// Directories answer in an order that this seed gives.
+    pub(crate) shuffled: Option<u64>,
 }
 
 /// What tests arrange, past all wrappers.
@@ -33,8 +51,29 @@ impl Memory {
             mounted: BTreeSet::new(),
             theirs: BTreeSet::new(),
             theirs_not_linked: false,
+            directory_id: 1,
         };
-        Self { state: Mutex::new(state), link }
+        Self { state: Mutex::new(state), looks: Mutex::default(), link }
+    }
+
+    /// What looks at it are to meet, and have met.
+    pub(crate) fn looks(&self) -> std::sync::MutexGuard<'_, Looks> {
+        self.looks.lock().unwrap()
+    }
+
+    /// Another file system is mounted in place of all of it: names stay, inodes of directories don't.
+    pub(crate) fn remount(&self) {
+        self.state.lock().unwrap().directory_id += 1;
+    }
+
+    pub(crate) fn set_ctime(&self, path: &str, ctime_ns: i64) {
+        let mut state = self.state.lock().unwrap();
+        let id = state.file(path.as_bytes()).unwrap();
+        state.inodes.get_mut(&id).unwrap().ctime_ns = ctime_ns;
+    }
+
+    pub(crate) fn now_ns(&self) -> i64 {
+        self.state.lock().unwrap().clock_ns
     }
 
     pub(crate) fn replace(&self, path: &str, data: &[u8]) {
@@ -99,8 +138,8 @@ impl Memory {
     }
 
     /// Listing this directory is refused.
-    pub(crate) fn deny(&self, path: &str) {
-        self.state.lock().unwrap().denied = Some(path.as_bytes().to_vec());
+    pub(crate) fn deny(&self, path: Option<&str>) {
+        self.state.lock().unwrap().denied = path.map(|p| p.as_bytes().to_vec());
     }
 
     /// Listing this directory fails.
@@ -207,6 +246,7 @@ impl Export for Memory {
     }
 
     async fn stat(&self, path: &ObjectPath) -> Result<Attr, ExportError> {
+        *self.looks().stats.entry(path.display()).or_default() += 1;
         let state = self.state.lock().unwrap();
         match state.node(path.as_bytes())? {
             Node::Odd(_, Kind::Symlink) => Err(kind_error(path.as_bytes(), "a symbolic link")),
@@ -215,6 +255,35 @@ impl Export for Memory {
     }
 
     async fn list(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, ExportError> {
+        let name = path.display();
+        let turns = self.looks().shuffled.map_or(0, |seed| {
+            let bytes: u64 = name.bytes().map(u64::from).sum();
+            fastrand::Rng::with_seed(seed ^ bytes).usize(..20)
+        });
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        for turn in 0.. {
+            let held = {
+                let looks = self.looks();
+                looks.slow.as_ref().is_some_and(|(slow, others)| *slow == name && looks.lists.len() < *others)
+            };
+            if !held {
+                break;
+            }
+            assert!(turn < 100_000, "{name} waits for others that are never listed");
+            tokio::task::yield_now().await;
+        }
+        let overlooked = {
+            let mut looks = self.looks();
+            *looks.lists.entry(name.clone()).or_default() += 1;
+            if looks.vanishing.as_ref() == Some(&name) {
+                return Err(ExportError::NotFound(name));
+            }
+            let here =
+                looks.overlooked.as_ref().is_some_and(|file| file.rsplit_once('/').is_some_and(|(d, _)| d == name));
+            if here { looks.overlooked.take() } else { None }
+        };
         let state = self.state.lock().unwrap();
         if state.denied.as_deref() == Some(path.as_bytes()) {
             return Err(ExportError::Denied { path: path.display(), by: "memory".into() });
@@ -234,7 +303,8 @@ impl Export for Memory {
             .iter()
             .filter_map(|(name, node)| {
                 let rest = name.strip_prefix(prefix.as_slice())?;
-                (!rest.is_empty() && !rest.contains(&b'/'))
+                let seen = overlooked.as_ref().is_none_or(|overlooked| overlooked.as_bytes() != name.as_slice());
+                (seen && !rest.is_empty() && !rest.contains(&b'/'))
                     .then(|| Entry { name: rest.to_vec(), attr: state.attr(*node) })
             })
             .collect();

@@ -34,6 +34,7 @@ pub(super) struct State {
     /// Files that people made, and whether the server lets others link them.
     pub(super) theirs: BTreeSet<u64>,
     pub(super) theirs_not_linked: bool,
+    pub(super) directory_id: u64,
 }
 
 pub(super) fn not_found(path: &[u8]) -> ExportError {
@@ -135,7 +136,7 @@ impl State {
                 size: 0,
                 mtime_ns: 0,
                 ctime_ns: 0,
-                file_id: if let Node::Odd(id, _) = node { id } else { 0 },
+                file_id: if let Node::Odd(id, _) = node { id } else { self.directory_id },
                 mode: 0o755,
                 links: 1,
             },

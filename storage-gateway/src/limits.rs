@@ -50,11 +50,11 @@ pub const READ_WAIT: Duration = Duration::from_secs(5);
 /// How long an export may take to say whether it answers.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 /// Writes of one file that are under way at once.
-pub const WRITES_IN_FLIGHT: usize = 4;
+pub const WRITES_IN_FLIGHT: usize = 8;
 /// Outputs that are published at once.
 pub const PUBLISH_IN_FLIGHT: usize = 8;
 /// Directories that a scan lists at once.
-pub const LISTS_IN_FLIGHT: usize = 8;
+pub const LISTS_IN_FLIGHT: usize = 16;
 /// Entries of one directory.
 pub const DIRECTORY_ENTRIES_MAX: usize = 1_000_000;
 /// Pause before a scan looks a second time at the directories from which documents are missing.

@@ -186,7 +186,7 @@ impl NfsExport {
     async fn write_chunk(&self, path: &ObjectPath, file: &Handle, offset: u64, data: Bytes) -> Result<(), Fault> {
         let mut done = 0;
         while done < data.len() {
-            let (taken, verifier) = self.server.write(file, offset + done as u64, &data[done..]).await?;
+            let (taken, verifier) = self.server.write(file, offset + done as u64, &data.slice(done..)).await?;
             if taken == 0 {
                 return Err(Malformed("a WRITE that took no bytes".to_owned()).into());
             }

@@ -34,7 +34,7 @@ async fn port_of(host: &str, program: u32, version: u32, deadline: Duration) -> 
     let to =
         Procedure { program: portmap::PROGRAM, version: portmap::VERSION, number: PMAP_PROG::PMAPPROC_GETPORT as u32 };
     let question = mapping { prog: program, vers: version, prot: IPPROTO_TCP, port: 0 };
-    let answer = connection.call(to, &opaque_auth::default(), &question, deadline).await;
+    let answer = connection.call(to, &opaque_auth::default(), &question, &Bytes::new(), deadline).await;
     let port = answer.and_then(|bytes| Ok(Reader::new(bytes).u32()?)).map_err(|e| format!("portmapper: {e}"))?;
     u16::try_from(port).map(|port| (port != 0).then_some(port)).map_err(|_| format!("portmapper: port {port}"))
 }
@@ -74,7 +74,7 @@ pub(crate) async fn root(
         let (privileged, answer) = match dial(&url.host, port).await {
             Ok(dialed) => {
                 let connection = Connection::new(dialed.stream);
-                (dialed.privileged, connection.call(to, credential, &path, left).await)
+                (dialed.privileged, connection.call(to, credential, &path, &Bytes::new(), left).await)
             }
             Err(why) => (true, Err(RpcError::NotSent(why))),
         };
@@ -137,7 +137,7 @@ async fn without_mount(url: &NfsUrl, why: &str, deadline: Duration) -> ExportErr
         Err(error) => return ExportError::Unavailable(format!("{}: {why}; {error}", url.shown)),
     };
     let null = Procedure { program: nfs3::PROGRAM, version: nfs3::VERSION, number: 0 };
-    match connection.call(null, &opaque_auth::default(), &Void, deadline).await {
+    match connection.call(null, &opaque_auth::default(), &Void, &Bytes::new(), deadline).await {
         Err(error @ (RpcError::VersionMismatch { .. } | RpcError::ProgramUnavailable)) => {
             ExportError::Unsupported(format!("{}: {ENABLE_V3} ({error})", url.shown))
         }

@@ -64,12 +64,13 @@ impl Pool {
         self.deadline
     }
 
-    /// Calls within the deadline, over as many connections as it takes.
+    /// Calls within the deadline, over as many connections as it takes. `data` ends the arguments.
     pub(crate) async fn call(
         &self,
         procedure: Procedure,
         credential: &opaque_auth<'_>,
         arguments: &(impl Pack + Sync),
+        data: &Bytes,
         replay: Replay,
     ) -> Result<Bytes, RpcError> {
         let until = Instant::now() + self.deadline;
@@ -78,7 +79,7 @@ impl Pool {
             let answer = match self.connection(until).await {
                 Ok(connection) => {
                     let left = until.saturating_duration_since(Instant::now());
-                    connection.call(procedure, credential, arguments, left).await
+                    connection.call(procedure, credential, arguments, data, left).await
                 }
                 Err(why) => Err(RpcError::NotSent(why)),
             };

@@ -72,7 +72,12 @@ pub(crate) fn begin(capacity: usize) -> Vec<u8> {
 
 /// Makes what follows the header one record of one fragment.
 pub(crate) fn seal(record: &mut [u8]) {
-    let length = u32::try_from(record.len() - 4).expect("records of ours are below 4 MiB and a header");
+    seal_before(record, 0);
+}
+
+/// The same where so many bytes more follow the buffer.
+pub(crate) fn seal_before(record: &mut [u8], following: usize) {
+    let length = u32::try_from(record.len() - 4 + following).expect("records of ours are below 4 MiB and a header");
     record[..4].copy_from_slice(&fragment_header::new(length, true).into_xdr_buf());
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use nfs3_types::rpc::{
     RPC_VERSION_2, accept_stat, auth_flavor, auth_stat, call_body, msg_body, msg_type, opaque_auth, reject_stat,
     reply_stat, rpc_msg,
@@ -110,10 +110,23 @@ fn close(waiting: &Shared, reason: &RpcError) {
     }
 }
 
+/// A call on its way: what was encoded for it, and data that follows as it is.
+struct Outgoing {
+    head: Vec<u8>,
+    data: Bytes,
+}
+
+impl Outgoing {
+    /// XDR fills opaque data up to whole words.
+    fn padding(&self) -> &'static [u8] {
+        &[0; 3][..self.data.len().next_multiple_of(4) - self.data.len()]
+    }
+}
+
 /// A connection. Dropping it ends its two tasks.
 pub(crate) struct Connection {
     waiting: Shared,
-    outbox: mpsc::Sender<Vec<u8>>,
+    outbox: mpsc::Sender<Outgoing>,
     permits: Semaphore,
     /// The reader and the writer. One that fails leaves its calls to their deadlines, and the connection is given up.
     _tasks: JoinSet<()>,
@@ -143,19 +156,23 @@ impl Connection {
             heard: Instant::now(),
         }));
         let (input, mut output) = stream.into_split();
-        let (outbox, mut queue) = mpsc::channel::<Vec<u8>>(IN_FLIGHT_MAX);
+        let (outbox, mut queue) = mpsc::channel::<Outgoing>(IN_FLIGHT_MAX);
         let mut tasks = JoinSet::new();
         tasks.spawn({
             let waiting = waiting.clone();
             async move {
-                while let Some(mut records) = queue.recv().await {
+                while let Some(mut next) = queue.recv().await {
                     // What waits goes with one system call: most calls are a few hundred bytes.
-                    while records.len() < TOGETHER_BYTES
-                        && let Ok(next) = queue.try_recv()
+                    while next.data.is_empty()
+                        && next.head.len() < TOGETHER_BYTES
+                        && let Ok(after) = queue.try_recv()
                     {
-                        records.extend_from_slice(&next);
+                        next.head.extend_from_slice(&after.head);
+                        next.data = after.data;
                     }
-                    if let Err(error) = output.write_all(&records).await {
+                    let padding = next.padding();
+                    let mut whole = next.head.chain(next.data).chain(padding);
+                    if let Err(error) = output.write_all_buf(&mut whole).await {
                         close(&waiting, &RpcError::Lost(format!("the connection broke: {error}")));
                         return;
                     }
@@ -189,12 +206,14 @@ impl Connection {
         lock(&self.waiting).closed.is_some()
     }
 
-    /// Calls and waits for the result's bytes, at most `deadline`.
+    /// Calls and waits for the result's bytes, at most `deadline`. `data` is opaque data that ends the arguments: its length
+    /// stands in them already, and it is sent from where it lies.
     pub(crate) async fn call(
         &self,
         procedure: Procedure,
         credential: &opaque_auth<'_>,
         arguments: &(impl Pack + Sync),
+        data: &Bytes,
         deadline: Duration,
     ) -> Result<Bytes, RpcError> {
         let begun = Instant::now();
@@ -216,8 +235,9 @@ impl Connection {
             xid
         };
         let _forget = Forget { waiting: &self.waiting, xid };
-        let record = encode(xid, procedure, credential, arguments);
-        match tokio::time::timeout_at(until, self.outbox.send(record)).await {
+        let head = encode(xid, procedure, credential, arguments, data.len().next_multiple_of(4));
+        let outgoing = Outgoing { head, data: data.clone() };
+        match tokio::time::timeout_at(until, self.outbox.send(outgoing)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(RpcError::NotSent("the connection broke".to_owned())),
             Err(_) => {
@@ -240,7 +260,7 @@ impl Connection {
     }
 }
 
-fn encode(xid: u32, to: Procedure, credential: &opaque_auth<'_>, arguments: &impl Pack) -> Vec<u8> {
+fn encode(xid: u32, to: Procedure, credential: &opaque_auth<'_>, arguments: &impl Pack, following: usize) -> Vec<u8> {
     let cred = opaque_auth { flavor: credential.flavor, body: Opaque::borrowed(credential.body.as_ref()) };
     let call = call_body {
         rpcvers: RPC_VERSION_2,
@@ -254,7 +274,7 @@ fn encode(xid: u32, to: Procedure, credential: &opaque_auth<'_>, arguments: &imp
     let mut out = record::begin(message.packed_size() + arguments.packed_size());
     put(&mut out, &message);
     put(&mut out, arguments);
-    record::seal(&mut out);
+    record::seal_before(&mut out, following);
     out
 }
 

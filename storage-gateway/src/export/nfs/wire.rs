@@ -8,8 +8,8 @@ use ingle_daemon::backoff::Backoff;
 use nfs3_types::nfs3::{
     ACCESS3args, COMMIT3args, CREATE3args, FSINFO3args, GETATTR3args, LINK3args, LOOKUP3args, MKDIR3args, NFS_PROGRAM,
     NFS3_FHSIZE, Nfs3Option, PROGRAM, READ3args, REMOVE3args, RENAME3args, RMDIR3args, SETATTR3args, VERSION,
-    WRITE3args, cookieverf3, createhow3, createverf3, diropargs3, fattr3, filename3, ftype3, nfs_fh3, nfsstat3,
-    nfstime3, post_op_attr, sattr3, sattrguard3, set_atime, set_mtime, stable_how, wcc_data, writeverf3,
+    cookieverf3, createhow3, createverf3, diropargs3, fattr3, filename3, ftype3, nfs_fh3, nfsstat3, nfstime3,
+    post_op_attr, sattr3, sattrguard3, set_atime, set_mtime, stable_how, wcc_data, writeverf3,
 };
 use nfs3_types::rpc::{auth_unix, opaque_auth};
 use nfs3_types::xdr_codec::{Opaque, Pack};
@@ -66,6 +66,24 @@ fn fh(handle: &Handle) -> nfs_fh3 {
 
 fn at<'n>(directory: &Handle, name: &'n [u8]) -> diropargs3<'n> {
     diropargs3 { dir: fh(directory), name: filename3(Opaque::borrowed(name)) }
+}
+
+/// `WRITE3args` up to its data, which is sent from where it lies.
+struct WriteHead {
+    file: nfs_fh3,
+    offset: u64,
+    count: u32,
+}
+
+impl Pack for WriteHead {
+    fn packed_size(&self) -> usize {
+        self.file.packed_size() + 8 + 4 + stable_how::UNSTABLE.packed_size() + 4
+    }
+
+    fn pack(&self, out: &mut impl std::io::Write) -> nfs3_types::xdr_codec::Result<usize> {
+        let head = self.file.pack(out)? + self.offset.pack(out)? + self.count.pack(out)?;
+        Ok(head + stable_how::UNSTABLE.pack(out)? + self.count.pack(out)?)
+    }
 }
 
 fn mode(mode: u32) -> sattr3 {
@@ -130,12 +148,24 @@ impl Server {
         replay: Replay,
         read: impl Fn(&mut Reader) -> Result<T, Malformed>,
     ) -> Result<T, Fault> {
+        self.call_with(procedure, arguments, &Bytes::new(), replay, read).await
+    }
+
+    /// The same with data that ends the arguments.
+    async fn call_with<T>(
+        &self,
+        procedure: NFS_PROGRAM,
+        arguments: &(impl Pack + Sync),
+        data: &Bytes,
+        replay: Replay,
+        read: impl Fn(&mut Reader) -> Result<T, Malformed>,
+    ) -> Result<T, Fault> {
         let number = procedure as u32;
         let until = tokio::time::Instant::now() + self.pool.deadline();
         let mut backoff = Backoff::new(JUKEBOX.0, JUKEBOX.1);
         loop {
             let to = Procedure { program: PROGRAM, version: VERSION, number };
-            let reply = self.pool.call(to, &self.credential, arguments, replay).await?;
+            let reply = self.pool.call(to, &self.credential, arguments, data, replay).await?;
             let mut reader = Reader::new(reply);
             let described = |error: Malformed| Malformed(format!("{} to {procedure}", error.0));
             match reader.take::<nfsstat3>().map_err(described)? {
@@ -209,11 +239,10 @@ impl Server {
     }
 
     /// How many of the bytes were taken, and the server's write verifier.
-    pub(crate) async fn write(&self, file: &Handle, offset: u64, data: &[u8]) -> Result<(u32, writeverf3), Fault> {
+    pub(crate) async fn write(&self, file: &Handle, offset: u64, data: &Bytes) -> Result<(u32, writeverf3), Fault> {
         let count = u32::try_from(data.len()).expect("writes are cut to the server's size, at most 1 MiB");
-        let arguments =
-            WRITE3args { file: fh(file), offset, count, stable: stable_how::UNSTABLE, data: Opaque::borrowed(data) };
-        self.call(NFS_PROGRAM::NFSPROC3_WRITE, &arguments, Replay::Harmless, |r| {
+        let head = WriteHead { file: fh(file), offset, count };
+        self.call_with(NFS_PROGRAM::NFSPROC3_WRITE, &head, data, Replay::Harmless, |r| {
             r.take::<wcc_data>()?;
             let taken = r.u32()?;
             r.take::<stable_how>()?;
@@ -347,7 +376,7 @@ impl Server {
     ) -> Result<Page, Fault> {
         use nfs3_types::nfs3::{READDIR3args, READDIRPLUS3args};
         /// Bytes of names, and of the whole reply.
-        const SIZES: (u32, u32) = (32 << 10, 128 << 10);
+        const SIZES: (u32, u32) = (128 << 10, 512 << 10);
         let dir = fh(directory);
         let read = |r: &mut Reader| read_page(r, plus);
         if plus {

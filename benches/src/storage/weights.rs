@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ingle_daemon::config::TlsConfig;
 use ingle_daemon::metrics::Metrics;
-use ingle_engine::fake::{FAKE_MODEL_FILE, FakeEngine, WEIGHTS_FILE};
+use ingle_engine::fake::{FAKE_MODEL_FILE, FakeEngine};
 use ingle_node_agent::config::ModelsRoot;
 use ingle_node_agent::metrics::NodeMetrics;
 use ingle_node_agent::storage::Gateways;
@@ -20,6 +20,9 @@ use super::gateway::Gateway;
 use super::{Amounts, compare, nfs, timed};
 use crate::Options;
 use crate::report::{Better, Measure, Peer, Report};
+
+/// What the engine of tests calls its weights.
+const WEIGHTS_FILE: &str = "weights.bin";
 
 /// A node's part in it: lists the models and copies the one there is into a cache of its own.
 async fn node(endpoint: &str, cache: &Path) -> anyhow::Result<()> {

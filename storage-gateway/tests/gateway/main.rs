@@ -11,6 +11,8 @@ mod moves;
 mod person;
 mod plan;
 mod publish;
+mod ranges;
+mod reads;
 mod refused;
 mod rig;
 mod rights;

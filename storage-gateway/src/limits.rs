@@ -32,7 +32,7 @@ impl Default for Limits {
             scan_entries_max: 1_000_000,
             staged_bytes_max: 1 << 30,
             reads_max: 128,
-            read_mib_max: 256,
+            read_mib_max: 128,
             reads_waiting_max: 1024,
             scans_max: 4,
         }

@@ -98,7 +98,7 @@ async fn two_nodes_load_a_model_and_the_nas_is_read_once() {
     assert!(copied(&first) == weights(1) && copied(&second) == weights(1));
     let later = brought(&house.node("c")).await.unwrap();
     assert_eq!(later.digest, first.digest);
-    let read = counted(&house.metrics.text(), "gateway_read_bytes_total");
+    let read = counted(&house.metrics.text(), "ingle_gateway_read_bytes_total");
     let all = WEIGHTS_BYTES as u64 + 100;
     assert!(read <= all + (1 << 20), "three copies of {WEIGHTS_BYTES} bytes, {read} bytes from the NAS");
 }

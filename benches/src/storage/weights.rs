@@ -77,7 +77,7 @@ pub(super) fn measure(
             };
             runtime.block_on(futures::future::try_join(node(&endpoint, &caches[0]), later))?;
             let seconds = began.elapsed().as_secs_f64();
-            let read = gateway.counted("gateway_read_bytes_total")?;
+            let read = gateway.counted("ingle_gateway_read_bytes_total")?;
             samples.push(bytes as f64 / read as f64);
             report.notes.push(format!("{TWO}: two copies of {} MiB in {seconds:.1} s", amounts.file_mib));
             caches.iter().try_for_each(std::fs::remove_dir_all)?;

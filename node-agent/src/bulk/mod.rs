@@ -28,6 +28,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// Least pace of a body, in bytes per second: bounds a range together with [`STORAGE_ANSWER`].
 const PACE_MIN: u64 = 256 << 10;
 
+/// A record of TLS.
+const TLS_AT_ONCE: u64 = 16 << 10;
+
 /// Part of a file.
 #[derive(Debug)]
 pub struct Part {
@@ -73,6 +76,8 @@ struct Connection {
     instance: String,
     /// Over a socket of this host.
     local: bool,
+    /// Bytes that one call may bring.
+    at_once: u64,
 }
 
 /// The range endpoint of one gateway. Clones share its connections.
@@ -183,7 +188,7 @@ impl Bulk {
         if head.length > wanted.length {
             return Err(unavailable(format!("{} bytes announced where {} were asked for", head.length, wanted.length)));
         }
-        match http::rest(&mut *connection.wire, &head, &mut body).await {
+        match http::rest(&mut *connection.wire, &head, connection.at_once, &mut body).await {
             Ok(()) => {}
             Err(Broken::Stale) => return Err(unavailable("the gateway ended the connection".to_owned())),
             Err(Broken::Middle(words)) => return Err(unavailable(words)),
@@ -227,7 +232,10 @@ impl Bulk {
         let instance = served.instance.clone();
         let opened = tokio::time::timeout(CONNECT_MAX, self.open(&served)).await;
         match opened.unwrap_or_else(|_| Err(format!("nothing within {} s", CONNECT_MAX.as_secs()))) {
-            Ok((wire, local)) => Ok((Connection { wire, instance, local }, false)),
+            Ok((wire, local)) => {
+                let at_once = if served.tls && !local { TLS_AT_ONCE } else { u64::MAX };
+                Ok((Connection { wire, instance, local, at_once }, false))
+            }
             Err(why) => {
                 self.forget().await;
                 let (host, port) = (&self.0.host, served.port);

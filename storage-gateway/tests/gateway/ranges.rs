@@ -150,7 +150,8 @@ async fn with_certificates_no_one_else_gets_in() {
             let name = tokio_rustls::rustls::pki_types::ServerName::try_from("localhost").unwrap();
             let mut stream = tokio_rustls::TlsConnector::from(Arc::clone(&config)).connect(name, stream).await?;
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-            let request = "GET /objects/docs/a%20b.bin HTTP/1.1\r\nhost: x\r\nrange: bytes=0-3\r\nconnection: close\r\n\r\n";
+            let request =
+                "GET /objects/docs/a%20b.bin HTTP/1.1\r\nhost: x\r\nrange: bytes=0-3\r\nconnection: close\r\n\r\n";
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ingle_gateway::export::nfs::{NfsExport, NfsOptions};
-use ingle_gateway::export::{Export, ExportError, conformance};
+use ingle_gateway::export::{Export, ExportError, User, conformance};
 use ingle_proto::ObjectPath;
 use ingle_tests::nas::Ganesha;
 
@@ -80,4 +80,53 @@ async fn ganesha_refuses_a_stranger_and_an_unknown_path() {
     let elsewhere = server.url().replace("root?", "nowhere?");
     let answer = NfsExport::connect(&elsewhere, &NfsOptions::default()).await.err().expect("no such export");
     assert!(matches!(answer, ExportError::NotFound(_) | ExportError::Denied { .. }), "{answer:?}");
+}
+
+/// Another server's modes decide too, for each user by itself, over one mount.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ganesha_decides_for_each_principal() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+    let (base, root) = root();
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("behind");
+    };
+    mode(base.path(), 0o755);
+    let Some(server) = ganesha(&root) else { return };
+    std::fs::create_dir(root.join("listed")).expect("behind");
+    std::fs::create_dir(root.join("theirs")).expect("behind");
+    for (name, bits) in [("own", 0o600), ("team", 0o640), ("all", 0o644), ("listed/all", 0o644)] {
+        std::fs::write(root.join(name), "text").expect("behind");
+        chown(root.join(name), Some(1001), Some(2000)).expect("behind");
+        mode(&root.join(name), bits);
+    }
+    chown(root.join("theirs"), Some(1001), Some(1001)).expect("behind");
+    // Who may list it may not go through it.
+    mode(&root.join("listed"), 0o744);
+    let export = connect(&server.url()).await;
+    for name in ["own", "team", "all", "listed/all"] {
+        export.read_at(&path(name), 0, 9).await.expect("root reads all");
+    }
+    let user = |uid, groups: &[u32]| User { uid, gid: uid, groups: groups.to_vec() };
+    for (who, can, adds) in [
+        (user(1001, &[]), [true, true, true, false], true),
+        (user(1002, &[2000]), [false, true, true, false], false),
+        (user(1003, &[7]), [false, false, true, false], false),
+    ] {
+        let theirs = export.as_user(&who).expect("NFS knows users");
+        // Servers differ over whether that alone lists it; what a listing brings opens nothing in it.
+        let _ = theirs.list(&path("listed"), 9).await;
+        for (name, can) in ["own", "team", "all", "listed/all"].into_iter().zip(can) {
+            let path = path(name);
+            for answer in [theirs.readable(&path).await.map(drop), theirs.read_at(&path, 0, 9).await.map(drop)] {
+                let denied = matches!(answer, Err(ExportError::Denied { .. }));
+                assert_eq!((answer.is_ok(), denied), (can, !can), "{who:?} {name}: {answer:?}");
+            }
+        }
+        assert_eq!(theirs.may_add(&path("theirs")).await.expect("asked"), adds, "{who:?}");
+        let made = theirs.create(&path("theirs/new")).await;
+        assert_eq!(made.is_ok(), adds, "{who:?}: {made:?}");
+    }
+    assert_eq!(std::fs::metadata(root.join("theirs/new")).expect("made").uid(), 1001);
+    let (_, attr) = export.read_with_attr(&path("all"), 0, 9).await.expect("read");
+    assert_eq!(attr.expect("Ganesha tells them").size, 4);
 }

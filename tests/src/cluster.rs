@@ -9,7 +9,7 @@ use ingle_daemon::run::Readiness;
 use ingle_daemon::{BoxError, Shutdown, Tasks};
 use ingle_engine::fake::FakeEngine;
 use ingle_gateway::config::ExportConfig;
-use ingle_gateway::nfs_server::{NfsServer, NfsServerOptions};
+use ingle_gateway::nfs_server::{Faults, NfsServer, NfsServerOptions};
 use ingle_node_agent::{Deps, Listeners, NodeConfig};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -29,6 +29,9 @@ pub struct Plan {
     nodes: usize,
     models: Vec<FakeModel>,
     over_nfs: bool,
+    nas: Arc<Faults>,
+    state: Option<Arc<Faults>>,
+    gateway: fn(&mut ingle_gateway::Config),
     etcd: Option<String>,
 }
 
@@ -44,6 +47,26 @@ impl Plan {
     #[must_use]
     pub fn over_nfs(mut self) -> Self {
         self.over_nfs = true;
+        self
+    }
+
+    /// The same, from a server that these faults spoil, and that is not waited for long.
+    #[must_use]
+    pub fn over_nfs_with(self, faults: &Arc<Faults>) -> Self {
+        Self { nas: Arc::clone(faults), ..self.over_nfs() }
+    }
+
+    /// Blobs lie on a server of their own, which these faults spoil.
+    #[must_use]
+    pub fn state_over_nfs_with(mut self, faults: &Arc<Faults>) -> Self {
+        self.state = Some(Arc::clone(faults));
+        self
+    }
+
+    /// The gateway's settings are changed so.
+    #[must_use]
+    pub fn gateway(mut self, change: fn(&mut ingle_gateway::Config)) -> Self {
+        self.gateway = change;
         self
     }
 
@@ -66,15 +89,18 @@ impl Plan {
         for model in &self.models {
             model.put(&models);
         }
-        let nfs = if self.over_nfs {
-            Some(NfsServer::bind(share.root(), NfsServerOptions::default()).await.expect("an NFS server"))
-        } else {
-            None
-        };
+        let nfs = if self.over_nfs { Some(serve(share.root(), ANY, &self.nas).await) } else { None };
         let export = nfs.as_ref().map_or_else(|| format!("file://{}", share.root().display()), NfsServer::url);
+        let mut state = None;
+        if let Some(faults) = &self.state {
+            let root = home.path().join("blobs");
+            std::fs::create_dir_all(&root).expect("a directory");
+            state = Some(serve(&root, ANY, faults).await);
+        }
+        let exports = Exports { docs: export, state: state.as_ref().map(NfsServer::url), change: self.gateway };
         let (coordinator, address) = coordinator(home.path(), self.etcd.as_deref()).await;
         let meeting = self.etcd.clone().unwrap_or_else(|| format!("http://{address}"));
-        let (gateway, gateway_address) = gateway(home.path(), &meeting, export).await;
+        let (gateway, gateway_address) = gateway(home.path(), &meeting, exports).await;
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
             let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{address}"));
@@ -93,7 +119,9 @@ impl Plan {
             coordinator,
             gateway,
             nodes,
-            _nfs: nfs,
+            nfs,
+            faults: self.nas,
+            _state: state,
             _home: home,
         }
     }
@@ -117,7 +145,9 @@ pub struct Cluster {
     gateway: Daemon,
     /// In order of their names.
     pub nodes: Vec<Node>,
-    _nfs: Option<NfsServer>,
+    nfs: Option<NfsServer>,
+    faults: Arc<Faults>,
+    _state: Option<NfsServer>,
     _home: TempDir,
 }
 
@@ -125,13 +155,26 @@ impl Cluster {
     /// So many nodes, called `node-1`, `node-2` …
     #[must_use]
     pub fn of(nodes: usize) -> Plan {
-        Plan { nodes, models: Vec::new(), over_nfs: false, etcd: None }
+        let nas = Arc::default();
+        Plan { nodes, models: Vec::new(), over_nfs: false, nas, state: None, gateway: |_| {}, etcd: None }
     }
 
     /// How many parts of calls' documents lie in the state export.
     #[must_use]
     pub fn parts_of_calls(&self) -> usize {
         std::fs::read_dir(self._home.path().join("gateway/state/blobs/calls")).map_or(0, Iterator::count)
+    }
+
+    /// The NAS goes down and comes back at the same address, with another write verifier, knowing no handle that it gave out,
+    /// and with this directory.
+    ///
+    /// # Panics
+    /// There is none, or it doesn't come back.
+    pub async fn reboot_nas(&mut self, directory: &Path) {
+        let server = self.nfs.take().expect("a NAS");
+        let address = server.local_addr();
+        server.shutdown().await;
+        self.nfs = Some(serve(directory, address, &self.faults).await);
     }
 
     /// Ends all daemons in order, as SIGTERM does.
@@ -228,7 +271,26 @@ fn coordinator_at(listener: TcpListener, address: SocketAddr, home: &Path, etcd:
     Daemon::start("coordinator", shutdown, None, work)
 }
 
-async fn gateway(home: &Path, meeting: &str, export: String) -> (Daemon, SocketAddr) {
+async fn serve(root: &Path, listen: SocketAddr, faults: &Arc<Faults>) -> NfsServer {
+    let options = NfsServerOptions { listen, faults: Arc::clone(faults), ..NfsServerOptions::default() };
+    NfsServer::bind(root, options).await.expect("an NFS server")
+}
+
+/// What the gateway reads and writes.
+struct Exports {
+    docs: String,
+    state: Option<String>,
+    change: fn(&mut ingle_gateway::Config),
+}
+
+/// An export whose server isn't waited for long.
+fn hurried(url: String) -> ExportConfig {
+    let mut config = ExportConfig { url, ..Default::default() };
+    config.nfs.deadline_s = 1;
+    config
+}
+
+async fn gateway(home: &Path, meeting: &str, exports: Exports) -> (Daemon, SocketAddr) {
     let (listener, address) = listener().await;
     let mut config = ingle_gateway::Config {
         listen: address,
@@ -237,11 +299,13 @@ async fn gateway(home: &Path, meeting: &str, export: String) -> (Daemon, SocketA
         state_dir: home.join("gateway"),
         ..Default::default()
     };
-    config.exports.insert(EXPORT.into(), ExportConfig { url: export, ..Default::default() });
+    config.exports.insert(EXPORT.into(), hurried(exports.docs));
+    config.state_export = exports.state.map(hurried);
     let sealed = home.join("sealed");
     std::fs::create_dir_all(&sealed).expect("a directory");
     let sealed = ExportConfig { url: format!("file://{}", sealed.display()), read_only: true, ..Default::default() };
     config.exports.insert("sealed".into(), sealed);
+    (exports.change)(&mut config);
     let (shutdown, metrics) = (Shutdown::new(), Metrics::new("ingle-gateway"));
     let tasks = Tasks::new(shutdown.clone());
     let (work_tasks, work_shutdown) = (tasks.clone(), shutdown.clone());

@@ -64,9 +64,9 @@ fn scan_of(principal: &str, place: &str) -> v1::ScanRequest {
 async fn scanned(served: &mut Served, request: v1::ScanRequest) -> Result<v1::ScanDone, Status> {
     let mut answers = served.client.scan(request).await?.into_inner();
     loop {
-        match answers.message().await?.expect("a walk ends with its end").message.unwrap() {
-            v1::scan_response::Message::Done(done) => return Ok(done),
-            _ => {}
+        let answer = answers.message().await?.expect("a walk ends with its end");
+        if let Some(v1::scan_response::Message::Done(done)) = answer.message {
+            return Ok(done);
         }
     }
 }

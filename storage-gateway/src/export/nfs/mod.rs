@@ -224,11 +224,12 @@ impl NfsExport {
     async fn list_now(&self, path: &ObjectPath, limit: usize) -> Result<Vec<Entry>, Fault> {
         let directory = self.directory(path).await?;
         // Who may list a directory need not be allowed to go through it: only then are the handles of any use.
-        let through = async { Ok(self.server.access(&directory, ACCESS3_LOOKUP).await? & ACCESS3_LOOKUP != 0) };
+        let through =
+            async { self.server.access(&directory, ACCESS3_LOOKUP).await.is_ok_and(|bits| bits & ACCESS3_LOOKUP != 0) };
         let at = Instant::now();
         let (listed, through) = futures::join!(listing::all(&self.server, &directory, path, limit), through);
         let (entries, found) = listed?;
-        if through.unwrap_or_else(|_: Fault| false) {
+        if through {
             let mut handles = self.handles();
             for (name, found) in found {
                 if let Ok(path) = path.join(&name) {

@@ -13,7 +13,7 @@ use crate::cache::CacheConfig;
 use crate::export::nfs::{GROUPS_MAX, NfsExport, NfsOptions, TRANSFER_MAX, TRANSFER_MIN};
 use crate::limits::Limits;
 use crate::principals::{self, Ids, Unmapped};
-use crate::rules::{DOCUMENT_BYTES_CEILING, Rules};
+use crate::rules::{DOCUMENT_BYTES_CEILING, Hidden, Rules};
 
 /// Prefix of environment variables.
 pub const PREFIX: &str = "INGLE_GATEWAY";
@@ -84,9 +84,10 @@ pub struct ExportConfig {
     /// Output places lie at one of these paths or below it; anywhere if there is none.
     #[serde(default)]
     pub output_prefixes: Vec<String>,
-    /// Names that begin with a dot may be listed and read (`.inglenook` never).
+    /// Names that begin with a dot: `named` (not listed, but who names one gets it), `listed` (like any others) or `refused`
+    /// (neither); `.inglenook` never.
     #[serde(default)]
-    pub hidden: bool,
+    pub hidden: Hidden,
     /// Largest document with pages that is read from it, in bytes, in place of `limits.document_bytes_max`.
     #[serde(default)]
     pub document_bytes_max: Option<u64>,
@@ -294,13 +295,13 @@ mod tests {
     fn a_usual_file_is_taken() {
         let config = load(
             "state_dir = '/tmp/x'\nprincipals_default = 'refuse'\n[exports.docs]\nurl = 'nfs://nas/docs'\nread_only = true\n\
-             nfs.read_size = 65536\n[exports.out]\nurl = 'file:///srv/out'\noutput_prefixes = ['results']\nhidden = true\n\
+             nfs.read_size = 65536\n[exports.out]\nurl = 'file:///srv/out'\noutput_prefixes = ['results']\nhidden = 'listed'\n\
              document_bytes_max = 1000\n[principals.anna]\nuid = 1000\ngid = 100\n",
         )
         .unwrap();
         assert_eq!(config.exports["docs"].nfs.options().read_size, Some(65_536));
         assert_eq!((config.principals["anna"].uid, config.principals_default), (1000, Unmapped::Refuse));
-        assert!(config.exports["out"].hidden && !config.exports["docs"].hidden);
+        assert_eq!((config.exports["out"].hidden, config.exports["docs"].hidden), (Hidden::Listed, Hidden::Named));
         assert!(config.exports["docs"].read_only);
         assert_eq!(config.state_export().url, "file:///tmp/x/state");
     }

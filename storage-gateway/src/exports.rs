@@ -229,7 +229,7 @@ impl Exports {
                 ready: false,
                 problem: String::new(),
                 output_prefixes: slot.config.output_prefixes.clone(),
-                hidden: slot.config.hidden,
+                hidden_refused: slot.rules.refuses_hidden(),
             };
             match answer {
                 Ok(Ok((url, abilities))) => {

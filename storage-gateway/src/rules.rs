@@ -4,16 +4,30 @@
 use ingle_daemon::config::ConfigError;
 use ingle_proto::storage::Object;
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
+use serde::{Deserialize, Serialize};
 
 use crate::config::ExportConfig;
 
 /// Largest document that any setting may allow, in bytes.
 pub const DOCUMENT_BYTES_CEILING: u64 = 16 << 30;
 
+/// What is done about names that begin with a dot; `.inglenook` is never listed or named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hidden {
+    /// They are not listed, so no tree or glob takes them; who names one gets it.
+    #[default]
+    Named,
+    /// They are like any others.
+    Listed,
+    /// They are not listed, and may not be named either.
+    Refused,
+}
+
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    hidden: bool,
+    hidden: Hidden,
     output_prefixes: Vec<ObjectPath>,
     /// In place of the limit for all exports.
     pub document_bytes_max: Option<u64>,
@@ -46,10 +60,16 @@ impl Rules {
         Ok(Self { hidden: config.hidden, output_prefixes, document_bytes_max: config.document_bytes_max })
     }
 
-    /// Whether names that begin with a dot may be listed, and read.
+    /// Whether names that begin with a dot are listed.
     #[must_use]
-    pub fn hidden(&self) -> bool {
-        self.hidden
+    pub fn lists_hidden(&self) -> bool {
+        self.hidden == Hidden::Listed
+    }
+
+    /// Whether names that begin with a dot may not even be named.
+    #[must_use]
+    pub fn refuses_hidden(&self) -> bool {
+        self.hidden == Hidden::Refused
     }
 
     /// Where places may lie; anywhere if empty.
@@ -63,14 +83,14 @@ impl Rules {
     /// # Errors
     /// `PATH_REFUSED` names it and the setting.
     pub fn may_name(&self, object: &Object) -> Result<(), Problem> {
-        if self.hidden || !object.path.components().any(is_hidden) {
+        if !self.refuses_hidden() || !object.path.components().any(is_hidden) {
             return Ok(());
         }
         Err(Problem::new(
             ErrorCode::PathRefused,
             format!(
-                "{object}: names that begin with a dot are closed here; move it, or set exports.{}.hidden = true in the \
-                 gateway's settings",
+                "{object}: names that begin with a dot are closed here; move it, or set exports.{}.hidden = \"named\" in \
+                 the gateway's settings",
                 object.export
             ),
         ))
@@ -133,8 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn hidden_names_are_closed_unless_opened() {
-        let open = rules(ExportConfig { hidden: true, ..ExportConfig::default() });
+    fn hidden_names_may_be_named_unless_that_is_refused() {
+        let closed = rules(ExportConfig { hidden: Hidden::Refused, ..ExportConfig::default() });
+        let listed = rules(ExportConfig { hidden: Hidden::Listed, ..ExportConfig::default() });
+        assert!(listed.lists_hidden() && !closed.lists_hidden() && !Rules::default().lists_hidden());
         for (url, plain) in [
             ("nas://docs/a/b.md", true),
             ("nas://docs", true),
@@ -142,8 +164,8 @@ mod tests {
             ("nas://docs/.git/config", false),
             ("nas://docs/a/.ssh/key", false),
         ] {
-            assert_eq!(Rules::default().may_name(&object(url)).is_ok(), plain, "{url}");
-            assert!(open.may_name(&object(url)).is_ok(), "{url}");
+            assert_eq!(closed.may_name(&object(url)).is_ok(), plain, "{url}");
+            assert!(Rules::default().may_name(&object(url)).is_ok() && listed.may_name(&object(url)).is_ok(), "{url}");
         }
     }
 

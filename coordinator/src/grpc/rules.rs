@@ -9,7 +9,7 @@ use ingle_proto::{ErrorCode, ObjectPath, Problem, v1};
 /// `EXPORT_READ_ONLY` or `PATH_REFUSED`, naming the field and the setting.
 pub(super) fn check(field: &str, export: &v1::ExportInfo, object: &v1::ObjectRef) -> Result<(), Problem> {
     let path = ObjectPath::new(object.path.to_vec())?;
-    if !export.hidden && path.components().any(|name| name.starts_with(b".")) {
+    if export.hidden_refused && path.components().any(|name| name.starts_with(b".")) {
         let words = format!(
             "{field}: names that begin with a dot are closed on {:?}: exports.{}.hidden of the gateway's settings opens them",
             export.name, export.name
@@ -37,17 +37,17 @@ mod tests {
 
     #[test]
     fn outputs_keep_to_their_prefixes_and_hidden_names_are_closed() {
-        let export = |prefixes: &[&str], hidden| v1::ExportInfo {
+        let export = |prefixes: &[&str], hidden_refused| v1::ExportInfo {
             name: "docs".into(),
             output_prefixes: prefixes.iter().map(|prefix| (*prefix).to_owned()).collect(),
-            hidden,
+            hidden_refused,
             ..Default::default()
         };
         let told = |field, export: &v1::ExportInfo, path: &str| {
             let object = v1::ObjectRef { export: "docs".into(), path: path.as_bytes().to_vec().into() };
             check(field, export, &object).err().map(|problem| problem.code)
         };
-        let some = export(&["results", "team/out"], false);
+        let some = export(&["results", "team/out"], true);
         for (path, expected) in [
             ("results", None),
             ("results/may", None),
@@ -60,6 +60,6 @@ mod tests {
         }
         assert_eq!(told("spec.input", &some, "in"), None, "documents come from anywhere");
         assert_eq!(told("spec.input", &some, "in/.git"), Some(ErrorCode::PathRefused));
-        assert_eq!(told("spec.output", &export(&[], true), ".out"), None);
+        assert_eq!(told("spec.output", &export(&[], false), ".out"), None);
     }
 }

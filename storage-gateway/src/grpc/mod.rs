@@ -82,7 +82,7 @@ impl Storage for Service {
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let object = visible(request.into_inner().object, "object")?;
         let export = self.exports.get(&object, OURSELVES).await?;
-        let hidden = self.exports.rules(&object.export)?.hidden();
+        let hidden = self.exports.rules(&object.export)?.lists_hidden();
         let mut entries = export.list(&object.path, DIRECTORY_ENTRIES_MAX).await.map_err(Problem::from)?;
         entries.retain(|entry| entry.name != OWN_DIRECTORY && (hidden || !is_hidden(&entry.name)));
         entries.sort_by(|a, b| a.name.cmp(&b.name));

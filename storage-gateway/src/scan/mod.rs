@@ -135,7 +135,7 @@ impl Scanner {
         let taste = Taste {
             job: request.kind,
             texts: texts.is_some(),
-            hidden: rules.hidden(),
+            hidden: rules.lists_hidden(),
             document_bytes_max: rules.document_bytes_max.unwrap_or(self.limits.document_bytes_max),
         };
         let exclude = &request.exclude;

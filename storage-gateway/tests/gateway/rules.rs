@@ -1,5 +1,6 @@
 //! What an operator allows of an export: where results go, hidden names, sizes of documents.
 
+use ingle_gateway::rules::Hidden;
 use ingle_proto::v1::{self, scan_response::Message};
 use ingle_proto::{ErrorCode, Problem};
 use tonic::Status;
@@ -62,14 +63,15 @@ async fn results_go_only_where_the_settings_let_them() {
     assert_eq!(walked(&mut served, scan("in", "results/may")).await.unwrap().0, ["a.md"]);
     let listed = served.client.list_exports(v1::ListExportsRequest {}).await.unwrap().into_inner();
     let docs = listed.exports.iter().find(|export| export.name == "docs").unwrap();
-    assert_eq!((docs.output_prefixes.as_slice(), docs.hidden), (&["results".to_owned()][..], false));
+    assert_eq!((docs.output_prefixes.as_slice(), docs.hidden_refused), (&["results".to_owned()][..], false));
     served.stop().await;
 }
 
 #[tokio::test]
-async fn hidden_names_are_closed_unless_opened_and_ours_always() {
-    for hidden in [false, true] {
-        let mut served = served(|docs| docs.hidden = hidden).await;
+async fn hidden_names_are_listed_named_or_refused_and_ours_never() {
+    for rule in [Hidden::Named, Hidden::Listed, Hidden::Refused] {
+        let (hidden, named) = (rule == Hidden::Listed, rule != Hidden::Refused);
+        let mut served = served(|docs| docs.hidden = rule).await;
         for name in ["in/a.md", "in/.b.md", "in/.git/c.md", "in/.inglenook/ledger/d.md"] {
             served.write(name, b"text");
         }
@@ -84,7 +86,7 @@ async fn hidden_names_are_closed_unless_opened_and_ours_always() {
         for name in ["in/.b.md", "in/.git/c.md"] {
             let stat = served.client.stat(v1::StatRequest { object: Some(object(name)) }).await;
             let read = served.read(of(object(name))).await;
-            if hidden {
+            if named {
                 assert!(stat.is_ok());
                 assert_eq!(read.unwrap().1, b"text");
             } else {
@@ -94,8 +96,8 @@ async fn hidden_names_are_closed_unless_opened_and_ours_always() {
             }
         }
         let refused = walked(&mut served, scan("in/.git", "out")).await;
-        assert_eq!(refused.is_ok(), hidden, "{refused:?}");
-        assert_eq!(walked(&mut served, scan("in", ".out")).await.is_ok(), hidden);
+        assert_eq!(refused.is_ok(), named, "{refused:?}");
+        assert_eq!(walked(&mut served, scan("in", ".out")).await.is_ok(), named);
         assert_eq!(code(served.read_object("in/.inglenook/ledger/d.md").await), ErrorCode::PathRefused);
         served.stop().await;
     }

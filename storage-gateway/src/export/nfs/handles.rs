@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ingle_proto::ObjectPath;
 
+use super::listed::{Listing, Listings};
 use crate::export::{Attr, Kind};
 
 /// A file's handle is used this long without asking who has the name now.
@@ -51,13 +52,19 @@ impl Known {
 pub(crate) struct Handles {
     young: HashMap<ObjectPath, Known>,
     old: HashMap<ObjectPath, Known>,
+    listings: Listings,
 }
 
 impl Handles {
     /// What has the path, as far as that is fresh.
     pub(crate) fn get(&self, path: &ObjectPath, now: Instant) -> Option<Found> {
-        let known = self.young.get(path).or_else(|| self.old.get(path))?;
-        known.fresh(now).then(|| known.found.clone())
+        let known = self.young.get(path).or_else(|| self.old.get(path)).filter(|known| known.fresh(now));
+        if let Some(known) = known {
+            return Some(known.found.clone());
+        }
+        let (found, at) = self.listings.get(path)?;
+        let known = Known { found, at };
+        known.fresh(now).then_some(known.found)
     }
 
     /// Remembers what has the path.
@@ -68,8 +75,14 @@ impl Handles {
         self.young.insert(path, Known { found, at: now });
     }
 
+    /// Remembers what a listing of a directory saw.
+    pub(crate) fn put_listing(&mut self, directory: ObjectPath, listing: Listing, now: Instant) {
+        self.listings.put(directory, listing, now);
+    }
+
     /// Forgets one path.
     pub(crate) fn forget(&mut self, path: &ObjectPath) {
+        self.listings.forget(path);
         self.young.remove(path);
         self.old.remove(path);
     }
@@ -87,6 +100,7 @@ impl Handles {
     pub(crate) fn clear(&mut self) {
         self.young.clear();
         self.old.clear();
+        self.listings = Listings::default();
     }
 }
 

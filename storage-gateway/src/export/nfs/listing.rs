@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use ingle_proto::ObjectPath;
 use nfs3_types::nfs3::{cookieverf3, nfsstat3};
 
-use super::handles::Found;
+use super::listed::Listing;
 use super::status::Fault;
 use super::wire::{self, Handle, Named, Server};
 use super::xdr::Malformed;
@@ -16,13 +16,11 @@ use crate::export::{Entry, ExportError};
 const RESTARTS_MAX: usize = 3;
 /// Names that a listing may hold beyond twice its bound: those that came and went while it was read.
 const NAMES_SPARE: usize = 1000;
-/// Handles that one listing leaves behind: of a bigger directory the rest is looked up when it is read.
-const HANDLES_MAX: usize = 8192;
 /// Attributes asked for one by one, at once, where the listing brought none.
 const LOOKUPS_MAX: usize = 16;
 
 /// Entries, and what of them can be read without another LOOKUP.
-type Listed = (Vec<Entry>, Vec<(Vec<u8>, Found)>);
+type Listed = (Vec<Entry>, Listing);
 
 /// All entries but `.` and `..`.
 pub(crate) async fn all(server: &Server, directory: &Handle, path: &ObjectPath, limit: usize) -> Result<Listed, Fault> {
@@ -56,7 +54,7 @@ async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usi
             return Err(ExportError::TooMany { path: path.display(), limit }.into());
         }
         let last = page.entries.last().map(|entry| entry.cookie);
-        with_handles.extend(page.entries.iter().filter_map(found).take(HANDLES_MAX.saturating_sub(with_handles.len())));
+        page.entries.iter().for_each(|named| with_handles.add(named));
         for entry in complete(server, directory, page.entries).await? {
             if out.len() == limit {
                 return Err(ExportError::TooMany { path: path.display(), limit }.into());
@@ -75,13 +73,6 @@ async fn once(server: &Server, directory: &Handle, path: &ObjectPath, limit: usi
     }
 }
 
-/// What LOOKUP would have told of an entry.
-fn found(named: &Named) -> Option<(Vec<u8>, Found)> {
-    let (attr, handle) = (named.attr.as_ref()?, named.handle.clone()?);
-    let own = matches!(named.name.as_slice(), b"." | b"..");
-    (!own).then(|| (named.name.clone(), Found { handle, attr: wire::attr(attr), fsid: attr.fsid }))
-}
-
 fn unsupported(fault: &Fault) -> bool {
     use super::rpc::RpcError;
     fault.is(nfsstat3::NFS3ERR_NOTSUPP) || matches!(fault, Fault::Rpc(RpcError::ProcedureUnavailable))
@@ -90,16 +81,15 @@ fn unsupported(fault: &Fault) -> bool {
 /// Entries with attributes; those gone in the meantime are left out.
 async fn complete(server: &Server, directory: &Handle, page: Vec<Named>) -> Result<Vec<Entry>, Fault> {
     let named = page.into_iter().filter(|named| named.name != b"." && named.name != b"..");
-    let mut looked_up = futures::stream::iter(named)
+    let (told, untold): (Vec<Named>, Vec<Named>) = named.partition(|named| named.attr.is_some());
+    let entry = |named: Named| named.attr.map(|attr| Entry { name: named.name, attr: wire::attr(&attr) });
+    let mut out: Vec<Entry> = told.into_iter().filter_map(entry).collect();
+    let mut looked_up = futures::stream::iter(untold)
         .map(|named| async move {
-            let attr = match named.attr {
-                Some(attr) => wire::attr(&attr),
-                None => server.lookup(directory, &named.name).await?.attr,
-            };
+            let attr = server.lookup(directory, &named.name).await?.attr;
             Ok(Entry { name: named.name, attr })
         })
         .buffered(LOOKUPS_MAX);
-    let mut out = Vec::new();
     while let Some(entry) = looked_up.next().await {
         match entry {
             Ok(entry) => out.push(entry),

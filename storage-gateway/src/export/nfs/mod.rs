@@ -8,6 +8,7 @@ mod dial;
 mod handles;
 #[cfg(test)]
 mod hostile;
+mod listed;
 mod listing;
 mod mount;
 mod names;
@@ -228,14 +229,9 @@ impl NfsExport {
             async { self.server.access(&directory, ACCESS3_LOOKUP).await.is_ok_and(|bits| bits & ACCESS3_LOOKUP != 0) };
         let at = Instant::now();
         let (listed, through) = futures::join!(listing::all(&self.server, &directory, path, limit), through);
-        let (entries, found) = listed?;
+        let (entries, with_handles) = listed?;
         if through {
-            let mut handles = self.handles();
-            for (name, found) in found {
-                if let Ok(path) = path.join(&name) {
-                    handles.put(path, found, at);
-                }
-            }
+            self.handles().put_listing(path.clone(), with_handles, at);
         }
         Ok(entries)
     }

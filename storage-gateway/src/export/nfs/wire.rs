@@ -403,7 +403,10 @@ fn read_page(r: &mut Reader, plus: bool) -> Result<Page, Malformed> {
             )));
         }
         let cookie = r.take()?;
-        let (attr, handle) = if plus { (optional_attr(r)?, optional_handle(r)?) } else { (None, None) };
+        // Slices of the page: what is kept of them is copied together.
+        let slice = |r: &mut Reader| r.opaque(NFS3_FHSIZE);
+        let (attr, handle) = if plus { (optional_attr(r)?, r.optional(slice)?) } else { (None, None) };
+        let handle = handle.filter(|handle| !handle.is_empty());
         entries.push(Named { name, cookie, attr, handle });
     }
     Ok(Page { entries, verifier, end: r.take()? })

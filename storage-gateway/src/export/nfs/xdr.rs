@@ -3,7 +3,7 @@
 //! `nfs3_types` unpacks an opaque by allocating whatever length it announces. So only types without lengths of their own
 //! (attributes, times, enums) are left to it here; handles, names and data are taken as slices of the record.
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use nfs3_types::xdr_codec::{Pack, Unpack};
 
 /// What is wrong with the bytes.
@@ -33,7 +33,7 @@ impl Reader {
         let mut input: &[u8] = &self.rest;
         let (value, _) = T::unpack(&mut input).map_err(|error| Malformed(error.to_string()))?;
         let read = self.rest.len() - input.len();
-        let _ = self.rest.split_to(read);
+        self.rest.advance(read);
         Ok(value)
     }
 

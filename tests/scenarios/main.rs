@@ -10,3 +10,4 @@ mod reading;
 mod sharing;
 mod steering;
 mod surface;
+mod watching;

@@ -11,4 +11,5 @@ mod reading;
 mod sharing;
 mod steering;
 mod surface;
+mod watching;
 mod weights;

@@ -104,7 +104,7 @@ pub fn judge(ledger: &Ledger, wanted: &Wanted, found: Found, content: Option<&[u
 /// What of a root the ledger knows that a scan would have found.
 #[derive(Debug, Default)]
 pub struct Known {
-    /// How many names.
+    /// How many names; not counted where none is missing.
     pub names: usize,
     /// Those that the scan did not find.
     pub missing: Vec<Judged>,
@@ -113,24 +113,22 @@ pub struct Known {
 /// Names that the ledger knows from this root and that `covered` says this scan would have found.
 #[must_use]
 pub fn known(ledger: &Ledger, wanted: &Wanted, present: &BTreeSet<&[u8]>, covered: impl Fn(&[u8]) -> bool) -> Known {
-    let mut all = Known::default();
-    for name in ledger.input_names(wanted.kind).filter(|name| covered(name)) {
-        let Some(known) = ledger.input(wanted.kind, name).filter(|known| known.root.as_ref() == Some(&wanted.root))
-        else {
-            continue;
-        };
-        all.names += 1;
-        if present.contains(name) {
-            continue;
-        }
-        all.missing.push(Judged {
-            found: Found { name: name.to_vec(), size: known.size, mtime_ns: known.mtime_ns, ..Found::default() },
-            inline_index: None,
-            action: EntryAction::Deleted,
-            content_digest: known.content_digest.clone(),
-            results_current: false,
-            again: None,
-        });
-    }
-    all
+    let of_root =
+        |name: &[u8]| ledger.input(wanted.kind, name).filter(|known| known.root.as_ref() == Some(&wanted.root));
+    let absent = ledger.input_names(wanted.kind).filter(|name| !present.contains(name) && covered(name));
+    let missing: Vec<Judged> = absent
+        .filter_map(|name| {
+            let known = of_root(name)?;
+            Some(Judged {
+                found: Found { name: name.to_vec(), size: known.size, mtime_ns: known.mtime_ns, ..Found::default() },
+                inline_index: None,
+                action: EntryAction::Deleted,
+                content_digest: known.content_digest.clone(),
+                results_current: false,
+                again: None,
+            })
+        })
+        .collect();
+    let all = || ledger.input_names(wanted.kind).filter(|name| covered(name) && of_root(name).is_some()).count();
+    Known { names: if missing.is_empty() { 0 } else { all() }, missing }
 }

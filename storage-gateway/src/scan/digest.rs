@@ -102,7 +102,7 @@ mod tests {
             assert_ne!(whole, digest(&[other, below.clone()]));
         }
         assert_ne!(whole, digest(&[entry("c", Kind::File), below.clone()]));
-        assert_ne!(whole, digest(&[file.clone()]));
+        assert_ne!(whole, digest(std::slice::from_ref(&file)));
         assert_ne!(digest(&[entry("ab", Kind::File), entry("c", Kind::File)]), digest(&[entry("a", Kind::File)]));
         // What happens in a directory within is told by its own digest.
         let mut touched = below;

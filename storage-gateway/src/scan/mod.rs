@@ -178,6 +178,8 @@ impl Scanner {
             self.meters.scanned(action_name(entry.action), 1);
         }
         let documents = entries.iter().filter(|e| matches!(e.action, EntryAction::Do | EntryAction::Unchanged)).count();
+        // Buckets are fixed for good, and by an empty folder that is watched they would be too few.
+        let rows = documents > 0 || entries.iter().any(|entry| entry.action == EntryAction::Deleted);
         if request.look.pass > 0 {
             let carried = pass::anew(&mut entries, &mut now.standing, begun_ms);
             (done.unchanged, done.skipped, done.held) = (carried.unchanged, carried.skipped, carried.held);
@@ -190,7 +192,7 @@ impl Scanner {
             // Before it is told: a pass that was told and is not remembered would be tried again.
             self.remember(&place, &seen_name, &now).await;
         }
-        done.buckets = if request.kind == JobKind::Embed && told {
+        done.buckets = if request.kind == JobKind::Embed && told && rows {
             self.publisher.embed_buckets(&place, segments::buckets_for(documents)).await?
         } else {
             1

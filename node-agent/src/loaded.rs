@@ -233,7 +233,11 @@ impl Loaded {
             context: self.settings.context,
             slots: self.settings.slots,
         };
-        ModelHandle::load(engine, options, totals, metrics).map_err(|error| {
+        let loaded = ModelHandle::load(engine, options, totals, metrics);
+        if self.catalogue.has_copies() {
+            crate::weights::let_pages_go(&model.dir);
+        }
+        loaded.map_err(|error| {
             let code = match error {
                 ingle_engine::EngineError::Memory { .. } => ErrorCode::ModelDoesNotFit,
                 _ => ErrorCode::ModelUnusable,

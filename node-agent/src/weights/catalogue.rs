@@ -441,6 +441,12 @@ impl Catalogue {
         Fetching { catalogue: self, model: model.to_owned() }
     }
 
+    /// Whether models are copies of this node's own: a directory of the machine may be read by others too.
+    #[must_use]
+    pub fn has_copies(&self) -> bool {
+        matches!(self.root, Some(ModelsRoot::Object(_)))
+    }
+
     /// Whether a model's files are on their way here.
     #[must_use]
     pub fn is_fetching(&self) -> bool {

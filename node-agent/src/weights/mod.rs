@@ -40,6 +40,16 @@ pub fn model_digest(files: &[FileDigest]) -> Digest {
     hasher.finalize().into()
 }
 
+/// Takes a model's files out of the page cache: it is in memory now, in the form that it is computed in. Blocks.
+pub fn let_pages_go(dir: &std::path::Path) {
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if let Ok(file) = std::fs::File::open(file.path()) {
+            // Advice, and nothing depends on it.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! Settings of the gateway: what the file and the environment (`INGLE_GATEWAY_…`) may hold, defaults, and checks.
 
+mod iscsi;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,7 +11,9 @@ use ingle_daemon::config::{ConfigError, TelemetryConfig, TlsConfig};
 use ingle_daemon::run::Settings;
 use serde::{Deserialize, Serialize};
 
+pub use self::iscsi::IscsiConfig;
 use crate::cache::CacheConfig;
+use crate::export::iscsi::{IscsiExport, IscsiOptions};
 use crate::export::nfs::{GROUPS_MAX, NfsExport, NfsOptions, TRANSFER_MAX, TRANSFER_MIN};
 use crate::limits::Limits;
 use crate::principals::{self, Ids, Unmapped};
@@ -76,7 +80,7 @@ impl Default for RangesConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportConfig {
-    /// `nfs://HOST[:PORT]/PATH` or `file:///DIRECTORY`.
+    /// `nfs://HOST[:PORT]/PATH`, `iscsi://HOST[:PORT]/TARGET/LUN[?partition=N]` or `file:///DIRECTORY`.
     pub url: String,
     /// Nothing is ever written to it.
     #[serde(default)]
@@ -94,6 +98,9 @@ pub struct ExportConfig {
     /// How an `nfs://` server is talked to.
     #[serde(default)]
     pub nfs: NfsConfig,
+    /// How an `iscsi://` target is talked to.
+    #[serde(default)]
+    pub iscsi: IscsiConfig,
 }
 
 /// How an NFS server is talked to.
@@ -223,10 +230,14 @@ impl Settings for Config {
             check_url(&format!("{key}.url"), &export.url)?;
             export.nfs.check(&key)?;
             Rules::new(&key, export)?;
+            export.iscsi.check(&key)?;
         }
         principals::check(&self.principals)?;
         let state = self.state_export();
         check_url("state_export.url", &state.url)?;
+        if state.url.starts_with("iscsi://") {
+            return Err(ConfigError::invalid("state_export.url", "blobs are written there, and iscsi:// is only read"));
+        }
         if state.read_only {
             return Err(ConfigError::invalid("state_export.read_only", "is true, but blobs are written there"));
         }
@@ -265,14 +276,18 @@ impl Settings for Config {
 }
 
 fn check_url(key: &str, url: &str) -> Result<(), ConfigError> {
-    let expected = "expected nfs://HOST/PATH or file:///DIRECTORY";
+    let expected = "expected nfs://HOST/PATH, iscsi://HOST/TARGET/LUN or file:///DIRECTORY";
     match url.split_once("://") {
         Some(("file", path)) if path.starts_with('/') => Ok(()),
         // Read, not dialled: a NAS that is down is no mistake of the settings.
         Some(("nfs", _)) => {
             NfsExport::new(url, &NfsOptions::default()).map(drop).map_err(|error| ConfigError::invalid(key, error))
         }
-        Some(("iscsi", _)) => Err(ConfigError::invalid(key, format!("iscsi:// can't be read yet; {expected}"))),
+        Some(("iscsi", _)) => {
+            IscsiExport::new(url, &IscsiOptions::default()).map(drop).map_err(|error| ConfigError::invalid(key, error))
+        }
+        // Not shown: a password may stand in it.
+        _ if url.contains('@') => Err(ConfigError::invalid(key, expected)),
         _ => Err(ConfigError::invalid(key, format!("{url:?}: {expected}"))),
     }
 }
@@ -312,7 +327,18 @@ mod tests {
             ("[exports.'a b']\nurl = 'file:///x'", "exports.a b"),
             ("[exports.docs]\nurl = 'file://relative'", "exports.docs.url"),
             ("[exports.docs]\nurl = 'http://x/y'", "exports.docs.url"),
-            ("[exports.docs]\nurl = 'iscsi://x/y/0'", "iscsi"),
+            ("[exports.docs]\nurl = 'iscsi://x/y/0'", "iqn."),
+            ("[state_export]\nurl = 'iscsi://x/iqn.y/0'", "only read"),
+            (
+                "[exports.docs]\nurl = 'iscsi://x/iqn.y/0'\n[exports.docs.iscsi]\nuser = 'gw'",
+                "docs.iscsi.password_file",
+            ),
+            ("[exports.docs]\nurl = 'iscsi://x/iqn.y/0'\n[exports.docs.iscsi]\npassword = 'x'", "password"),
+            ("[exports.docs]\nurl = 'iscsi://x/iqn.y/0'\n[exports.docs.iscsi]\ndepth = 0", "docs.iscsi.depth"),
+            (
+                "[exports.docs]\nurl = 'iscsi://x/iqn.y/0'\n[exports.docs.iscsi]\ninitiator = 'me'",
+                "docs.iscsi.initiator",
+            ),
             ("[exports.docs]\nurl = 'nfs:///y'", "exports.docs.url"),
             ("[exports.docs]\nread_only = true", "url"),
             ("[exports.docs]\nurl = 'file:///x'\nreadonly = true", "readonly"),

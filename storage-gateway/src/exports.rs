@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::config::{Config, ExportConfig, STATE_EXPORT};
+use crate::export::iscsi::IscsiExport;
 use crate::export::local::{LocalExport, Standing};
 use crate::export::nfs::NfsExport;
 use crate::export::{Export, ExportError};
@@ -272,6 +273,10 @@ async fn connect(slot: &Slot) -> Result<(Arc<dyn Export>, Option<LocalExport>), 
             other => other,
         })?;
         return Ok((Arc::new(export.clone()), Some(export)));
+    }
+    if config.url.starts_with("iscsi://") {
+        // Logs in with the first call, and again whenever it must.
+        return Ok((Arc::new(IscsiExport::new(&config.url, &config.iscsi.options())?), None));
     }
     // Mounts with the first call, and again whenever it must.
     Ok((Arc::new(NfsExport::new(&config.url, &config.nfs.options())?), None))

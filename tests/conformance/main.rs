@@ -1,4 +1,6 @@
-//! Our NFS client against NFS-Ganesha, a server that isn't ours.
+//! Our clients against servers that aren't ours: NFS against NFS-Ganesha here, iSCSI against Debian's tgt.
+
+mod iscsi;
 
 use std::path::PathBuf;
 

@@ -10,3 +10,4 @@ pub mod papers;
 pub mod parquet;
 pub mod process;
 pub mod share;
+pub mod tgt;

@@ -14,11 +14,17 @@
 //!   `link` never replaces; `rename` replaces only what [`Replace`] allows.
 //! - Every call ends within the export's deadline.
 
+mod aged;
 pub(crate) mod beneath;
 pub mod conformance;
+mod disk;
+mod ext4;
 pub mod faulty;
+pub mod iscsi;
 pub mod local;
 pub mod nfs;
+mod partitions;
+mod recognise;
 
 use std::sync::Arc;
 

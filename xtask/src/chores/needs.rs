@@ -38,6 +38,21 @@ const NEEDS: &[Need] = &[
         without: "the export suite against NFS-Ganesha",
         vital: false,
     },
+    Need {
+        program: "tgtd",
+        probe: None,
+        package: "tgt",
+        without: "the export suite against an iSCSI target",
+        vital: false,
+    },
+    Need { program: "mke2fs", probe: None, package: "e2fsprogs", without: "tests on ext4 volumes", vital: false },
+    Need {
+        program: "iscsi-perf",
+        probe: None,
+        package: "libiscsi-bin",
+        without: "benches beside libiscsi",
+        vital: false,
+    },
 ];
 
 /// protoc is of use only with the files that its own types stand in: Debian has them in another package.
@@ -77,6 +92,9 @@ pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
     }
     if !is_root && round.find("ganesha.nfsd").is_some() {
         round.skip("the export suite against NFS-Ganesha: it needs root");
+    }
+    if !is_root && round.find("tgtd").is_some() {
+        round.skip("the export suite against an iSCSI target: it needs root");
     }
     etcd(round, apt);
     models(round, may_install)?;

@@ -44,6 +44,7 @@ fn maze(on: Ground<'_>) -> Vec<&'static str> {
 
 pub(super) async fn symlinks_are_refused_everywhere(on: Ground<'_>) {
     let through = maze(on);
+    on.settle().await;
     for name in through.into_iter().chain(["first", "loop", "real/middle"]) {
         let path = on.at(name);
         let answer = on.export.stat(&path).await;
@@ -96,7 +97,9 @@ fn special(on: Ground<'_>) -> [&'static str; 2] {
 }
 
 pub(super) async fn fifos_and_sockets_are_never_opened(on: Ground<'_>) {
-    for name in special(on) {
+    let names = special(on);
+    on.settle().await;
+    for name in names {
         let path = on.at(name);
         assert_eq!(on.export.stat(&path).await.expect("stat says what it is").kind, Kind::Other);
         let answer = on.export.read_at(&path, 0, 10).await;
@@ -139,6 +142,7 @@ pub(super) async fn names_of_any_kind_are_moved(on: Ground<'_>) {
 pub(super) async fn files_are_no_directories(on: Ground<'_>) {
     std::fs::create_dir(on.behind("directory")).expect("behind");
     on.put("doc", b"text");
+    on.settle().await;
     let answer = on.export.read_at(&on.at("directory"), 0, 10).await;
     assert!(refused(&answer), "read of a directory: {answer:?}");
     let answer = on.export.list(&on.at("doc"), 10).await;

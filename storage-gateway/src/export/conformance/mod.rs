@@ -10,6 +10,7 @@ mod reading;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::StreamExt as _;
 use ingle_proto::ObjectPath;
 
@@ -20,6 +21,32 @@ const CLAUSE_MAX: Duration = Duration::from_secs(120);
 
 /// How often a file is written again.
 const REWRITES: usize = 8;
+/// What lies behind an export: a directory that tests write to.
+#[async_trait]
+pub trait Behind: Send + Sync {
+    /// That directory.
+    fn directory(&self) -> &Path;
+
+    /// Makes what was put there show through the export.
+    async fn settle(&self);
+
+    /// Whether a file keeps its inode number over that.
+    fn keeps_numbers(&self) -> bool {
+        true
+    }
+}
+
+/// The export's own directory: what is put there is there.
+struct Itself<'a>(&'a Path);
+
+#[async_trait]
+impl Behind for Itself<'_> {
+    fn directory(&self) -> &Path {
+        self.0
+    }
+
+    async fn settle(&self) {}
+}
 
 /// A clause's own ground: a directory in the export, and the same one behind its back.
 #[derive(Clone, Copy)]
@@ -27,6 +54,7 @@ struct Ground<'a> {
     export: &'a dyn Export,
     name: &'static str,
     behind: &'a Path,
+    back: &'a dyn Behind,
 }
 
 impl Ground<'_> {
@@ -44,6 +72,11 @@ impl Ground<'_> {
     /// Puts a file there behind the export's back.
     fn put(&self, name: impl AsRef<std::ffi::OsStr>, bytes: impl AsRef<[u8]>) {
         std::fs::write(self.behind(name), bytes).expect("the directory behind is ours to write");
+    }
+
+    /// What was put behind the export's back shows through it from here on.
+    async fn settle(&self) {
+        self.back.settle().await;
     }
 
     /// Reads a whole file through the export.
@@ -84,10 +117,11 @@ impl Ground<'_> {
 }
 
 macro_rules! clauses {
-    ($export:expr, $behind:expr, [$($module:ident :: $clause:ident),* $(,)?]) => {$(
+    ($export:expr, $back:expr, [$($module:ident :: $clause:ident),* $(,)?]) => {$(
         let name = stringify!($clause);
-        std::fs::create_dir($behind.join(name)).expect("the directory behind is empty and ours");
-        let ground = Ground { export: $export, name, behind: $behind };
+        let behind = $back.directory();
+        std::fs::create_dir(behind.join(name)).expect("the directory behind is empty and ours");
+        let ground = Ground { export: $export, name, behind, back: $back };
         tokio::time::timeout(CLAUSE_MAX, $module::$clause(ground))
             .await
             .unwrap_or_else(|_| panic!("{name}: did not end within {} s", CLAUSE_MAX.as_secs()));
@@ -102,9 +136,10 @@ pub async fn all(export: &dyn Export, behind: &Path) {
     let abilities = export.abilities().await.expect("abilities are answered");
     assert!(abilities.write && abilities.link, "the suite needs a writable export with hard links: {abilities:?}");
     reading(export, behind).await;
+    let behind = Itself(behind);
     clauses!(
         export,
-        behind,
+        &behind,
         [
             changes::create_is_exclusive,
             changes::committed_is_there,
@@ -128,6 +163,14 @@ pub async fn all(export: &dyn Export, behind: &Path) {
 /// # Panics
 /// At the first clause that doesn't hold.
 pub async fn reading(export: &dyn Export, behind: &Path) {
+    reading_from(export, &Itself(behind)).await;
+}
+
+/// The same for an export whose contents are made from a directory, rather than being one.
+///
+/// # Panics
+/// At the first clause that doesn't hold.
+pub async fn reading_from(export: &dyn Export, behind: &dyn Behind) {
     assert!(export.url().contains("://") && !export.url().contains('@'), "a URL without credentials: {}", export.url());
     clauses!(
         export,

@@ -28,6 +28,7 @@ pub(super) async fn listed_as_they_are(on: Ground<'_>) {
     for name in ODD {
         on.put(OsStr::from_bytes(name), name);
     }
+    on.settle().await;
     let mut listed: Vec<Vec<u8>> =
         on.export.list(&on.at(""), 100).await.expect("list").into_iter().map(|entry| entry.name).collect();
     listed.sort();
@@ -54,6 +55,7 @@ pub(super) async fn any_bytes_can_be_created(on: Ground<'_>) {
 pub(super) async fn longest_and_too_long(on: Ground<'_>) {
     let longest = "n".repeat(255);
     on.put(&longest, b"long");
+    on.settle().await;
     assert_eq!(on.read(&longest).await.expect("255 bytes are a name"), b"long");
     assert_eq!(on.export.list(&on.at(""), 10).await.expect("list")[0].name, longest.as_bytes());
     // What can't be said can't be asked: these never reach an export.
@@ -62,5 +64,6 @@ pub(super) async fn longest_and_too_long(on: Ground<'_>) {
     }
     let multibyte = "ä".repeat(127);
     on.put(&multibyte, b"ae");
+    on.settle().await;
     assert_eq!(on.read(&multibyte).await.expect("254 bytes"), b"ae");
 }

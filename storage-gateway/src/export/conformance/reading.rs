@@ -14,6 +14,7 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 pub(super) async fn root_is_a_directory(on: Ground<'_>) {
+    on.settle().await;
     let root = on.export.stat(&ObjectPath::root()).await.expect("the root");
     assert_eq!(root.kind, Kind::Directory);
     let names = on.export.list(&ObjectPath::root(), 10_000).await.expect("the root's entries");
@@ -24,6 +25,7 @@ pub(super) async fn root_is_a_directory(on: Ground<'_>) {
 pub(super) async fn big_file_in_chunks(on: Ground<'_>) {
     let bytes = pattern(5 * (1 << 20) + 12_345);
     on.put("big", &bytes);
+    on.settle().await;
     let attr = on.export.stat(&on.at("big")).await.expect("stat");
     assert_eq!((attr.kind, attr.size), (Kind::File, bytes.len() as u64));
     assert_eq!(blake3::hash(&on.read("big").await.expect("read")), blake3::hash(&bytes), "whole, in chunks of 1 MiB");
@@ -37,6 +39,7 @@ pub(super) async fn big_file_in_chunks(on: Ground<'_>) {
 pub(super) async fn past_the_end_is_empty(on: Ground<'_>) {
     on.put("ten", b"0123456789");
     on.put("empty", b"");
+    on.settle().await;
     for (offset, length, expected) in
         [(8, 100, "89"), (10, 1, ""), (11, 100, ""), (1 << 40, 1, ""), (i64::MAX as u64, 9, ""), (u64::MAX, 1, "")]
     {
@@ -49,12 +52,14 @@ pub(super) async fn past_the_end_is_empty(on: Ground<'_>) {
 
 pub(super) async fn file_that_shrinks(on: Ground<'_>) {
     on.put("shrinks", pattern(300_000));
+    on.settle().await;
     assert_eq!(on.export.read_at(&on.at("shrinks"), 0, 100_000).await.expect("read").len(), 100_000);
     std::fs::OpenOptions::new()
         .write(true)
         .open(on.behind("shrinks"))
         .and_then(|file| file.set_len(10))
         .expect("truncate behind its back");
+    on.settle().await;
     assert!(on.export.read_at(&on.at("shrinks"), 100_000, 100_000).await.expect("past the new end").is_empty());
     assert_eq!(on.export.read_at(&on.at("shrinks"), 0, 100_000).await.expect("what is left").len(), 10);
 }
@@ -62,6 +67,7 @@ pub(super) async fn file_that_shrinks(on: Ground<'_>) {
 pub(super) async fn many_at_once(on: Ground<'_>) {
     let bytes = pattern(2 << 20);
     on.put("shared", &bytes);
+    on.settle().await;
     let path = on.at("shared");
     let mut reads = futures::stream::iter(0..200_usize)
         .map(|i| {
@@ -76,19 +82,25 @@ pub(super) async fn many_at_once(on: Ground<'_>) {
 
 pub(super) async fn changes_behind_the_back_show(on: Ground<'_>) {
     on.put("doc", b"old");
+    on.settle().await;
     let old = on.export.stat(&on.at("doc")).await.expect("stat");
     assert_eq!(on.read("doc").await.expect("read"), b"old");
     on.put("new", b"newer text");
     std::fs::rename(on.behind("new"), on.behind("doc")).expect("an editor's save");
+    on.settle().await;
     let new = on.export.stat(&on.at("doc")).await.expect("stat");
-    assert_ne!(old.file_id, new.file_id, "another file has the name now");
+    if on.back.keeps_numbers() {
+        assert_ne!(old.file_id, new.file_id, "another file has the name now");
+    }
     assert_eq!(new.size, 10);
     assert_eq!(on.read("doc").await.expect("read"), b"newer text");
     std::fs::remove_file(on.behind("doc")).expect("removed behind its back");
+    on.settle().await;
     assert!(matches!(on.export.stat(&on.at("doc")).await, Err(ExportError::NotFound(_))));
 }
 
 pub(super) async fn what_is_missing(on: Ground<'_>) {
+    on.settle().await;
     for name in ["none", "none/below"] {
         let path = on.at(name);
         for (call, answer) in [
@@ -109,6 +121,7 @@ pub(super) async fn directory_of_five_thousand(on: Ground<'_>) {
     for name in &names {
         on.put(std::str::from_utf8(name).expect("made of text"), b"x");
     }
+    on.settle().await;
     let path = on.at("");
     let listed = on.export.list(&path, 5000).await.expect("5,000 of 5,000");
     assert_eq!(listed.len(), 5000, "each once");
@@ -117,4 +130,6 @@ pub(super) async fn directory_of_five_thousand(on: Ground<'_>) {
     assert_eq!(listed, names);
     let over = on.export.list(&path, 4999).await;
     assert!(matches!(over, Err(ExportError::TooMany { limit: 4999, .. })), "{:?}", over.map(|l| l.len()));
+    // Those whose contents are made from the directory make them many more times.
+    std::fs::remove_dir_all(on.behind("")).expect("behind");
 }

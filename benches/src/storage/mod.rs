@@ -3,6 +3,7 @@
 mod bulk;
 mod delay;
 mod gateway;
+mod iscsi;
 mod nfs;
 mod plain;
 mod weights;
@@ -97,6 +98,9 @@ pub(crate) fn run(options: &Options, amounts: &Amounts) -> anyhow::Result<()> {
     }
     if options.group("bulk.") || options.group("gateway.") {
         bulk::measure(options, amounts, &root, &runtime, &mut report)?;
+    }
+    if options.group("iscsi.") {
+        iscsi::measure(options, amounts, &root, &runtime, &mut report)?;
     }
     if options.group("weights.") {
         weights::measure(options, amounts, &root, &runtime, &mut report)?;

@@ -143,6 +143,10 @@ impl Export for IscsiExport {
         self.url.shown.clone()
     }
 
+    fn remote(&self) -> bool {
+        true
+    }
+
     async fn abilities(&self) -> Result<Abilities, ExportError> {
         self.within(self.options.deadline, &ObjectPath::root(), self.volume()).await?;
         Ok(Abilities { write: false, link: false })

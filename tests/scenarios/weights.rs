@@ -1,5 +1,7 @@
 //! Models on their way from the NAS to nodes: read once for two of them, one version or none, and told how far they are.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +11,8 @@ use ingle_daemon::metrics::Metrics;
 use ingle_daemon::{Shutdown, Tasks};
 use ingle_engine::fake::{FAKE_MODEL_FILE, FakeEngine};
 use ingle_gateway::config::ExportConfig;
-use ingle_gateway::nfs_server::faults::{Faults, NfsFaults};
-use ingle_gateway::nfs_server::{NfsServer, NfsServerOptions};
+
+use ingle_gateway::nfs_server::{Faults, NfsFaults, NfsServer, NfsServerOptions};
 use ingle_node_agent::config::ModelsRoot;
 use ingle_node_agent::metrics::NodeMetrics;
 use ingle_node_agent::storage::Gateways;

@@ -104,7 +104,7 @@ mod tests {
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
         let model = Some(v1::ModelRef { name: name.into(), ..Default::default() });
         let info = Some(v1::ModelInfo { model, kind: kind.into(), ..Default::default() });
-        v1::ModelStatus { info, seen_by: ids(seen), loaded_on: ids(loaded) }
+        v1::ModelStatus { info, seen_by: ids(seen), loaded_on: ids(loaded), fetching: Vec::new() }
     }
 
     #[test]

@@ -99,7 +99,7 @@ mod tests {
     fn it_is_the_digest_that_everybody_gets() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("weights");
-        let bytes: Vec<u8> = (0..3 * SUBTREE_BYTES as usize + 12_345).map(|i| (i * 31 >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * SUBTREE_BYTES as usize + 12_345).map(|i| ((i * 31) >> 7) as u8).collect();
         let subtree = SUBTREE_BYTES as usize;
         for length in [0, 1, 1024, 1025, subtree - 1, subtree, subtree + 1, 2 * subtree, 2 * subtree + 1, bytes.len()] {
             std::fs::write(&path, &bytes[..length]).expect("room");

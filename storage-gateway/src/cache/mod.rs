@@ -277,6 +277,13 @@ mod tests {
         Cache::open(&config, dir.to_owned(), Meters::new(&Metrics::new("test"))).expect("made")
     }
 
+    /// Ends with what it answers.
+    fn kept_up(upkeep: Option<Upkeep>) -> tokio::task::JoinSet<Result<(), std::convert::Infallible>> {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(upkeep.expect("a disk").run(std::future::pending()));
+        tasks
+    }
+
     async fn until(what: &str, mut is: impl FnMut() -> bool) {
         for _ in 0..2000 {
             if is() {
@@ -291,7 +298,7 @@ mod tests {
     async fn what_lasts_survives_a_restart_and_what_is_read_once_never_meets_the_disk() {
         let dir = tempfile::tempdir().expect("a directory");
         let (cache, upkeep) = open(dir.path(), 1, 64);
-        let running = tokio::spawn(upkeep.expect("a disk").run(std::future::pending()));
+        let running = kept_up(upkeep);
         let data = Bytes::from(vec![3; 1000]);
         cache.put(key(1), &data, true);
         cache.put(key(2), &data, false);
@@ -300,20 +307,20 @@ mod tests {
         let on_disk = cache.on_disk.clone().expect("a disk");
         until("two pieces on disk", || lock(&on_disk.held).len() == 2).await;
         drop((cache, on_disk));
-        running.abort();
+        drop(running);
         let (cache, upkeep) = open(dir.path(), 1, 64);
-        let running = tokio::spawn(upkeep.expect("a disk").run(std::future::pending()));
+        let running = kept_up(upkeep);
         until("found again", || cache.holds(&key(1)) && cache.holds(&key(3))).await;
         assert_eq!(cache.get(key(1)).await, Some(data));
         assert_eq!(cache.get(key(2)).await, None);
-        running.abort();
+        drop(running);
     }
 
     #[tokio::test]
     async fn a_rotten_piece_is_fetched_again_not_handed_out() {
         let dir = tempfile::tempdir().expect("a directory");
         let (cache, upkeep) = open(dir.path(), 0, 64);
-        let running = tokio::spawn(upkeep.expect("a disk").run(std::future::pending()));
+        let running = kept_up(upkeep);
         let data = Bytes::from(vec![3; 1000]);
         cache.put(key(1), &data, true);
         let on_disk = cache.on_disk.clone().expect("a disk");
@@ -325,7 +332,7 @@ mod tests {
         std::fs::write(&file, bytes).expect("room");
         assert_eq!(cache.get(key(1)).await, None);
         assert!(!cache.holds(&key(1)) && !file.exists());
-        running.abort();
+        drop(running);
     }
 
     #[test]

@@ -144,7 +144,7 @@ async fn see_models(client: &Client) {
             let mut models = client.models().await?;
             client.call(models.list_models(client.request(v1::ListModelsRequest::default()))).await
         };
-        let now = seen.await.map_or(0, |list| list.models.len());
+        let now = seen.await.map_or(0, |list| list.models.iter().filter(|model| !model.seen_by.is_empty()).count());
         if now != count {
             (count, since) = (now, Instant::now());
         }

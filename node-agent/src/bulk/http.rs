@@ -9,6 +9,8 @@ const PROBLEM_BYTES_MAX: u64 = 64 << 10;
 /// Bytes taken with the head at first: what they hold of the body is copied once more.
 const FIRST_READ: usize = 2 << 10;
 const HEADERS_MAX: usize = 32;
+/// Memory that is taken for a body before any of it has come.
+const BODY_RESERVED_MAX: u64 = crate::limits::WEIGHTS_RANGE_BYTES;
 
 /// A byte stream to a gateway.
 pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -71,7 +73,8 @@ pub(super) async fn rest(wire: &mut dyn Wire, head: &Head, at_once: u64, body: &
     let Some(left) = head.length.checked_sub(have) else {
         return Err(Broken::Middle(format!("{have} bytes came where {} were announced", head.length)));
     };
-    body.reserve_exact(usize::try_from(left).unwrap_or_default());
+    // What is announced is believed up to what a part may be; the rest makes room as it comes.
+    body.reserve_exact(usize::try_from(left.min(BODY_RESERVED_MAX)).unwrap_or_default());
     while (body.len() as u64) < head.length {
         let left = head.length - body.len() as u64;
         match (&mut *wire).take(left.min(at_once)).read_buf(body).await {

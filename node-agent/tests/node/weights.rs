@@ -10,12 +10,17 @@ use super::harness::{Leader, Node, batch};
 const CONFIG: &str = r#"{"task": "embed", "dimensions": 8}"#;
 
 async fn seen(leader: &mut Leader, enough: impl Fn(&[v1::ModelInfo]) -> bool) -> Vec<v1::ModelInfo> {
-    if enough(&leader.welcome.models) {
-        return leader.welcome.models.clone();
+    // Those that are still on their way aren't there.
+    let there = |models: Vec<v1::ModelInfo>| -> Option<Vec<v1::ModelInfo>> {
+        let models: Vec<_> = models.into_iter().filter(|info| info.fetch.is_none()).collect();
+        enough(&models).then_some(models)
+    };
+    if let Some(models) = there(leader.welcome.models.clone()) {
+        return models;
     }
     leader
         .until(|message| match message {
-            Message::Models(seen) if enough(&seen.models) => Some(seen.models),
+            Message::Models(seen) => there(seen.models),
             _ => None,
         })
         .await

@@ -376,7 +376,7 @@ impl Server {
     ) -> Result<Page, Fault> {
         use nfs3_types::nfs3::{READDIR3args, READDIRPLUS3args};
         /// Bytes of names, and of the whole reply.
-        const SIZES: (u32, u32) = (128 << 10, 512 << 10);
+        const SIZES: (u32, u32) = (32 << 10, 128 << 10);
         let dir = fh(directory);
         let read = |r: &mut Reader| read_page(r, plus);
         if plus {

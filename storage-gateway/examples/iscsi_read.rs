@@ -15,15 +15,9 @@ use ingle_proto::ObjectPath;
 
 const MIB: u32 = 1 << 20;
 
-#[tokio::main]
+/// On one thread, as libiscsi's `iscsi-perf` is: on two, one wakes for what the other is reading already.
+#[tokio::main(flavor = "current_thread")]
 async fn main() {
-    // As a call to a gateway is: a task among others, on a thread that runs them all.
-    let mut task = tokio::task::JoinSet::new();
-    task.spawn(run());
-    task.join_next().await.expect("one was spawned").expect("it doesn't panic");
-}
-
-async fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words[..] {

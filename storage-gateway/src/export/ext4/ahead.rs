@@ -18,8 +18,12 @@ use crate::export::disk::Disk;
 
 /// Bytes of a window: as much as the largest read.
 const WINDOW: u32 = 1 << 20;
-/// Windows that are under way or wait to be taken, per file.
-const WINDOWS: usize = 6;
+/// Windows that are kept before a reader, with the one that it asks for.
+const WINDOWS: usize = 3;
+/// Windows that are under way at once unless somebody waits for more: they push each other out of the processor's caches.
+const UNDER_WAY: usize = 4;
+/// Windows behind the last read that are kept for reads that come late.
+const LATE: usize = 2;
 /// Files that are read ahead of at once; the one that rested longest gives way.
 const FILES: usize = 16;
 /// What waits unread is believed for so many times the age of metadata.
@@ -73,7 +77,8 @@ impl Stream {
     /// Begins windows up to so many after what was asked for, in the order in which they will be taken.
     fn reach(&mut self, volume: &Arc<Volume>, inode: &Inode) {
         let reach = (self.next + u64::from(WINDOW) * (WINDOWS as u64 - 1)).min(inode.attr.size);
-        while self.ahead < reach && self.windows.len() < 2 * WINDOWS {
+        let mut under_way = self.windows.iter().filter(|window| window.read.peek().is_none()).count();
+        while self.ahead < reach && (self.ahead < self.next || under_way < UNDER_WAY) {
             let size = u64::from(WINDOW).min(inode.attr.size - self.ahead);
             let (offset, length) = (self.ahead, u32::try_from(size).expect("a window at most"));
             let (volume, inode) = (volume.clone(), inode.clone());
@@ -81,6 +86,7 @@ impl Stream {
             self.reads.spawn(read.clone().map(drop));
             self.windows.push_back(Window { offset, length, begun: Instant::now(), read });
             self.ahead += size;
+            under_way += 1;
         }
     }
 }
@@ -139,7 +145,7 @@ impl Ahead {
         }
         stream.next = stream.next.max(end);
         // Reads of one reader may come in any order: only what lies before all that still may come is done with.
-        let behind = stream.next.saturating_sub(u64::from(WINDOW) * WINDOWS as u64 / 2);
+        let behind = stream.next.saturating_sub(u64::from(WINDOW) * LATE as u64);
         stream.windows.retain(|window| window.offset + u64::from(window.length) > behind);
         if held.is_none() && stream.windows.is_empty() {
             stream.ahead = offset;

@@ -13,6 +13,7 @@ mod target;
 mod unit;
 mod url;
 mod volume;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;

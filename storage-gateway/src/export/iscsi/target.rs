@@ -15,6 +15,7 @@ use super::buffers::Buffers;
 use super::dial::Dialer;
 use super::link::{Broken, Link};
 use super::unit::{self, Unit};
+use super::whole::{PIECE, Whole};
 use crate::export::ExportError;
 
 /// Requests that wait between callers and the session, beside those in flight.
@@ -36,6 +37,8 @@ type Answer<T> = oneshot::Sender<Result<T, ExportError>>;
 enum What {
     /// Bytes of the unit.
     Read { offset: u64, length: u32, answer: Answer<Bytes> },
+    /// A piece of a larger read: the whole, where in it, and the place for it.
+    Piece { whole: Whole, start: u32, offset: u64, length: u32, buffer: BytesMut },
     /// What it is, as the present session found it.
     Unit(Answer<Unit>),
 }
@@ -51,6 +54,7 @@ impl Request {
     fn fail(self, error: ExportError) {
         match self.what {
             What::Read { answer, .. } => drop(answer.send(Err(error))),
+            What::Piece { whole, .. } => whole.fail(error),
             What::Unit(answer) => drop(answer.send(Err(error))),
         }
     }
@@ -59,6 +63,7 @@ impl Request {
     fn abandoned(&self) -> bool {
         match &self.what {
             What::Read { answer, .. } => answer.is_closed(),
+            What::Piece { whole, .. } => whole.abandoned(),
             What::Unit(answer) => answer.is_closed(),
         }
     }
@@ -307,43 +312,70 @@ impl Driver {
                         drop(answer.send(Err(self.dialer.broken(why))));
                         continue;
                     }
-                    let blocks = u32::try_from(u64::from(length) / size).expect("less than `length`");
                     let buffer = self.buffers.take(length);
-                    let tag = link.session.submit(&scsi::read(offset / size, blocks), length, buffer);
-                    let tag = tag.expect("it may be submitted, and is no longer than a unit's reads");
+                    if length > PIECE {
+                        let (whole, pieces) = Whole::cut(buffer, length, answer);
+                        for (start, length, buffer) in pieces.into_iter().rev() {
+                            let (whole, offset) = (whole.clone(), offset + u64::from(start));
+                            let what = What::Piece { whole, start, offset, length, buffer };
+                            self.queue.push_front(Request { what, until, after: None });
+                        }
+                        continue;
+                    }
                     let what = What::Read { offset, length, answer };
-                    self.flying[tag.slot()] = Some(Request { what, until, after: None });
+                    self.fly(link, unit, Request { what, until, after: None }, offset, length, buffer);
+                }
+                What::Piece { whole, start, offset, length, buffer } => {
+                    let what = What::Piece { whole, start, offset, length, buffer: BytesMut::new() };
+                    self.fly(link, unit, Request { what, until, after: None }, offset, length, buffer);
                 }
             }
         }
     }
 
+    /// Sends a read of whole blocks of the unit, for which there is room.
+    fn fly(&mut self, link: &mut Link, unit: Unit, request: Request, offset: u64, length: u32, buffer: BytesMut) {
+        let size = unit.capacity.block_size;
+        let tag = link.session.submit(&scsi::read(offset / u64::from(size), length / size), length, buffer);
+        match tag {
+            Some(tag) => self.flying[tag.slot()] = Some(request),
+            None => self.queue.push_front(request),
+        }
+    }
+
     fn ended(&mut self, tag: Tag, outcome: Outcome) {
         let Some(mut request) = self.flying[tag.slot()].take() else { return };
-        let What::Read { offset, length, answer } = request.what else { return };
+        let (offset, length) = match &request.what {
+            What::Read { offset, length, .. } | What::Piece { offset, length, .. } => (*offset, *length),
+            What::Unit(_) => return,
+        };
         match outcome {
-            Outcome::Done(data) if data.len() == length as usize => drop(answer.send(Ok(self.buffers.lend(data)))),
-            Outcome::Done(data) => {
-                drop(answer.send(Err(self.short(&data, offset, length))));
-            }
+            Outcome::Done(data) if data.len() == length as usize => match request.what {
+                What::Read { answer, .. } => drop(answer.send(Ok(self.buffers.lend(data)))),
+                What::Piece { whole, start, .. } => {
+                    if let Some((data, answer)) = whole.arrived(start, data) {
+                        drop(answer.send(Ok(self.buffers.lend(data))));
+                    }
+                }
+                What::Unit(_) => {}
+            },
+            Outcome::Done(data) => request.fail(self.short(&data, offset, length)),
             Outcome::Failed { status, sense }
                 if sense.is_some_and(Sense::passing) || matches!(status, status::BUSY | status::TASK_SET_FULL) =>
             {
                 request.after = Some(Instant::now() + PUT_OFF);
                 self.trouble = unit::failure(status, sense);
-                request.what = What::Read { offset, length, answer };
                 self.queue.push_back(request);
             }
             Outcome::Failed { status, sense } => {
                 let why = format!("{length} bytes at {offset}: {}", unit::failure(status, sense));
-                let error = match status {
+                request.fail(match status {
                     status::RESERVATION_CONFLICT => ExportError::Unavailable(format!(
                         "{}: {why}: another initiator has reserved it for itself",
                         self.dialer.url.shown
                     )),
                     _ => self.dialer.broken(why),
-                };
-                drop(answer.send(Err(error)));
+                });
             }
         }
     }

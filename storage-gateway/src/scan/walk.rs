@@ -260,7 +260,7 @@ pub fn judge(entry: &Entry, taste: Taste) -> Result<(), String> {
     let kind = kinds::taken(taste.job, &entry.name, taste.texts)?;
     let size = entry.attr.size;
     if size > document_bytes_max {
-        let setting = "document_bytes_max of the gateway's settings, of the export or under limits";
+        let setting = "limits.document_bytes_max of the gateway's settings, or that of the export";
         return Err(format!("{size} bytes, more than the limit of {document_bytes_max} ({setting})"));
     }
     if kind == kinds::Kind::Text && size > TEXT_BYTES_MAX {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use ingle_daemon::config::TlsConfig;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::{Shutdown, Tasks};
@@ -13,12 +14,14 @@ use ingle_engine::fake::{FAKE_MODEL_FILE, FakeEngine};
 use ingle_gateway::config::ExportConfig;
 
 use ingle_gateway::nfs_server::{Faults, NfsFaults, NfsServer, NfsServerOptions};
+use ingle_node_agent::bulk::{Bulk, Wanted};
 use ingle_node_agent::config::ModelsRoot;
 use ingle_node_agent::metrics::NodeMetrics;
 use ingle_node_agent::storage::Gateways;
 use ingle_node_agent::weights::{Cache, Catalogue, ReadyModel};
 use ingle_proto::storage::Object;
-use ingle_proto::{ErrorCode, Problem};
+use ingle_proto::v1::storage_client::StorageClient;
+use ingle_proto::{ErrorCode, Problem, v1};
 use ingle_tests::cluster::counted;
 
 /// What the engine of tests calls its weights.
@@ -136,4 +139,53 @@ async fn weights_that_change_while_they_are_copied_are_one_version_or_none() {
     // Listed anew it is the other version, under another digest.
     let model = brought(&node).await.unwrap();
     assert!(copied(&model) == weights(2));
+}
+
+/// Straight from the endpoint, without the second way that a gateway without one would be read by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_come_over_tls_from_one_connection_after_the_other() {
+    ingle_daemon::tls::install_provider();
+    let pem = |name: &str| Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/tests/daemon/tls").join(name));
+    let tls = TlsConfig { ca: pem("ca.pem"), cert: pem("server.pem"), key: pem("server.key") };
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("big"), weights(1)).unwrap();
+    let listener = ingle_daemon::grpc::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    let mut config = ingle_gateway::Config {
+        metrics: None,
+        state_dir: home.path().join("gateway"),
+        tls: tls.clone(),
+        ..ingle_gateway::Config::default()
+    };
+    // A path that leads nowhere: nodes on other machines see none either.
+    config.ranges.socket = Some(home.path().join("none/ranges.sock"));
+    let url = format!("file://{}", home.path().display());
+    config.exports.insert("models".into(), ExportConfig { url, ..ExportConfig::default() });
+    let (shutdown, metrics) = (Shutdown::new(), Metrics::new("ingle-gateway"));
+    let tasks = Tasks::new(shutdown.clone());
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move { ingle_gateway::run(listener, config, &metrics, tasks, shutdown).await });
+    let options = ingle_daemon::grpc::ConnectOptions::default();
+    let channel = ingle_daemon::grpc::connect(&endpoint, &tls, &options).await.unwrap();
+    let bulk = Bulk::new(&endpoint, &tls, StorageClient::new(channel)).unwrap();
+    let object = v1::ObjectRef { export: "models".into(), path: b"big".to_vec().into() };
+    let whole = weights(1);
+    let (mut buffer, mut etag) = (Vec::new(), None);
+    for offset in (0..whole.len() as u64).step_by(4 << 20) {
+        let length = (4 << 20).min(whole.len() as u64 - offset);
+        let wanted = Wanted { object: &object, token: None, offset, length, etag: etag.as_deref(), lasting: false };
+        let part = bulk.part(wanted, buffer).await.unwrap();
+        assert!(part.bytes == whole[offset as usize..(offset + length) as usize]);
+        assert_eq!(part.size, whole.len() as u64);
+        (buffer, etag) = (part.bytes, Some(part.etag));
+    }
+    // Many at once: none may wait for a head that was never sent, which the gateway would give up after ten seconds.
+    let (bulk, object) = (&bulk, &object);
+    let all = futures::stream::iter(0..200_u64).map(|n| async move {
+        let offset = (n % 8) << 22;
+        bulk.part(Wanted { object, token: None, offset, length: 4 << 20, etag: None, lasting: false }, Vec::new()).await
+    });
+    let all: Vec<_> = all.buffer_unordered(8).collect().await;
+    assert!(all.iter().all(|part| part.as_ref().is_ok_and(|part| part.bytes.len() == 4 << 20)));
+    assert_eq!(bulk.given_up(), 0, "connections that were taken for stale");
 }

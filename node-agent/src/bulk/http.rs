@@ -44,7 +44,8 @@ pub(super) enum Broken {
 
 /// Asks, and reads the answer's head. What came of the body already stands in `body`.
 pub(super) async fn ask(wire: &mut dyn Wire, request: &str, body: &mut Vec<u8>) -> Result<Head, Broken> {
-    if wire.write_all(request.as_bytes()).await.is_err() {
+    // TLS may have taken the request and sent nothing of it.
+    if wire.write_all(request.as_bytes()).await.is_err() || wire.flush().await.is_err() {
         return Err(Broken::Stale);
     }
     let mut received = Vec::with_capacity(FIRST_READ);

@@ -7,6 +7,7 @@ mod http;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -91,6 +92,8 @@ struct Inner {
     client: Option<StorageClient<ingle_daemon::grpc::Channel>>,
     served: tokio::sync::Mutex<Option<Served>>,
     idle: Mutex<Vec<Connection>>,
+    /// Idle connections that turned out to be closed.
+    given_up: AtomicU64,
 }
 
 fn unavailable(words: String) -> Problem {
@@ -116,6 +119,7 @@ impl Bulk {
             client: Some(client),
             served: tokio::sync::Mutex::default(),
             idle: Mutex::default(),
+            given_up: AtomicU64::new(0),
         })))
     }
 
@@ -129,7 +133,14 @@ impl Bulk {
             client: None,
             served: tokio::sync::Mutex::new(Some(served)),
             idle: Mutex::default(),
+            given_up: AtomicU64::new(0),
         }))
+    }
+
+    /// How many idle connections turned out to be closed when they were used again.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.0.given_up.load(Ordering::Relaxed)
     }
 
     /// Reads a part of a file into `buffer`, which is emptied first. `UNIMPLEMENTED` where the gateway serves no ranges.
@@ -146,7 +157,10 @@ impl Bulk {
                 buffer.clear();
                 match http::ask(&mut *connection.wire, &request, &mut buffer).await {
                     // It was closed while it was idle.
-                    Err(Broken::Stale) if reused => fresh = true,
+                    Err(Broken::Stale) if reused => {
+                        self.0.given_up.fetch_add(1, Ordering::Relaxed);
+                        fresh = true;
+                    }
                     Err(Broken::Stale) => {
                         self.forget().await;
                         return Err(unavailable("the gateway ended the connection without an answer".to_owned()));

@@ -10,6 +10,7 @@ pub mod scrub;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,12 @@ use evict::S3Fifo;
 
 /// Pieces that wait to be written; past that they are not kept, for the disk is slower than the wire.
 const WRITES_WAITING: usize = 128;
-/// Written pieces that are written back together.
+/// Pieces that are written before others are looked at.
 const WRITES_TOGETHER: usize = 32;
+/// Files that wait to be written back; of more the kernel takes care.
+const SETTLING_MAX: usize = 256;
+/// How long a piece that will last waits for its turn to be written: the NAS would be read again for it.
+const TURN_MAX: Duration = Duration::from_millis(500);
 
 /// Where the cache lies and how large it may be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,7 +146,7 @@ impl Cache {
     pub async fn get(&self, key: Key) -> Option<Bytes> {
         if let Some(found) = lock(&self.memory).get(&key).cloned() {
             self.meters.cached("memory");
-            self.keep_on_disk(key, &found, false);
+            self.keep_on_disk(key, &found);
             return Some(found);
         }
         let found = self.read_disk(key).await;
@@ -161,11 +166,17 @@ impl Cache {
             || self.on_disk.as_ref().is_some_and(|on_disk| lock(&on_disk.held).contains(key))
     }
 
-    /// Takes in a piece that was read. `lasting`: it will be wanted again, by another node or after a restart.
-    pub fn put(&self, key: Key, data: &Bytes, lasting: bool) {
+    /// Takes in a piece that was read. `lasting`: it will be wanted again, by another node or after a restart, and so waits a
+    /// little for a disk that is behind.
+    pub async fn put(&self, key: Key, data: &Bytes, lasting: bool) {
         lock(&self.memory).insert(key, data.clone(), data.len() as u64, lasting);
-        if lasting {
-            self.keep_on_disk(key, data, true);
+        if lasting
+            && let Some(on_disk) = &self.on_disk
+            && !lock(&on_disk.held).contains(&key)
+        {
+            let writing = Writing { key, data: data.clone(), lasting };
+            // A disk that stays behind keeps less.
+            let _ = tokio::time::timeout(TURN_MAX, on_disk.waiting.send(writing)).await;
         }
     }
 
@@ -175,11 +186,11 @@ impl Cache {
         lock(&self.memory).bytes()
     }
 
-    fn keep_on_disk(&self, key: Key, data: &Bytes, lasting: bool) {
+    fn keep_on_disk(&self, key: Key, data: &Bytes) {
         let Some(on_disk) = &self.on_disk else { return };
         if !lock(&on_disk.held).contains(&key) {
             // A disk that doesn't keep up keeps less.
-            let _ = on_disk.waiting.try_send(Writing { key, data: data.clone(), lasting });
+            let _ = on_disk.waiting.try_send(Writing { key, data: data.clone(), lasting: false });
         }
     }
 
@@ -223,6 +234,8 @@ impl Upkeep {
         let _ended_with_us = scrub::Ending(scrubbing.abort_handle());
         let mut together = Vec::with_capacity(WRITES_TOGETHER);
         let mut end = std::pin::pin!(end);
+        let mut written: Vec<std::fs::File> = Vec::new();
+        let mut settling = tokio::task::JoinSet::new();
         loop {
             let came = tokio::select! {
                 came = self.waiting.recv_many(&mut together, WRITES_TOGETHER) => came,
@@ -232,15 +245,24 @@ impl Upkeep {
                 return Ok(());
             }
             let (on_disk, pieces) = (Arc::clone(&self.on_disk), std::mem::take(&mut together));
-            if let Err(ended) = tokio::task::spawn_blocking(move || on_disk.write(&pieces)).await {
-                tracing::warn!(%ended, "writing to the cache ended");
+            match tokio::task::spawn_blocking(move || on_disk.write(&pieces)).await {
+                Ok(files) => written.extend(files),
+                Err(ended) => tracing::warn!(%ended, "writing to the cache ended"),
+            }
+            // Written back beside the writing, one round at a time.
+            while settling.try_join_next().is_some() {}
+            if settling.is_empty() {
+                let files = std::mem::take(&mut written);
+                settling.spawn_blocking(move || disk::settle(&files));
+            } else {
+                written.truncate(SETTLING_MAX);
             }
         }
     }
 }
 
 impl OnDisk {
-    fn write(&self, pieces: &[Writing]) {
+    fn write(&self, pieces: &[Writing]) -> Vec<std::fs::File> {
         let mut written = Vec::with_capacity(pieces.len());
         for Writing { key, data, lasting } in pieces {
             if lock(&self.held).contains(key) || !self.disk.has_room() {
@@ -256,7 +278,7 @@ impl OnDisk {
             let gone = lock(&self.held).insert(*key, (), data.len() as u64, *lasting);
             gone.iter().for_each(|(key, ())| self.disk.remove(key));
         }
-        disk::settle(&written);
+        written
     }
 }
 
@@ -300,9 +322,9 @@ mod tests {
         let (cache, upkeep) = open(dir.path(), 1, 64);
         let running = kept_up(upkeep);
         let data = Bytes::from(vec![3; 1000]);
-        cache.put(key(1), &data, true);
-        cache.put(key(2), &data, false);
-        cache.put(key(3), &data, false);
+        cache.put(key(1), &data, true).await;
+        cache.put(key(2), &data, false).await;
+        cache.put(key(3), &data, false).await;
         assert_eq!(cache.get(key(3)).await, Some(data.clone()), "asked for a second time");
         let on_disk = cache.on_disk.clone().expect("a disk");
         until("two pieces on disk", || lock(&on_disk.held).len() == 2).await;
@@ -322,7 +344,7 @@ mod tests {
         let (cache, upkeep) = open(dir.path(), 0, 64);
         let running = kept_up(upkeep);
         let data = Bytes::from(vec![3; 1000]);
-        cache.put(key(1), &data, true);
+        cache.put(key(1), &data, true).await;
         let on_disk = cache.on_disk.clone().expect("a disk");
         until("a piece on disk", || lock(&on_disk.held).len() == 1).await;
         assert_eq!(cache.get(key(1)).await, Some(data.clone()), "no memory: from disk");

@@ -140,7 +140,7 @@ impl Reader {
                 let start = piece * PIECE_BYTES as u64;
                 let end = (start + PIECE_BYTES as u64).min(document.attr.size);
                 let data = fetch(&document, start, end, true).await?;
-                cache.put(key, &data, document.lasting);
+                cache.put(key, &data, document.lasting).await;
                 Ok(data)
             }
             .boxed()

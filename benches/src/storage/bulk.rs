@@ -110,9 +110,7 @@ pub(super) fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let binaries = crate::suite::binaries(options)?;
-    let shares = root.join("target/bench-storage");
-    std::fs::create_dir_all(&shares)?;
-    let home = tempfile::Builder::new().prefix("bulk-").tempdir_in(&shares)?;
+    let home = super::ground(root, "bulk-")?;
     nfs::big_file(&home.path().join("big"), amounts.file_mib)?;
     let bytes = amounts.file_mib << 20;
     let url = format!("file://{}", home.path().display());

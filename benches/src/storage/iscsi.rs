@@ -88,9 +88,7 @@ pub(super) fn measure(
     runtime: &Runtime,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let shares = root.join("target/bench-storage");
-    std::fs::create_dir_all(&shares)?;
-    let home = tempfile::Builder::new().prefix("unit-").tempdir_in(&shares)?;
+    let home = super::ground(root, "unit-")?;
     let mib = amounts.file_mib.min(1024);
     std::fs::create_dir(home.path().join("files"))?;
     nfs::big_file(&home.path().join("files/big"), mib)?;

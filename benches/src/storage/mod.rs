@@ -8,6 +8,7 @@ mod nfs;
 mod plain;
 mod weights;
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -66,6 +67,16 @@ pub(crate) fn compare(
     say(&format!("  {}", measure.line()));
     report.measures.push(measure);
     Ok(())
+}
+
+/// A folder for what is measured, on the disk that the workspace lies on: gone when it is dropped.
+///
+/// # Errors
+/// It can't be made.
+pub(crate) fn ground(root: &Path, prefix: &str) -> anyhow::Result<tempfile::TempDir> {
+    let shares = root.join("target/bench-storage");
+    std::fs::create_dir_all(&shares)?;
+    Ok(tempfile::Builder::new().prefix(prefix).tempdir_in(&shares)?)
 }
 
 /// Runs a program to its end with what it prints thrown away; the seconds it took.

@@ -37,9 +37,7 @@ struct Nas {
 
 impl Nas {
     fn start(root: &Path, amounts: &Amounts) -> anyhow::Result<Self> {
-        let shares = root.join("target/bench-storage");
-        std::fs::create_dir_all(&shares)?;
-        let home = tempfile::Builder::new().prefix("nas-").tempdir_in(&shares)?;
+        let home = super::ground(root, "nas-")?;
         big_file(&home.path().join("big"), amounts.file_mib)?;
         for (folder, count) in [("small", 1), ("many", DIRECTORIES)] {
             let files = if folder == "small" { amounts.files } else { amounts.files * 10 };

@@ -49,9 +49,7 @@ pub(super) fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     const TWO: &str = "weights.two_nodes_bytes";
-    let shares = root.join("target/bench-storage");
-    std::fs::create_dir_all(&shares)?;
-    let home = tempfile::Builder::new().prefix("weights-").tempdir_in(&shares)?;
+    let home = super::ground(root, "weights-")?;
     let model = home.path().join("models/big");
     std::fs::create_dir_all(&model)?;
     std::fs::write(model.join(FAKE_MODEL_FILE), r#"{"task":"embed","dimensions":16,"context":64}"#)?;

@@ -21,14 +21,27 @@ pub struct Ganesha {
     home: TempDir,
     directory: PathBuf,
     ports: (u16, u16),
+    caching: bool,
 }
 
 impl Ganesha {
-    /// Starts it.
+    /// Starts it. It keeps no attributes, for tests change files behind its back.
     ///
     /// # Errors
     /// It can't run here: says what is missing. Tests print that and skip.
     pub fn start(directory: &Path) -> Result<Self, String> {
+        Self::begin(directory, false)
+    }
+
+    /// Starts it as on a NAS that holds what is in use in memory: attributes for a minute, of up to a million files.
+    ///
+    /// # Errors
+    /// It can't run here: says what is missing.
+    pub fn start_caching(directory: &Path) -> Result<Self, String> {
+        Self::begin(directory, true)
+    }
+
+    fn begin(directory: &Path, caching: bool) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("NFS-Ganesha needs root".to_owned());
         }
@@ -46,8 +59,8 @@ impl Ganesha {
         // Ganesha keeps sockets there, and doesn't make the directory itself.
         std::fs::create_dir_all("/var/run/ganesha").map_err(|error| format!("/var/run/ganesha: {error}"))?;
         let ports = free_ports().map_err(|error| format!("no free port: {error}"))?;
-        let child = launch(home.path(), directory, ports)?;
-        let mut server = Self { child, home, directory: directory.to_owned(), ports };
+        let child = launch(home.path(), directory, ports, caching)?;
+        let mut server = Self { child, home, directory: directory.to_owned(), ports, caching };
         server.wait_until_ready()?;
         Ok(server)
     }
@@ -77,7 +90,7 @@ impl Ganesha {
     /// It didn't come up: says why.
     pub fn restart(&mut self) -> Result<(), String> {
         self.kill();
-        self.child = launch(self.home.path(), &self.directory, self.ports)?;
+        self.child = launch(self.home.path(), &self.directory, self.ports, self.caching)?;
         self.wait_until_ready()
     }
 
@@ -110,15 +123,16 @@ fn free_ports() -> io::Result<(u16, u16)> {
     Ok((a.local_addr()?.port(), b.local_addr()?.port()))
 }
 
-fn launch(home: &Path, directory: &Path, (nfs, mount): (u16, u16)) -> Result<Child, String> {
+fn launch(home: &Path, directory: &Path, (nfs, mount): (u16, u16), caching: bool) -> Result<Child, String> {
     let config = home.join("ganesha.conf");
-    // Attributes aren't cached: tests change files behind the server's back.
+    let attributes_s = if caching { 60 } else { 0 };
     let text = format!(
         "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {nfs}; MNT_Port = {mount}; Bind_addr = 127.0.0.1;
            Enable_NLM = false; Enable_RQUOTA = false; mount_path_pseudo = false; }}
+         MDCACHE {{ Entries_HWMark = 1000000; }}
          NFSv4 {{ Graceless = true; RecoveryBackend = fs; }}
          EXPORT {{ Export_Id = 1; Path = {}; Pseudo = /export; Protocols = 3; Transports = TCP; Access_Type = RW;
-           Squash = No_Root_Squash; SecType = sys; Attr_Expiration_Time = 0; MaxRead = 1048576; MaxWrite = 1048576;
+           Squash = No_Root_Squash; SecType = sys; Attr_Expiration_Time = {attributes_s}; MaxRead = 1048576; MaxWrite = 1048576;
            FSAL {{ Name = VFS; }} }}
          LOG {{ Default_Log_Level = EVENT; }}\n",
         directory.display()

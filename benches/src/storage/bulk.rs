@@ -21,7 +21,7 @@ use crate::report::{Better, Measure, Peer, Report};
 const PART_BYTES: u64 = ingle_node_agent::limits::WEIGHTS_RANGE_BYTES;
 const PARTS_AT_ONCE: usize = ingle_node_agent::limits::WEIGHTS_RANGES_IN_FLIGHT;
 /// Connections over which gRPC is at its best here.
-const STREAMS: u64 = 2;
+const BEST_STREAMS: u64 = 2;
 const READERS: usize = 100;
 /// Memory that the gateway may take beside its cache, and the cache that it has by default, in MiB.
 const MEMORY_MIB: (f64, f64) = (256.0, 128.0);
@@ -65,6 +65,18 @@ async fn through(client: &Client, bytes: u64) -> anyhow::Result<f64> {
     .await
 }
 
+/// The file's parts in order.
+fn in_order(client: &Client, bytes: u64) -> impl futures::Stream<Item = Result<bytes::Bytes, ingle_proto::Problem>> {
+    futures::stream::iter((0..bytes).step_by(PART_BYTES as usize))
+        .map(move |offset| async move {
+            let object = object();
+            let length = PART_BYTES.min(bytes - offset);
+            let wanted = Wanted { object: &object, token: None, offset, length, etag: None, lasting: false };
+            Ok(client.part(wanted, Vec::new()).await?.bytes.into())
+        })
+        .buffered(PARTS_AT_ONCE)
+}
+
 async fn from_plain(bulk: &Bulk, bytes: u64) -> anyhow::Result<f64> {
     let object = object();
     let object = &object;
@@ -76,17 +88,17 @@ async fn from_plain(bulk: &Bulk, bytes: u64) -> anyhow::Result<f64> {
 }
 
 /// The same file over gRPC, a stream on each of a few connections.
-async fn over_grpc(gateway: &Gateway, tls: &TlsConfig, bytes: u64) -> anyhow::Result<f64> {
-    let share = bytes / STREAMS;
+async fn over_grpc(gateway: &Gateway, tls: &TlsConfig, bytes: u64, streams: u64) -> anyhow::Result<f64> {
+    let share = bytes / streams;
     let options = ingle_daemon::grpc::ConnectOptions::eager();
     let mut clients = Vec::new();
-    for _ in 0..STREAMS {
+    for _ in 0..streams {
         let channel = ingle_daemon::grpc::connect(&gateway.endpoint(), tls, &options).await?;
         let client = v1::storage_client::StorageClient::new(channel);
         clients.push(client.max_decoding_message_size(ingle_proto::MESSAGE_BYTES_MAX));
     }
     let begun = Instant::now();
-    let streams = clients.into_iter().zip(0..).map(|(mut client, number)| async move {
+    let reads = clients.into_iter().zip(0..).map(|(mut client, number)| async move {
         let source = v1::read_request::Source::Object(object());
         let request =
             v1::ReadRequest { source: Some(source), offset: number * share, length: share, ..Default::default() };
@@ -98,7 +110,7 @@ async fn over_grpc(gateway: &Gateway, tls: &TlsConfig, bytes: u64) -> anyhow::Re
         anyhow::ensure!(total == share, "{total} of {share} bytes came");
         Ok(())
     });
-    futures::future::try_join_all(streams).await?;
+    futures::future::try_join_all(reads).await?;
     Ok(bytes as f64 / begun.elapsed().as_secs_f64() / 1e9)
 }
 
@@ -119,6 +131,10 @@ pub(super) fn measure(
     let tcp_alone = "[ranges]\nsocket = '/dev/null/none'";
     let gateway = Gateway::start(&binaries, &[("docs", &url)], tcp_alone, TlsConfig::default())?;
     let client = gateway.client()?;
+    let verified = |name: &'static str, client: &Client| {
+        runtime.block_on(super::verify(name, &home.path().join("big"), in_order(client, bytes)))
+    };
+    verified("bulk.to_node", &client)?;
     let plain = Bulk::at(plain::serve(&home.path().join("big"))?);
     compare(
         options,
@@ -131,6 +147,7 @@ pub(super) fn measure(
     )?;
     let beside = Gateway::start(&binaries, &[("docs", &url)], "", TlsConfig::default())?;
     let over_socket = beside.client()?;
+    verified("bulk.to_node_socket", &over_socket)?;
     compare(
         options,
         report,
@@ -148,15 +165,19 @@ pub(super) fn measure(
     };
     let secured = Gateway::start(&binaries, &[("docs", &url)], tcp_alone, tls("server"))?;
     let secure_client = secured.client()?;
-    compare(
-        options,
-        report,
-        "bulk.to_node_tls",
-        "GB/s",
-        || runtime.block_on(through(&secure_client, bytes)),
-        "gRPC (tonic) with TLS, two connections",
-        || runtime.block_on(over_grpc(&secured, &tls("server"), bytes)),
-    )?;
+    verified("bulk.to_node_tls", &secure_client)?;
+    let sides = [("bulk.to_node_tls", "one stream", 1), ("bulk.to_node_tls_two", "two connections", BEST_STREAMS)];
+    for (name, how, streams) in sides {
+        compare(
+            options,
+            report,
+            name,
+            "GB/s",
+            || runtime.block_on(through(&secure_client, bytes)),
+            &format!("gRPC (tonic) with TLS, {how}"),
+            || runtime.block_on(over_grpc(&secured, &tls("server"), bytes, streams)),
+        )?;
+    }
     memory(options, &home, &binaries, runtime, report, bytes)
 }
 

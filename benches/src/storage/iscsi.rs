@@ -111,6 +111,10 @@ pub(super) fn measure(
     }
     let export = runtime.block_on(IscsiExport::connect(&url, &IscsiOptions::default()))?;
     let path = ObjectPath::new("big").map_err(|problem| anyhow::anyhow!("{problem}"))?;
+    if options.wants("iscsi.ext4_file") {
+        let read = ingle_gateway::file::chunks(&export, &path, 0, mib << 20);
+        runtime.block_on(super::verify("iscsi.ext4_file", &home.path().join("files/big"), read))?;
+    }
     let (bytes, depths) = SEQUENTIAL;
     compare(
         options,

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
+use futures::StreamExt as _;
 
 use crate::report::{Better, Measure, Peer, Report};
 use crate::{Options, say};
@@ -66,6 +67,25 @@ pub(crate) fn compare(
     let measure = Measure { name, unit, better: Better::Higher, ours: our_samples, peer };
     say(&format!("  {}", measure.line()));
     report.measures.push(measure);
+    Ok(())
+}
+
+/// Whether what is measured brings the file's own bytes: asked once, beside the clock.
+///
+/// # Errors
+/// It fails, or the bytes are others.
+pub(crate) async fn verify<E: std::error::Error + Send + Sync + 'static>(
+    what: &str,
+    source: &Path,
+    pieces: impl futures::Stream<Item = Result<bytes::Bytes, E>>,
+) -> anyhow::Result<()> {
+    let mut pieces = std::pin::pin!(pieces);
+    let mut hasher = blake3::Hasher::new();
+    while let Some(piece) = pieces.next().await {
+        hasher.update(&piece.with_context(|| what.to_owned())?);
+    }
+    let (expected, _) = ingle_node_agent::weights::hash::file(source)?;
+    anyhow::ensure!(hasher.finalize() == blake3::Hash::from(expected.0), "{what}: other bytes came than the file has");
     Ok(())
 }
 

@@ -50,7 +50,7 @@ impl Nas {
                 }
             }
         }
-        let server = Ganesha::start(home.path()).map_err(anyhow::Error::msg)?;
+        let server = Ganesha::start_caching(home.path()).map_err(anyhow::Error::msg)?;
         let peer = root.join(".cache/bench-nfs3/release/bench-nfs3-client");
         Ok(Self { server, root: home, peer })
     }
@@ -200,6 +200,10 @@ pub(super) fn measure(
         nas.server.ports().1
     );
     let gigabytes = bytes as f64 / 1e9;
+    if options.wants("nfs.seq_2gib") {
+        let read = file::chunks(&*near, &big, 0, bytes);
+        runtime.block_on(super::verify("nfs.seq_2gib", &nas.root.path().join("big"), read))?;
+    }
     compare(
         options,
         report,

@@ -20,6 +20,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use prost::Message as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, rustls};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::limits::{BULK_IDLE_MAX, STORAGE_ANSWER};
 use http::{Broken, Head, Wire};
@@ -96,6 +97,44 @@ struct Inner {
     given_up: AtomicU64,
 }
 
+/// What came of a request: the body, or the problem that the gateway told.
+struct Answer {
+    connection: Connection,
+    head: Head,
+    outcome: Result<Vec<u8>, Problem>,
+}
+
+/// Asks, and reads the answer into `buffer`, on a task of its own that ends with the caller: connections side by side then
+/// use several cores, for TLS decrypts, and the kernel copies, on the thread that reads.
+#[allow(clippy::disallowed_methods, reason = "the handle owns the task, and ends it when dropped")]
+async fn exchange(
+    mut connection: Connection,
+    request: Arc<str>,
+    most: u64,
+    mut buffer: Vec<u8>,
+) -> Result<Result<Answer, Broken>, Problem> {
+    let exchanged = tokio::spawn(async move {
+        buffer.clear();
+        let wire = &mut *connection.wire;
+        let head = http::ask(wire, &request, &mut buffer).await?;
+        let outcome = if head.instance != connection.instance {
+            // Whoever that is: nothing of it is read.
+            Ok(Vec::new())
+        } else if !matches!(head.status, 200 | 206) {
+            Err(http::problem(wire, &head, buffer).await)
+        } else if head.length > most {
+            let words = format!("{} bytes announced where {most} were asked for", head.length);
+            return Err(Broken::Middle(words));
+        } else {
+            http::rest(wire, &head, connection.at_once, &mut buffer).await?;
+            Ok(buffer)
+        };
+        Ok(Answer { connection, head, outcome })
+    });
+    let ended = AbortOnDropHandle::new(exchanged).await;
+    ended.map_err(|error| Problem::new(ErrorCode::Internal, format!("reading a range failed: {error}")))
+}
+
 fn unavailable(words: String) -> Problem {
     Problem::new(ErrorCode::StorageUnavailable, words)
 }
@@ -148,14 +187,13 @@ impl Bulk {
     /// # Errors
     /// What the gateway said; `OBJECT_CHANGED` if the file is another version; `STORAGE_UNAVAILABLE` if it can't be reached.
     pub async fn part(&self, wanted: Wanted<'_>, mut buffer: Vec<u8>) -> Result<Part, Problem> {
-        let request = self.request(wanted);
+        let request: Arc<str> = self.request(wanted).into();
         let bound = STORAGE_ANSWER + Duration::from_secs(wanted.length / PACE_MIN);
         let read = async {
             let mut fresh = false;
             loop {
-                let (mut connection, reused) = self.connection(fresh).await?;
-                buffer.clear();
-                match http::ask(&mut *connection.wire, &request, &mut buffer).await {
+                let (connection, reused) = self.connection(fresh).await?;
+                match exchange(connection, Arc::clone(&request), wanted.length, std::mem::take(&mut buffer)).await? {
                     // It was closed while it was idle.
                     Err(Broken::Stale) if reused => {
                         self.0.given_up.fetch_add(1, Ordering::Relaxed);
@@ -166,7 +204,7 @@ impl Bulk {
                         return Err(unavailable("the gateway ended the connection without an answer".to_owned()));
                     }
                     Err(Broken::Middle(words)) => return Err(unavailable(words)),
-                    Ok(head) => return self.taken(connection, head, wanted, std::mem::take(&mut buffer)).await,
+                    Ok(answer) => return self.taken(answer).await,
                 }
             }
         };
@@ -175,13 +213,7 @@ impl Bulk {
             .unwrap_or_else(|_| Err(unavailable(format!("no range came within {} s", bound.as_secs()))))
     }
 
-    async fn taken(
-        &self,
-        mut connection: Connection,
-        head: Head,
-        wanted: Wanted<'_>,
-        mut body: Vec<u8>,
-    ) -> Result<Part, Problem> {
+    async fn taken(&self, Answer { connection, head, outcome }: Answer) -> Result<Part, Problem> {
         if head.instance != connection.instance {
             if connection.local {
                 // Two gateways with the same settings on two hosts: this host's is another one.
@@ -194,22 +226,9 @@ impl Bulk {
                 "another process answers where the gateway served ranges; it is asked again".into(),
             ));
         }
-        if !matches!(head.status, 200 | 206) {
-            let problem = http::problem(&mut *connection.wire, &head, body).await;
-            self.keep(connection, &head);
-            return Err(problem);
-        }
-        if head.length > wanted.length {
-            return Err(unavailable(format!("{} bytes announced where {} were asked for", head.length, wanted.length)));
-        }
-        match http::rest(&mut *connection.wire, &head, connection.at_once, &mut body).await {
-            Ok(()) => {}
-            Err(Broken::Stale) => return Err(unavailable("the gateway ended the connection".to_owned())),
-            Err(Broken::Middle(words)) => return Err(unavailable(words)),
-        }
         self.keep(connection, &head);
         let size = head.size.unwrap_or(head.length);
-        Ok(Part { bytes: body, etag: head.etag, size, mtime_ns: head.mtime_ns })
+        outcome.map(|bytes| Part { bytes, etag: head.etag, size, mtime_ns: head.mtime_ns })
     }
 
     fn request(&self, wanted: Wanted<'_>) -> String {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 /// Bytes that are read from an export in one piece: they stay in a processor's second cache.
 pub const PIECE_BYTES: usize = 256 << 10;
 /// Capacity of a kept buffer: a piece and the headers around it.
-const KEPT_CAPACITY: usize = PIECE_BYTES + (4 << 10);
+pub const KEPT_CAPACITY: usize = PIECE_BYTES + (4 << 10);
 /// What is smaller comes from the allocator, which is quick at it.
 const SMALL: usize = 32 << 10;
 /// Buffers kept at most: 16 MiB.
@@ -70,6 +70,17 @@ mod tests {
         drop(slice);
         // Other tests of this process take and give back too: whichever comes, it is empty.
         assert!((0..KEPT_MAX + 1).map(|_| take(PIECE_BYTES)).all(|buffer| buffer.is_empty()));
+    }
+
+    #[test]
+    fn a_buffer_that_was_let_go_is_used_again() {
+        // Other tests take from the store too, but hold far fewer buffers than it keeps.
+        let held: Vec<Vec<u8>> = (0..KEPT_MAX).map(|_| take(PIECE_BYTES)).collect();
+        let places: std::collections::HashSet<usize> = held.iter().map(|buffer| buffer.as_ptr() as usize).collect();
+        drop(held.into_iter().map(share).collect::<Vec<_>>());
+        let again: Vec<Vec<u8>> = (0..KEPT_MAX).map(|_| take(PIECE_BYTES)).collect();
+        let known = again.iter().filter(|buffer| places.contains(&(buffer.as_ptr() as usize))).count();
+        assert!(known > KEPT_MAX / 2, "{known} of {KEPT_MAX} came back");
     }
 
     #[test]

@@ -83,7 +83,10 @@ impl Sources {
             let (start, end) = range(request, document.attr.size)?;
             let held = (self.admission.enter(&target.name, end - start).await?, self.meters.reading(&target.name));
             let digest = target.digest.filter(|_| start == 0 && end == document.attr.size);
-            let mut pieces = checked(self.reader.pieces(&document, start, end).boxed(), digest, &target.path);
+            let (reader, of) = (self.reader.clone(), Arc::clone(&document));
+            // What was kept of it is no better: whoever asks again gets what the NAS has.
+            let spoilt = async move { reader.forget(&of).await };
+            let mut pieces = checked(self.reader.pieces(&document, start, end).boxed(), digest, &target.path, spoilt);
             let first = pieces.next().await;
             // It changed between the look at it and its first bytes: nobody has seen any.
             if matches!(&first, Some(Err(problem)) if problem.code == ErrorCode::ObjectChanged)
@@ -179,21 +182,33 @@ fn range(request: &v1::ReadRequest, size: u64) -> Result<(u64, u64), Problem> {
     Ok((request.offset, end))
 }
 
-/// Holds a blob's last piece back until all of it is known to be what its name says.
-fn checked(pieces: Pieces, digest: Option<Digest>, path: &ObjectPath) -> Pieces {
+/// Holds a blob's last piece back until all of it is known to be what its name says; else does what is to be done with
+/// what is `spoilt`.
+fn checked(
+    pieces: Pieces,
+    digest: Option<Digest>,
+    path: &ObjectPath,
+    spoilt: impl Future<Output = ()> + Send + 'static,
+) -> Pieces {
     let Some(digest) = digest else { return pieces };
     let path = path.clone();
-    let state = (pieces.peekable(), blake3::Hasher::new());
-    futures::stream::try_unfold(state, move |(mut pieces, mut hasher)| {
+    let state = (pieces.peekable(), blake3::Hasher::new(), false, Some(Box::pin(spoilt)));
+    futures::stream::try_unfold(state, move |(mut pieces, mut hasher, ended, mut spoilt)| {
         let path = path.clone();
         async move {
-            let Some(piece) = pieces.next().await else { return Ok(None) };
-            let piece = piece?;
-            hasher.update(&piece);
-            if Pin::new(&mut pieces).peek().await.is_none() && Digest::from(hasher.finalize()) != digest {
+            if ended {
+                return Ok(None);
+            }
+            let piece = pieces.next().await.transpose()?;
+            hasher.update(piece.as_deref().unwrap_or_default());
+            let ended = Pin::new(&mut pieces).peek().await.is_none();
+            if ended && Digest::from(hasher.finalize()) != digest {
+                if let Some(spoilt) = spoilt.take() {
+                    spoilt.await;
+                }
                 return Err(blob::mismatch(&path));
             }
-            Ok(Some((piece, (pieces, hasher))))
+            Ok(piece.map(|piece| (piece, (pieces, hasher, ended, spoilt))))
         }
     })
     .boxed()
@@ -223,10 +238,17 @@ mod tests {
                 .boxed()
         };
         let digest = Digest::of(b"one two");
-        let whole: Vec<_> = checked(pieces(&["one", " two"]), Some(digest), &path).collect().await;
+        let whole: Vec<_> =
+            checked(pieces(&["one", " two"]), Some(digest), &path, async { panic!("it is good") }).collect().await;
         assert!(whole.len() == 2 && whole.iter().all(Result::is_ok));
-        let wrong: Vec<_> = checked(pieces(&["one", " twO"]), Some(digest), &path).collect().await;
+        let (told, heard) = std::sync::mpsc::channel();
+        let spoilt = async move { told.send(()).expect("heard") };
+        let wrong: Vec<_> = checked(pieces(&["one", " twO"]), Some(digest), &path, spoilt).collect().await;
         assert!(wrong[0].is_ok());
         assert_eq!(wrong[1].as_ref().expect_err("held back").code, ErrorCode::DigestMismatch);
+        heard.try_recv().expect("said");
+        let cut: Vec<_> = checked(pieces(&[]), Some(digest), &path, async {}).collect().await;
+        assert_eq!(cut[0].as_ref().expect_err("cut to nothing").code, ErrorCode::DigestMismatch);
+        assert_eq!(checked(pieces(&[]), Some(Digest::of(b"")), &path, async {}).count().await, 0);
     }
 }

@@ -114,11 +114,13 @@ impl Disk {
             other => other?,
         };
         let mut header = [0; HEADER_BYTES];
-        let mut data = buffers::take(buffers::PIECE_BYTES);
         let whole = rustix::io::pread(&file, &mut header, 0)? == HEADER_BYTES && header[..8] == MARK;
         let length = u64::from_le_bytes(*header[8..16].first_chunk().expect("eight bytes"));
+        let mut data = Vec::new();
         if whole && length <= buffers::PIECE_BYTES as u64 {
-            while (data.len() as u64) < length {
+            // One byte more: a file that is longer than it says is damaged.
+            data = buffers::take(length as usize + 1);
+            while data.len() as u64 <= length {
                 let at = (HEADER_BYTES + data.len()) as u64;
                 if rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut data), at)? == 0 {
                     break;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::buffers::{self, PIECE_BYTES};
 use crate::export::Attr;
 use crate::metrics::Meters;
 use disk::{Disk, Found};
@@ -27,6 +28,10 @@ const WRITES_WAITING: usize = 128;
 const WRITES_TOGETHER: usize = 32;
 /// Files that wait to be written back; of more the kernel takes care.
 const SETTLING_MAX: usize = 256;
+/// A piece of so many bytes may keep the buffer that it came in.
+const WORTH_ITS_BUFFER: usize = PIECE_BYTES / 8 * 7;
+/// What a piece's places in the lists take.
+const ENTRY_BYTES: usize = 256;
 /// How long a piece that will last waits for its turn to be written: the NAS would be read again for it.
 const TURN_MAX: Duration = Duration::from_millis(500);
 
@@ -92,7 +97,8 @@ impl Key {
 /// A piece on its way to the disk.
 struct Writing {
     key: Key,
-    data: Bytes,
+    /// None: it is to go.
+    data: Option<Bytes>,
     lasting: bool,
 }
 
@@ -152,7 +158,7 @@ impl Cache {
         let found = self.read_disk(key).await;
         if let Some(found) = &found {
             self.meters.cached("disk");
-            lock(&self.memory).insert(key, found.clone(), found.len() as u64, false);
+            self.keep_in_memory(key, found, false);
         } else {
             self.meters.cached("none");
         }
@@ -169,15 +175,35 @@ impl Cache {
     /// Takes in a piece that was read. `lasting`: it will be wanted again, by another node or after a restart, and so waits a
     /// little for a disk that is behind.
     pub async fn put(&self, key: Key, data: &Bytes, lasting: bool) {
-        lock(&self.memory).insert(key, data.clone(), data.len() as u64, lasting);
+        self.keep_in_memory(key, data, lasting);
         if lasting
             && let Some(on_disk) = &self.on_disk
             && !lock(&on_disk.held).contains(&key)
         {
-            let writing = Writing { key, data: data.clone(), lasting };
+            let writing = Writing { key, data: Some(data.clone()), lasting };
             // A disk that stays behind keeps less.
             let _ = tokio::time::timeout(TURN_MAX, on_disk.waiting.send(writing)).await;
         }
+    }
+
+    /// Drops a piece, also one that waits to be written.
+    pub async fn forget(&self, key: Key) {
+        lock(&self.memory).remove(&key);
+        if let Some(on_disk) = &self.on_disk {
+            lock(&on_disk.held).remove(&key);
+            // Fails only when nothing is written any more.
+            let _ = on_disk.waiting.send(Writing { key, data: None, lasting: false }).await;
+        }
+    }
+
+    /// What is much smaller than the buffer it came in is copied out of it: the bound is on memory, not on bytes of files.
+    fn keep_in_memory(&self, key: Key, data: &Bytes, lasting: bool) {
+        let (data, bytes) = if data.len() < WORTH_ITS_BUFFER {
+            (Bytes::copy_from_slice(data), data.len())
+        } else {
+            (data.clone(), buffers::KEPT_CAPACITY)
+        };
+        lock(&self.memory).insert(key, data, (bytes + ENTRY_BYTES) as u64, lasting);
     }
 
     /// Bytes in memory.
@@ -190,7 +216,7 @@ impl Cache {
         let Some(on_disk) = &self.on_disk else { return };
         if !lock(&on_disk.held).contains(&key) {
             // A disk that doesn't keep up keeps less.
-            let _ = on_disk.waiting.try_send(Writing { key, data: data.clone(), lasting: false });
+            let _ = on_disk.waiting.try_send(Writing { key, data: Some(data.clone()), lasting: false });
         }
     }
 
@@ -265,6 +291,11 @@ impl OnDisk {
     fn write(&self, pieces: &[Writing]) -> Vec<std::fs::File> {
         let mut written = Vec::with_capacity(pieces.len());
         for Writing { key, data, lasting } in pieces {
+            let Some(data) = data else {
+                lock(&self.held).remove(key);
+                self.disk.remove(key);
+                continue;
+            };
             if lock(&self.held).contains(key) || !self.disk.has_room() {
                 continue;
             }

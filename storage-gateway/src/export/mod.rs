@@ -77,6 +77,15 @@ pub struct Attr {
     pub links: u32,
 }
 
+impl Attr {
+    /// Whether both show the same file with the same content, as far as a NAS tells.
+    #[must_use]
+    pub fn same_version(&self, other: &Self) -> bool {
+        (self.size, self.mtime_ns, self.ctime_ns, self.file_id)
+            == (other.size, other.mtime_ns, other.ctime_ns, other.file_id)
+    }
+}
+
 /// An entry of a directory; never `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

@@ -1,4 +1,7 @@
 //! Single flight: who wants a piece that is being fetched waits for that fetch.
+//!
+//! A fetch runs on a task of its own: it holds calls to the NAS and locks of an export, which must not stay taken because
+//! whoever asked takes nothing at the moment.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use crate::cache::Key;
 use crate::export::ExportError;
@@ -17,6 +22,15 @@ type Fetch = BoxFuture<'static, Outcome>;
 /// Fetches that nobody waits for any more are forgotten when there are this many.
 const SWEPT_AT: usize = 1024;
 
+/// Runs work on a task that ends with the answer: nobody who waits has to drive it, and nobody who leaves keeps it going.
+#[allow(clippy::disallowed_methods, reason = "the handle owns the task, and ends it when dropped")]
+pub(super) fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ExportError>> + Send + 'static,
+) -> impl Future<Output = Result<T, ExportError>> + Send + 'static {
+    let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
+    async move { task.await.unwrap_or_else(|error| Err(ExportError::Unavailable(format!("a read ended: {error}")))) }
+}
+
 /// Fetches under way. Clones share them.
 #[derive(Clone, Default)]
 pub struct Flights {
@@ -24,7 +38,7 @@ pub struct Flights {
 }
 
 impl Flights {
-    /// Joins the fetch of a piece, or begins it. It goes on while anybody waits for it, and each who waits drives it.
+    /// Joins the fetch of a piece, or begins it. It goes on while anybody waits for it.
     /// Answers whether it was joined, too: then the failure may be another user's.
     pub fn join(&self, key: Key, fetch: impl FnOnce() -> Fetch) -> (Shared<Fetch>, bool) {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +50,7 @@ impl Flights {
         if under_way.len() >= SWEPT_AT {
             under_way.retain(|_, fetch| fetch.upgrade().is_some_and(|fetch| fetch.peek().is_none()));
         }
-        let shared = fetch().shared();
+        let shared = apart(fetch()).boxed().shared();
         if let Some(weak) = shared.downgrade() {
             under_way.insert(key, weak);
         }

@@ -10,7 +10,7 @@ pub mod flight;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use ingle_daemon::{OnFailure, Tasks};
 use ingle_proto::{ErrorCode, ObjectPath, Problem};
 use tokio::sync::Semaphore;
@@ -20,7 +20,7 @@ use crate::cache::{Cache, Key, Version};
 use crate::export::{Attr, Export, ExportError};
 use crate::limits::{AHEAD_IN_FLIGHT, READ_AHEAD_PIECES};
 use ahead::Planner;
-use flight::Flights;
+use flight::{Flights, apart};
 
 /// A file that changed this shortly before it was read may change again within one tick of the NAS's clock, and look the
 /// same: its pieces aren't kept. Covers file systems that count in two seconds (FAT), and clocks that differ a little.
@@ -46,11 +46,6 @@ pub struct Document {
     cached: bool,
     /// It will be wanted again.
     lasting: bool,
-}
-
-/// What identifies a file and its content, as far as a NAS tells.
-fn same(a: &Attr, b: &Attr) -> bool {
-    (a.size, a.mtime_ns, a.ctime_ns, a.file_id) == (b.size, b.mtime_ns, b.ctime_ns, b.file_id)
 }
 
 fn changed(document: &Document, what: &str) -> Problem {
@@ -119,13 +114,29 @@ impl Reader {
                 async move {
                     if cached {
                         let piece = reader.piece(&document, at / PIECE_BYTES as u64).await?;
-                        return Ok(piece.slice((from - at) as usize..(to - at) as usize));
+                        return Ok((piece.slice((from - at) as usize..(to - at) as usize), None));
                     }
-                    // Where reads tell no attributes, the last piece waits until they were looked at.
-                    fetch(&document, from, to, to == end).await.map_err(|error| reworded(&document, error))
+                    let of = Arc::clone(&document);
+                    let fetched = apart(async move { fetch(&of, from, to).await }).await;
+                    let (data, told) = fetched.map_err(|error| reworded(&document, error))?;
+                    Ok((data, (!told && to == end).then_some(document)))
                 }
             })
             .buffered(READ_AHEAD_PIECES)
+            .and_then(|(data, look)| async move {
+                // Where reads tell no attributes, the last piece waits until all are there and the file was looked at.
+                if let Some(document) = look {
+                    unchanged(&document).await.map_err(|error| reworded(&document, error))?;
+                }
+                Ok(data)
+            })
+    }
+
+    /// Drops what is kept of a version: its bytes turned out not to be what they should.
+    pub async fn forget(&self, document: &Document) {
+        for piece in 0..document.attr.size.div_ceil(PIECE_BYTES as u64) {
+            self.cache.forget(Key { file: document.version.0, piece }).await;
+        }
     }
 
     /// A whole piece, from wherever it comes soonest.
@@ -139,7 +150,10 @@ impl Reader {
             async move {
                 let start = piece * PIECE_BYTES as u64;
                 let end = (start + PIECE_BYTES as u64).min(document.attr.size);
-                let data = fetch(&document, start, end, true).await?;
+                let (data, told) = fetch(&document, start, end).await?;
+                if !told {
+                    unchanged(&document).await?;
+                }
                 cache.put(key, &data, document.lasting).await;
                 Ok(data)
             }
@@ -148,7 +162,7 @@ impl Reader {
         let (fetching, joined) = self.flights.join(key, begin);
         match fetching.await {
             // What another user may not read, this one may.
-            Err(error) if joined && !error.retryable() => begin().await,
+            Err(error) if joined && !error.retryable() => apart(begin()).await,
             other => other,
         }
         .map_err(|error| reworded(document, error))
@@ -177,19 +191,22 @@ impl Reader {
     }
 }
 
-/// Reads a range of one version of a file. `look`: the file's attributes must still be those of that version, which the
-/// read itself tells, or else a look after it.
-async fn fetch(document: &Document, start: u64, end: u64, look: bool) -> Result<Bytes, ExportError> {
+/// Reads a range of one version of a file. Also whether the read told the file's attributes, which are that version's then.
+async fn fetch(document: &Document, start: u64, end: u64) -> Result<(Bytes, bool), ExportError> {
     let length = u32::try_from(end - start).expect("a piece has at most 256 KiB");
     let (data, attr) = document.export.read_with_attr(&document.path, start, length).await?;
-    let attr = match attr {
-        None if look => Some(document.export.stat(&document.path).await?),
-        told => told,
-    };
-    if attr.is_some_and(|attr| !same(&attr, &document.attr)) || data.len() as u64 != end - start {
+    if attr.as_ref().is_some_and(|attr| !attr.same_version(&document.attr)) || data.len() as u64 != end - start {
         return Err(ExportError::Changed(document.shown.clone()));
     }
-    Ok(data)
+    Ok((data, attr.is_some()))
+}
+
+/// The file is still the version that was opened.
+async fn unchanged(document: &Document) -> Result<(), ExportError> {
+    match document.export.stat(&document.path).await? {
+        attr if attr.same_version(&document.attr) => Ok(()),
+        _ => Err(ExportError::Changed(document.shown.clone())),
+    }
 }
 
 fn reworded(document: &Document, error: ExportError) -> Problem {

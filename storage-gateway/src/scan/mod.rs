@@ -25,11 +25,13 @@ use futures::StreamExt as _;
 use ingle_proto::v1::scan_response::Message;
 use ingle_proto::v1::{self, EntryAction, JobKind};
 use ingle_proto::{ErrorCode, JobId, Problem};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::blob::Blobs;
 use crate::exports::Exports;
 use crate::fence::Fence;
+use crate::grpc::STALL;
 use crate::ledger::Ledger;
 use crate::ledger::record::JobRecord;
 use crate::limits::{Limits, SCAN_PROGRESS};
@@ -428,7 +430,11 @@ where
     let walked = loop {
         tokio::select! {
             walked = &mut walk => break walked?,
-            _ = tick.tick() => tell(out, progress()).await?,
+            // The walk goes on whether or not anybody takes what is told of it.
+            _ = tick.tick() => match out.try_send(Ok(v1::ScanResponse { message: Some(progress()) })) {
+                Err(TrySendError::Closed(_)) => return Err(left()),
+                Ok(()) | Err(TrySendError::Full(_)) => {}
+            },
         }
     };
     tell(out, progress()).await?;
@@ -436,9 +442,14 @@ where
 }
 
 async fn tell(out: &Out, message: Message) -> Result<(), Problem> {
-    out.send(Ok(v1::ScanResponse { message: Some(message) }))
-        .await
-        .map_err(|_| Problem::new(ErrorCode::Cancelled, "nobody waits for this scan any more"))
+    match tokio::time::timeout(STALL, out.send(Ok(v1::ScanResponse { message: Some(message) }))).await {
+        Ok(sent) => sent.map_err(|_| left()),
+        Err(_) => Err(Problem::new(ErrorCode::Deadline, format!("nothing was taken for {} s", STALL.as_secs()))),
+    }
+}
+
+fn left() -> Problem {
+    Problem::new(ErrorCode::Cancelled, "nobody waits for this scan any more")
 }
 
 fn action_name(action: EntryAction) -> &'static str {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use ingle_proto::Problem;
+use ingle_proto::{ErrorCode, Problem};
 
 use super::digest::{DIGEST_BYTES, Mark};
 use super::walk::Listed;
@@ -124,7 +124,13 @@ pub async fn load(place: &Place, name: &str) -> Result<Seen, Problem> {
         Err(ExportError::NotFound(_)) => return Ok(Seen::default()),
         other => other?,
     };
-    let data = file::read_whole(&*place.export, &path, SEEN_BYTES_MAX).await?;
+    let data = match file::read_whole(&*place.export, &path, SEEN_BYTES_MAX).await {
+        Err(problem) if problem.code == ErrorCode::TooLarge => {
+            tracing::warn!(place = %place.object, %problem, "what was seen before is too much: the next look begins anew");
+            return Ok(Seen::default());
+        }
+        other => other?,
+    };
     match frame::decode::<SeenRecord>(&path, &data) {
         Ok(record) => Ok(record.into()),
         Err(problem) => {

@@ -154,7 +154,9 @@ impl Walk<'_> {
                 let name = self.relative(&directory).to_vec();
                 walked.directories.push(Listed { name, digest: digest.finish() });
             }
-            if walked.found.len() + due.len() > self.entries_max {
+            // The base itself is none of them.
+            let directories = walked.directories.len().saturating_sub(1);
+            if walked.found.len() + directories + due.len() > self.entries_max {
                 return Err(Problem::new(
                     ErrorCode::TooLarge,
                     format!(

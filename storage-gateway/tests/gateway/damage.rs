@@ -49,5 +49,13 @@ async fn what_is_ours_is_known_for_damaged() {
     faults.set(|trouble| trouble.corrupt = false);
     assert_eq!(served.read(of_blob).await.unwrap().1, [7; 5000]);
     walked(served.client.clone()).await.unwrap();
+    // One that is old enough to be kept: what came damaged must not be.
+    let blob = served.blob(&[8; 5000]).await;
+    let of_blob = v1::ReadRequest { source: Some(Source::Blob(blob)), lasting: true, ..Default::default() };
+    tokio::time::sleep(std::time::Duration::from_millis(5200)).await;
+    faults.set(|trouble| trouble.corrupt = true);
+    assert_eq!(code(served.read(of_blob.clone()).await), ErrorCode::DigestMismatch);
+    faults.set(|trouble| trouble.corrupt = false);
+    assert_eq!(served.read(of_blob).await.unwrap().1, [8; 5000]);
     served.stop().await;
 }

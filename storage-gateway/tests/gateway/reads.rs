@@ -147,6 +147,30 @@ async fn a_file_replaced_while_it_is_read_ends_the_read() {
     assert!(bench.read(of("long")).await.unwrap().iter().all(|byte| *byte == 2));
 }
 
+/// Replies that came for readers who take nothing must not keep the calls of others out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_who_stand_still_hold_up_nobody() {
+    let bench = Bench::start(|_| {}).await;
+    std::fs::write(bench.root.path().join("long"), vec![1; 3 << 20]).unwrap();
+    bench.put("short", 2);
+    let mut standing = Vec::new();
+    // As many as are let in; each has asked for pieces ahead of the one it took.
+    for _ in 0..40 {
+        let mut opened = bench.sources.open(&of("long")).await.unwrap();
+        opened.pieces.next().await.unwrap().unwrap();
+        standing.push(opened);
+    }
+    assert_eq!(bench.read(of("short")).await.unwrap(), vec![2; BYTES]);
+    // And they go on where they stood.
+    for mut opened in standing {
+        let mut bytes = 256 << 10;
+        while let Some(piece) = opened.pieces.next().await {
+            bytes += piece.unwrap().len();
+        }
+        assert_eq!(bytes, 3 << 20);
+    }
+}
+
 /// What lies in the cache for one principal is asked for anew in the name of another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hit_still_asks_the_nas_whether_this_principal_may_read() {

@@ -120,11 +120,12 @@ impl NfsExport {
 
     /// One read of the server's size, continued where the server gave less without the file ending.
     async fn read_chunk(&self, file: &Handle, offset: u64, length: u32) -> Result<(Bytes, Option<Attr>), Fault> {
-        let (first, mut end, mut attr) = self.server.read(file, offset, length).await?;
+        let (first, mut end, attr) = self.server.read(file, offset, length).await?;
         if end || first.len() == length as usize {
             return Ok((first, attr));
         }
         let mut out = BytesMut::from(first);
+        let mut told = attr;
         while !end && out.len() < length as usize {
             let left = length - u32::try_from(out.len()).expect("shorter than `length`");
             let (more, ended, then) = self.server.read(file, offset + out.len() as u64, left).await?;
@@ -132,9 +133,10 @@ impl NfsExport {
                 return Err(Malformed(format!("no bytes at {} and no end there", offset + out.len() as u64)).into());
             }
             out.extend_from_slice(&more);
-            (end, attr) = (ended, then);
+            end = ended;
+            told = agreed(told, then)?;
         }
-        Ok((out.freeze(), attr))
+        Ok((out.freeze(), told))
     }
 
     /// The bytes, and the file's attributes as the last READ told them.
@@ -157,16 +159,20 @@ impl NfsExport {
             })
             .buffered(CHUNKS_AT_ONCE);
         let mut out = BytesMut::with_capacity(length as usize);
-        let mut attr = None;
+        // They were read side by side: only if all tell the same is it one version's bytes.
+        let mut told: Option<Option<Attr>> = None;
         while let Some(chunk) = chunks.next().await {
             let (short, data, then) = chunk?;
             out.extend_from_slice(&data);
-            attr = then;
+            told = Some(match told {
+                None => then,
+                Some(before) => agreed(before, then)?,
+            });
             if short {
                 break;
             }
         }
-        Ok((out.freeze(), attr))
+        Ok((out.freeze(), told.flatten()))
     }
 
     async fn write_now(&self, path: &ObjectPath, offset: u64, data: &Bytes) -> Result<(), Fault> {
@@ -255,6 +261,17 @@ impl NfsExport {
             None => self.server.lookup(&directory, name).await?.handle,
         };
         self.server.settle(&file).await
+    }
+}
+
+/// What two READs told of the file: nothing if either told nothing.
+fn agreed(before: Option<Attr>, then: Option<Attr>) -> Result<Option<Attr>, Fault> {
+    match (before, then) {
+        (Some(before), Some(then)) if !before.same_version(&then) => {
+            Err(Fault::Said(ExportError::Changed("the file".to_owned())))
+        }
+        (Some(_), Some(then)) => Ok(Some(then)),
+        _ => Ok(None),
     }
 }
 

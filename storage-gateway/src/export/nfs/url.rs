@@ -66,7 +66,9 @@ pub(crate) struct NfsUrl {
 
 impl NfsUrl {
     pub(crate) fn parse(url: &str) -> Result<Self, ExportError> {
-        let refuse = |why: String| ExportError::Path(format!("{url:?}: {why}; expected nfs://HOST[:PORT]/PATH"));
+        // What stands before an @ may be a password: it isn't repeated.
+        let shown = if url.contains('@') { "nfs://…@…" } else { url };
+        let refuse = |why: String| ExportError::Path(format!("{shown:?}: {why}; expected nfs://HOST[:PORT]/PATH"));
         let rest = url.strip_prefix("nfs://").ok_or_else(|| refuse("not an nfs:// URL".to_owned()))?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));

@@ -1,6 +1,9 @@
 //! Carries out what the core asks for: dispatches at once, walks and publishing in tasks of their own.
 
-use std::collections::BTreeMap;
+mod room;
+mod walks;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +12,6 @@ use ingle_daemon::{OnFailure, Tasks, trace};
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, assign, input_spec::Input, scan_response, work_request::Message};
 use ingle_proto::{Epoch, ErrorCode, NodeId, Problem};
-use tokio::sync::Semaphore;
 
 use crate::calls::Calls;
 use crate::core::{BatchWork, Effect, Event, PublishedBatch, Work};
@@ -17,11 +19,17 @@ use crate::driver::{Handle, Perform};
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::sessions::Sessions;
+use room::Room;
+use walks::Walks;
 
-/// Walks at once.
+/// Walks at once in all, as many as a gateway takes: the others would wait there, silent, and be taken for broken.
 const SCANS_MAX: usize = 4;
-/// Manifests published at once.
-const PUBLISHES_MAX: usize = 8;
+/// Of those on one export.
+const SCANS_PER_EXPORT: usize = 3;
+/// Manifests published at once in all.
+const PUBLISHES_MAX: usize = 32;
+/// Of those on one export.
+const PUBLISHES_PER_EXPORT: usize = 8;
 /// How often a walk's progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Largest manifest that is read to count documents, in bytes.
@@ -39,16 +47,19 @@ struct Inner {
     calls: Calls,
     gateway: Gateway,
     tasks: Tasks,
-    scans: Semaphore,
-    publishes: Semaphore,
+    scans: Room,
+    walks: Walks,
+    publishes: Room,
 }
 
 impl Effects {
     /// Over everything that effects reach.
     #[must_use]
     pub fn new(handle: Handle, sessions: Sessions, calls: Calls, gateway: Gateway, tasks: Tasks) -> Self {
-        let (scans, publishes) = (Semaphore::new(SCANS_MAX), Semaphore::new(PUBLISHES_MAX));
-        Self(Arc::new(Inner { handle, sessions, calls, gateway, tasks, scans, publishes }))
+        let scans = Room::new(SCANS_MAX, SCANS_PER_EXPORT);
+        let publishes = Room::new(PUBLISHES_MAX, PUBLISHES_PER_EXPORT);
+        let walks = Walks::default();
+        Self(Arc::new(Inner { handle, sessions, calls, gateway, tasks, scans, walks, publishes }))
     }
 
     fn tell(&self, event: Event) {
@@ -80,9 +91,18 @@ impl Perform for Effects {
         match effect {
             Effect::Scan { job, scan, mut request } => {
                 request.epoch = Some(epoch.into());
-                let effects = self.clone();
-                self.spawn("scan", async move { effects.0.scan(job, scan, *request).await });
+                let (effects, stop) = (self.clone(), self.0.walks.begin(job, scan));
+                self.spawn("scan", async move {
+                    // Nothing is kept of a walk here: the gateway ends it when nobody listens.
+                    let ended = tokio::select! {
+                        () = stop.cancelled() => Ok(()),
+                        ended = effects.0.scan(job, scan, *request) => ended,
+                    };
+                    effects.0.walks.ended(job, scan);
+                    ended
+                });
             }
+            Effect::StopScan { job, scan } => self.0.walks.stop(job, scan),
             Effect::Publish { job, batch, mut request } => {
                 request.epoch = Some(epoch.into());
                 let effects = self.clone();
@@ -147,7 +167,7 @@ impl Perform for Effects {
 
 impl Inner {
     async fn scan(&self, job: u64, scan: u64, request: v1::ScanRequest) -> Result<(), Problem> {
-        let Ok(_permit) = self.scans.acquire().await else { return Ok(()) };
+        let _place = self.scans.enter(exports(&request)).await;
         match self.walk(job, scan, request).await {
             Ok(()) => Ok(()),
             Err(Walk::Failed(problem)) => self.handle.send(Event::ScanFailed { job, scan, problem }).await,
@@ -181,7 +201,7 @@ impl Inner {
     }
 
     async fn publish(&self, job: u64, batch: u64, request: v1::PublishRequest) -> Result<(), Problem> {
-        let Ok(_permit) = self.publishes.acquire().await else { return Ok(()) };
+        let _place = self.publishes.enter(request.place.iter().map(|place| place.export.clone()).collect()).await;
         let (attempt, kind, manifest) = (request.attempt, request.kind(), request.manifest.clone());
         let result = match self.gateway.publish(request).await {
             Ok(response) => {
@@ -248,13 +268,22 @@ pub(crate) fn kept_for(outcome: &v1::OutputOutcome) -> String {
 
 /// What an attempt at a job may read: its input, texts that stand for it, and what lies in its place already.
 fn readable(spec: &v1::JobSpec) -> Vec<v1::ObjectRef> {
-    let input = match spec.input.as_ref().and_then(|input| input.input.as_ref()) {
-        Some(Input::Object(object) | Input::Tree(object)) => Some(object.clone()),
-        Some(Input::Glob(glob)) => glob.base.clone(),
-        Some(Input::Inline(_) | Input::Payload(_)) | None => None,
-    };
-    let texts = ingle_proto::job::text_from(spec).cloned();
-    input.into_iter().chain(texts).chain(spec.output.clone()).collect()
+    let (input, texts) = (input_object(spec.input.as_ref()), ingle_proto::job::text_from(spec));
+    input.into_iter().chain(texts).chain(&spec.output).cloned().collect()
+}
+
+fn input_object(input: Option<&v1::InputSpec>) -> Option<&v1::ObjectRef> {
+    match input?.input.as_ref()? {
+        Input::Object(object) | Input::Tree(object) => Some(object),
+        Input::Glob(glob) => glob.base.as_ref(),
+        Input::Inline(_) | Input::Payload(_) => None,
+    }
+}
+
+/// Exports that a walk looks at: any of them may hang.
+fn exports(request: &v1::ScanRequest) -> BTreeSet<String> {
+    let objects = input_object(request.input.as_ref()).into_iter().chain(&request.text_from).chain(&request.place);
+    objects.map(|object| object.export.clone()).collect()
 }
 
 fn assigned(batch: BatchWork) -> assign::Work {
@@ -321,6 +350,21 @@ mod tests {
         };
         let told = "a.txt: why a.txt; our result lies beside it as beside".to_owned();
         assert_eq!(in_conflict(&manifest, &outcomes), BTreeMap::from([("a".into(), told)]));
+    }
+
+    #[test]
+    fn a_walk_stands_on_every_export_it_looks_at() {
+        let object = |export: &str| Some(v1::ObjectRef { export: export.into(), path: "x".into() });
+        let base = object("in");
+        let glob = Input::Glob(v1::Glob { base, ..Default::default() });
+        let request = v1::ScanRequest {
+            input: Some(v1::InputSpec { input: Some(glob) }),
+            place: object("out"),
+            text_from: object("out"),
+            ..Default::default()
+        };
+        assert_eq!(exports(&request), BTreeSet::from(["in".into(), "out".into()]));
+        assert_eq!(exports(&v1::ScanRequest::default()), BTreeSet::new());
     }
 
     #[test]

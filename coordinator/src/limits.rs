@@ -43,6 +43,9 @@ pub const ATTEMPTS_PER_SLOT: usize = 2;
 pub const ATTEMPTS_RESERVED: u64 = 1_000;
 /// First and longest back-off, milliseconds.
 pub const BACKOFF_MS: (i64, i64) = (500, 30_000);
+/// Longest a pass of a standing job that failed again and again waits for its next try, milliseconds; longer only where the
+/// job's interval is.
+pub const PASS_AGAIN_MS_MAX: u64 = 60 * 60_000;
 /// Longest an attempt may take whatever was expected, milliseconds.
 pub const ATTEMPT_FLOOR_MS: u64 = 10 * 60_000;
 /// Longest a person's call takes from its coming to its last frame, milliseconds: nobody waits longer, and what a call

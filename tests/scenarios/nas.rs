@@ -18,6 +18,8 @@ use crate::bad_input::code_of;
 
 /// Documents of a job that something happens to.
 const DOCUMENTS: usize = 60;
+/// What the gateway says with `DIGEST_MISMATCH`; batches are explained in words alone.
+const MISMATCH: &str = "its bytes are not those of its digest";
 
 /// A job that has begun, over a NAS that is about to fail.
 struct Scene {
@@ -192,8 +194,11 @@ async fn nas_that_becomes_read_only_and_writable_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nas_that_is_slow() {
     let scene = Scene::begun().await;
+    let faults = Arc::clone(&scene.faults);
     scene.trouble(|trouble| trouble.slow = Duration::from_millis(15));
     scene.ends().await;
+    // Most of the documents were still to be read, and their results to be written.
+    assert!(faults.slowed() > DOCUMENTS as u64, "{} calls were slow", faults.slowed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,13 +224,14 @@ async fn nas_that_corrupts_what_is_ours() {
     let documents = cluster.share.documents(DOCUMENTS);
     faults.set(|trouble| trouble.corrupt = true);
     let id = cluster.client.submit(generate_job()).await;
-    eventually("a batch to say so", || async {
+    let told = eventually("a batch to say so", || async {
         let request = v1::ExplainJobRequest { job_id: id.clone() };
         let told = cluster.client.jobs.clone().explain_job(request).await.expect("explained").into_inner();
-        let told_so = told.batches.iter().any(|batch| !batch.reason.is_empty());
-        if told_so { Ok(()) } else { Err(format!("{told:?}")) }
+        let reasons: Vec<_> = told.batches.iter().map(|batch| batch.reason.clone()).filter(|r| !r.is_empty()).collect();
+        if reasons.is_empty() { Err(format!("{told:?}")) } else { Ok(reasons) }
     })
     .await;
+    assert!(told.iter().all(|reason| reason.contains(MISMATCH)), "{told:?}");
     assert_eq!(cluster.share.names("out"), [""; 0], "nothing is made of what is damaged");
     faults.set(|trouble| trouble.corrupt = false);
     let job = cluster.client.end_of(&id).await;

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 const READY_MAX: Duration = Duration::from_secs(20);
 /// The name of the target that every server has.
 pub const TARGET: &str = "iqn.2026-11.test:units";
+/// What [`ext4`] says where it can't run.
+pub const NO_MKE2FS: &str = "no mke2fs (Debian: e2fsprogs)";
 
 /// tgt with one target on loopback, whose units are files. Dropping it kills it.
 pub struct Tgt {
@@ -152,7 +154,7 @@ fn launch(home: &Path, port: u16) -> Result<Child, String> {
 /// Makes an ext4 volume with what a directory holds: in a new file, or in the place of what a file held.
 ///
 /// # Errors
-/// There is no mke2fs, or it failed.
+/// [`NO_MKE2FS`], or it failed: says why.
 pub fn ext4(directory: &Path, image: &Path, size: u64, options: &[&str]) -> Result<(), String> {
     let file = File::options().create(true).truncate(false).write(true).open(image);
     file.and_then(|file| file.set_len(size)).map_err(|error| format!("{}: {error}", image.display()))?;
@@ -162,8 +164,11 @@ pub fn ext4(directory: &Path, image: &Path, size: u64, options: &[&str]) -> Resu
         .arg("-d")
         .args([directory, image])
         .output()
-        .map_err(|error| format!("no mke2fs (Debian: e2fsprogs): {error}"))?;
-    if made.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&made.stderr).into_owned()) }
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => NO_MKE2FS.to_owned(),
+            _ => format!("mke2fs: {error}"),
+        })?;
+    if made.status.success() { Ok(()) } else { Err(format!("mke2fs: {}", String::from_utf8_lossy(&made.stderr))) }
 }
 
 /// What goes into a partition: an image, or a few bytes at a place.

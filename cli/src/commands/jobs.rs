@@ -203,7 +203,7 @@ async fn list(client: &Client, args: &ListArgs) -> Result<(), Failure> {
     let now = human::now_ms();
     let rows = found.iter().map(|job| row(out, job, now)).collect();
     out.table(&["JOB", "STATE", "KIND", "MODEL", "DONE", "BAD", "INPUT", "OUTPUT", "CREATED"], rows)?;
-    for job in found.iter().filter(|job| !wait::ended(job.state()) && !job.reason.is_empty()) {
+    for job in found.iter().filter(|job| wait::waits(job.state()) && !job.reason.is_empty()) {
         out.line(format!("{}: waiting: {}", job.job_id, human::cut(&printable(&job.reason), 400)))?;
     }
     if !page_token.is_empty() {

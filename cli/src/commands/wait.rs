@@ -124,6 +124,11 @@ pub(crate) fn ended(state: JobState) -> bool {
     matches!(state, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
 }
 
+/// Whether a job in this state goes on by itself: a reason that it has then is one to wait for.
+pub(crate) fn waits(state: JobState) -> bool {
+    matches!(state, JobState::Listing | JobState::Running | JobState::Standing)
+}
+
 /// Whether documents did not make it.
 fn trouble(job: &v1::Job) -> bool {
     bad(&job.counts.unwrap_or_default()) > 0
@@ -294,8 +299,8 @@ struct Bar {
     last_count: u64,
     /// Why nothing went on, as it was said last.
     last_reason: String,
-    /// Passes of a standing job that were told.
-    passes: u64,
+    /// Passes of a standing job that need not be told any more; `None` before it was seen.
+    passes: Option<u64>,
 }
 
 impl Bar {
@@ -309,7 +314,7 @@ impl Bar {
             last_said: None,
             last_count: 0,
             last_reason: String::new(),
-            passes: 0,
+            passes: None,
         }
     }
 
@@ -344,8 +349,7 @@ impl Bar {
     /// A reason is said on a line of its own, once, and again when it is another: a listing that is tried again, storage that
     /// doesn't answer, nodes that are missed.
     fn say_why(&mut self, job: &v1::Job) {
-        let waits = matches!(job.state(), JobState::Listing | JobState::Running | JobState::Standing);
-        let reason = if waits { human::cut(&job.reason, 400) } else { String::new() };
+        let reason = if waits(job.state()) { human::cut(&job.reason, 400) } else { String::new() };
         if !reason.is_empty() && reason != self.last_reason && !self.out.json {
             let words = format!("{}: waiting: {reason}", job.job_id);
             if self.bar.is_hidden() {
@@ -359,8 +363,7 @@ impl Bar {
 
     /// A pass of a standing job is said on a line of its own, for scripts as the whole job.
     fn say_pass(&mut self, job: &v1::Job) {
-        let Some(standing) = job.standing.filter(|standing| standing.passes > self.passes) else { return };
-        self.passes = standing.passes;
+        let Some(standing) = pass_done(&mut self.passes, job) else { return };
         if self.out.json {
             // Whoever reads it may have left; the job goes on either way, and so do we.
             let _ = self.out.json_line(&json::job(job));
@@ -385,6 +388,18 @@ impl Bar {
     fn clear(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// The pass that a standing job has done since it was looked at last. Those of before the first look are told already; and
+/// while another one is at work the counts are that one's.
+fn pass_done(told: &mut Option<u64>, job: &v1::Job) -> Option<v1::Standing> {
+    let passes = job.standing.map_or(0, |standing| standing.passes);
+    let before = *told.get_or_insert(passes);
+    if job.state() != JobState::Standing || passes <= before {
+        return None;
+    }
+    *told = Some(passes);
+    job.standing
 }
 
 /// Rate, time left and trouble, in words.
@@ -450,6 +465,24 @@ mod tests {
         let job = v1::Job { items_per_second: 2.5, eta_ms: 2400, ..job(JobState::Running, counts) };
         assert_eq!(progress(&job, &counts), "2.5/s, 2.4 s left, 1 failed");
         assert_eq!(settled(&counts), 4, "what runs or is not visible yet isn't settled");
+    }
+
+    #[test]
+    fn a_pass_is_told_once_it_is_done_and_never_with_the_counts_of_another() {
+        let seen = |state, passes| {
+            let standing = v1::Standing { passes, ..Default::default() };
+            v1::Job { standing: Some(standing), ..job(state, v1::ItemCounts::default()) }
+        };
+        let told = |seen: &[v1::Job]| -> Vec<u64> {
+            let mut passes = None;
+            seen.iter().filter_map(|job| pass_done(&mut passes, job)).map(|standing| standing.passes).collect()
+        };
+        let (running, stands) = (|passes| seen(JobState::Running, passes), |passes| seen(JobState::Standing, passes));
+        assert_eq!(told(&[running(0), stands(1), stands(1), running(1), stands(2)]), [1, 2]);
+        assert_eq!(told(&[running(3), running(3), stands(4)]), [4], "the third was over before anybody looked");
+        assert_eq!(told(&[stands(3), stands(3), running(3), stands(4)]), [4]);
+        // Its end was missed, and the next one is at work.
+        assert_eq!(told(&[running(0), running(1), stands(2)]), [2]);
     }
 
     #[test]

@@ -256,13 +256,13 @@ impl Core {
             return;
         }
         match result {
-            Err(problem) if problem.code == ErrorCode::ResultOutdated && record.join => {
-                self.join_anew(step, job, batch, &problem);
-            }
-            // What began is finished when the place is used next; nobody who cancelled waits for that.
-            Err(problem) if mends(&problem) && entry.record.state() == JobState::Cancelling => {
+            // What began is finished when the place is used next; nobody who cancelled waits for that, or asks why it failed.
+            Err(_) if entry.record.state() == JobState::Cancelling => {
                 entry.publishing.remove(&batch);
                 self.progress_job(step, job);
+            }
+            Err(problem) if problem.code == ErrorCode::ResultOutdated && record.join => {
+                self.join_anew(step, job, batch, &problem);
             }
             Err(problem) if mends(&problem) => {
                 record.tries += 1;

@@ -104,6 +104,19 @@ impl Core {
         }
     }
 
+    /// A call whose model is on its way is told so at once if it would wait for that longer than it may. One that has been on
+    /// a node waits all the same.
+    pub(super) fn refuse_early(&mut self, step: &mut Step, id: CallId, model: &str) {
+        let Some(call) = self.calls.get(&id).filter(|call| call.moves == 0) else { return };
+        let waits_ms = (call.waits_since + WAIT_MS).saturating_sub(self.now.mono_ms);
+        let Some(coming) = self.coming(model) else { return };
+        if coming.left_ms().is_some_and(|left_ms| left_ms > waits_ms) {
+            let problem = coming.problem();
+            self.calls.remove(&id);
+            step.effects.push(Effect::CallFailed { call: id, problem });
+        }
+    }
+
     /// Why no node will take work of a model by itself; `None` while one may.
     fn hopeless(&self, model: &str) -> Option<Problem> {
         let mut drained = Vec::new();
@@ -147,10 +160,13 @@ impl Core {
             .map(|(id, _)| *id)
             .collect();
         for id in late {
-            self.calls.remove(&id);
-            let problem =
+            let Some(call) = self.calls.remove(&id) else { continue };
+            let unread = matches!(self.choose_model(call.kind, &call.model), Ok(None));
+            let coming = self.coming(&call.model).filter(|_| unread).map(|coming| coming.problem());
+            let problem = coming.unwrap_or_else(|| {
                 Problem::new(ErrorCode::NoNode, "no node could take the call within a minute; see `ingle nodes list`")
-                    .retry_after(std::time::Duration::from_secs(5));
+                    .retry_after(std::time::Duration::from_secs(5))
+            });
             step.effects.push(Effect::CallFailed { call: id, problem });
         }
     }

@@ -3,6 +3,7 @@
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
 use super::event::{BatchWork, CallId, Effect, Work};
+use super::models::UNREAD;
 use super::nodes::{Health, NodeEntry};
 use super::placement::{Size, Speeds, Terms, tie};
 use super::ranges::DocumentKey;
@@ -88,7 +89,7 @@ impl Core {
             return Err(format!("the model failed there: {problem}"));
         }
         let Some(info) = node.model(model) else {
-            return Err("it doesn't see the model".into());
+            return Err(if node.fetches(model) { UNREAD } else { "it doesn't see the model" }.into());
         };
         let capacity = &node.attached.capacity;
         let fit = super::placement::fit(info, info.context.min(4096), 1);
@@ -339,8 +340,11 @@ impl Core {
             .collect()
     }
 
-    /// Every node that sees the model has failed to run it: waiting won't help.
+    /// Every node that sees the model has failed to run it, and none is about to have it: waiting won't help.
     fn broken_everywhere(&self, model: &str) -> Option<Problem> {
+        if self.coming(model).is_some() {
+            return None;
+        }
         let mut seen = self.nodes.iter().filter(|(_, node)| !node.left && node.model(model).is_some()).peekable();
         let (id, first) = seen.peek()?;
         let why = format!("model {model} failed on every node that has it; {id}: {}", first.broken_models.get(model)?);
@@ -370,7 +374,10 @@ impl Core {
                     step.effects.push(Effect::CallFailed { call: id, problem });
                     continue;
                 }
-                Ok(None) => continue,
+                Ok(None) => {
+                    self.refuse_early(step, id, &name);
+                    continue;
+                }
                 Ok(Some(chosen)) => chosen,
             };
             let best = self

@@ -300,6 +300,13 @@ pub enum Effect {
         /// What to ask the gateway, but for the epoch.
         request: Box<v1::ScanRequest>,
     },
+    /// Give up a walk. What it still tells is not listened to.
+    StopScan {
+        /// Which job.
+        job: u64,
+        /// Which walk of it.
+        scan: u64,
+    },
     /// Send work to a node.
     Dispatch {
         /// Where.

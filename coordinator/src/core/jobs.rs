@@ -96,65 +96,6 @@ impl Core {
         self.jobs.get(&number).map(|job| &job.record).or_else(|| self.ended.get(&number))
     }
 
-    /// The model a job of this kind should use: by name, or the only one of its kind. `None` while no node can tell.
-    pub(super) fn choose_model(&self, kind: v1::JobKind, name: &str) -> Result<Option<(String, Vec<u8>)>, Problem> {
-        let mut known = std::collections::BTreeMap::new();
-        let mut broken = std::collections::BTreeMap::new();
-        let mut others = std::collections::BTreeMap::new();
-        let mut settled = false;
-        for (_, node) in self.nodes.iter().filter(|(_, node)| node.connected && !node.left) {
-            settled |= !node.attached.models.is_empty();
-            for info in &node.attached.models {
-                let Some(model) = &info.model else { continue };
-                if !info.problem.is_empty() {
-                    broken.insert(model.name.clone(), info.problem.clone());
-                } else if model.digest.is_empty() {
-                    // Seen, but its bytes are still being read: wait.
-                    if model.name == name {
-                        return Ok(None);
-                    }
-                    settled &= !name.is_empty();
-                } else if info.kind() == kind {
-                    known.insert(model.name.clone(), model.digest.to_vec());
-                } else {
-                    others.insert(model.name.clone(), info.kind());
-                }
-            }
-        }
-        if name.is_empty() {
-            return match known.len() {
-                1 => Ok(known.into_iter().next()),
-                0 if settled => Err(Problem::new(
-                    ErrorCode::ModelNotFound,
-                    format!("no node has a model that can {}; see `ingle models list`", word(kind)),
-                )),
-                0 => Ok(None),
-                _ => Err(Problem::new(
-                    ErrorCode::ModelNotFound,
-                    format!("several models can {}: {}; name one", word(kind), join(known.keys())),
-                )),
-            };
-        }
-        if let Some(digest) = known.get(name) {
-            return Ok(Some((name.to_owned(), digest.clone())));
-        }
-        if let Some(problem) = broken.get(name) {
-            return Err(Problem::new(ErrorCode::ModelUnusable, format!("model {name}: {problem}")));
-        }
-        if let Some(other) = others.get(name) {
-            let (can, cannot) = (word(*other), word(kind));
-            let words =
-                format!("model {name} can {can}, not {cannot}; models that can {cannot}: {}", join(known.keys()));
-            return Err(Problem::new(ErrorCode::ModelUnusable, words));
-        }
-        if settled {
-            let words =
-                format!("no node has a model named {name:?}; models that can {}: {}", word(kind), join(known.keys()));
-            return Err(Problem::new(ErrorCode::ModelNotFound, words));
-        }
-        Ok(None)
-    }
-
     /// Begins the walks that are due.
     pub(super) fn start_scans(&mut self, step: &mut Step) {
         let due: Vec<u64> = self
@@ -184,7 +125,7 @@ impl Core {
                 let hold = if self.nodes.len() == 0 {
                     "no node has joined yet".to_owned()
                 } else {
-                    "nodes are still reading their models".to_owned()
+                    self.why_unread(&job.record.model)
                 };
                 self.hold(step, number, hold);
             }
@@ -364,7 +305,7 @@ impl Core {
         job.record.set_state(JobState::Cancelling);
         job.record.reason = why.to_owned();
         job.record.code = ErrorCode::Cancelled.as_str().to_owned();
-        job.scan.running = false;
+        job.stop_scan(step);
         job.give_up_publishing();
         step.put_job(&job.record);
         self.stop_running(step, number, why);
@@ -472,6 +413,12 @@ impl Core {
             self.pass_failed(step, number, problem);
             return;
         }
+        if job.record.state() == JobState::Cancelling {
+            // Whoever cancelled it is told so, whatever else went wrong since.
+            self.stop_running(step, number, "the job is cancelled");
+            self.end(step, number, JobState::Cancelled);
+            return;
+        }
         job.record.reason = problem.message.clone();
         job.record.code = problem.code.as_str().to_owned();
         self.stop_running(step, number, "the job failed");
@@ -496,6 +443,7 @@ impl Core {
     pub(super) fn end(&mut self, step: &mut Step, number: u64, state: JobState) {
         let Some(mut job) = self.jobs.remove(&number) else { return };
         debug_assert!(ended(state), "a job ends in a state that says so");
+        job.stop_scan(step);
         for batch in &job.running {
             if let Some(batch) = job.batches.get(batch) {
                 self.drop_attempt(batch.attempt);
@@ -525,6 +473,13 @@ impl JobRecord {
 }
 
 impl Job {
+    /// Nobody wants any more what the walk under way finds, if there is one.
+    pub(super) fn stop_scan(&mut self, step: &mut Step) {
+        if std::mem::take(&mut self.scan.running) {
+            step.effects.push(Effect::StopScan { job: self.record.number, scan: self.scan.number });
+        }
+    }
+
     /// Counts the listing and finds what is to be cut and joined; after the walk and after a restart.
     pub(super) fn index_segments(&mut self) {
         let joins = |kind| matches!(kind, v1::JobKind::Embed);
@@ -575,20 +530,6 @@ pub(super) fn parameters_digest(spec: &v1::JobSpec) -> Vec<u8> {
         }
     }
     hasher.finalize().as_bytes().to_vec()
-}
-
-fn word(kind: v1::JobKind) -> &'static str {
-    match kind {
-        v1::JobKind::Embed => "embed",
-        v1::JobKind::Ocr => "read pages",
-        v1::JobKind::Generate => "generate",
-        v1::JobKind::Unspecified => "do this",
-    }
-}
-
-fn join<'a>(names: impl Iterator<Item = &'a String>) -> String {
-    let names: Vec<&str> = names.map(String::as_str).collect();
-    if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
 fn lost(number: u64) -> Problem {

@@ -12,6 +12,7 @@ pub mod event;
 pub mod explain;
 mod jobs;
 mod members;
+mod models;
 pub mod nodes;
 mod outage;
 pub mod placement;

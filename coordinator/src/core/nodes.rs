@@ -39,7 +39,7 @@ pub struct NodeEntry {
     pub busy_ms: u64,
     /// Bytes its models take.
     pub reserved: u64,
-    /// Models whose files are on their way to it.
+    /// Models that it can't run yet: their files are on their way to it, or wait for that.
     pub fetching: Vec<v1::ModelInfo>,
     /// What was done about its silence already.
     pub handled: Health,
@@ -72,6 +72,12 @@ impl NodeEntry {
             .find(|info| info.problem.is_empty() && info.model.as_ref().is_some_and(|m| m.name == name))
     }
 
+    /// Whether the model of this name is on its way here.
+    #[must_use]
+    pub fn fetches(&self, name: &str) -> bool {
+        self.fetching.iter().any(|info| info.model.as_ref().is_some_and(|m| m.name == name))
+    }
+
     /// The loaded model of this name.
     #[must_use]
     pub fn loaded(&self, name: &str) -> Option<&v1::LoadedModel> {
@@ -87,7 +93,14 @@ impl NodeEntry {
 
 /// Takes those out that aren't there yet.
 fn take_fetching(models: &mut Vec<v1::ModelInfo>) -> Vec<v1::ModelInfo> {
-    models.extract_if(.., |info| info.fetch.is_some()).collect()
+    models.extract_if(.., |info| unread(info)).collect()
+}
+
+/// Whether its bytes are still being read, or wait for that: only then is it known what it is. What can't be run is never
+/// on its way.
+fn unread(info: &v1::ModelInfo) -> bool {
+    let no_digest = info.model.as_ref().is_none_or(|model| model.digest.is_empty());
+    info.problem.is_empty() && (info.fetch.is_some() || no_digest)
 }
 
 /// All nodes.

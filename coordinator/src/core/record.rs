@@ -147,6 +147,9 @@ pub struct StandingRecord {
     /// Counts of the passes that are done, added up.
     #[prost(message, optional, tag = "5")]
     pub done: Option<v1::ItemCounts>,
+    /// Times in a row that the pass at work could not be done.
+    #[prost(uint32, tag = "6")]
+    pub failed: u32,
 }
 
 /// A segment of a job's listing.

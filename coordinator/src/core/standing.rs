@@ -8,6 +8,7 @@ use ingle_proto::{Problem, v1};
 use super::event::Effect;
 use super::record::{Change, JobRecord, parts_prefix};
 use super::{Core, Job, Now, Step};
+use crate::limits;
 
 use v1::JobState;
 
@@ -38,6 +39,7 @@ impl Core {
         let counts = job.counts;
         let standing = job.record.standing.get_or_insert_default();
         standing.passes += 1;
+        standing.failed = 0;
         add(standing.done.get_or_insert_default(), &counts);
         job.record.set_state(JobState::Standing);
         job.scan.not_before = now.mono_ms + job.interval_ms();
@@ -53,14 +55,16 @@ impl Core {
         let Some(job) = self.jobs.get_mut(&number) else { return };
         let running: Vec<u64> =
             job.running.iter().filter_map(|batch| job.batches.get(batch)).map(|batch| batch.attempt).collect();
+        job.stop_scan(step);
         job.clear_parts(step);
         job.record.reason = format!("{}; what is left is tried again at the next look", problem.message);
         job.record.code = problem.code.as_str().to_owned();
         job.record.set_state(JobState::Standing);
-        job.scan.running = false;
-        job.scan.tries += 1;
-        let pause = super::batches::backoff(number, job.scan.tries) as u64;
-        job.scan.not_before = now + pause.max(job.interval_ms());
+        let standing = job.record.standing.get_or_insert_default();
+        standing.failed = standing.failed.saturating_add(1);
+        let failed = standing.failed;
+        let pause = super::batches::backoff(number, failed) as u64;
+        job.scan.not_before = now + pause.max(again_ms(job.interval_ms(), failed));
         step.put_job(&job.record);
         step.effects.push(Effect::JobChanged { job: number });
         for attempt in running {
@@ -87,7 +91,9 @@ impl Core {
 impl Job {
     /// Whether a failure of the whole job is one of its pass only: a folder or a model that never was is an error to be told.
     pub(super) fn goes_on(&self) -> bool {
-        let begun = self.record.listed || self.record.next_pass() > 1;
+        // Of a first pass that failed nothing is left but what its listing said.
+        let looked = self.record.standing.is_some_and(|standing| standing.looked.is_some());
+        let begun = self.record.listed || self.record.next_pass() > 1 || looked;
         self.record.stands() && begun && self.record.state() != JobState::Cancelling
     }
 
@@ -138,6 +144,7 @@ impl Job {
         self.hold_code = String::new();
         if news {
             standing.looked_ms = now.unix_ms;
+            standing.failed = 0;
             self.record.reason = String::new();
             self.record.code = String::new();
             if !listed {
@@ -182,6 +189,13 @@ pub(super) fn standing(record: &JobRecord) -> Option<v1::Standing> {
         directories_moved: looked.directories_moved,
         done: Some(standing.done.unwrap_or_default()),
     })
+}
+
+/// Milliseconds before a pass that has failed so often in a row is tried again: the interval, doubled each time. What can't be
+/// done should not be done over and over.
+fn again_ms(interval_ms: u64, failed: u32) -> u64 {
+    let doubled = interval_ms.saturating_mul(1 << failed.saturating_sub(1).min(16));
+    doubled.min(limits::PASS_AGAIN_MS_MAX).max(interval_ms)
 }
 
 /// Adds what a pass did. What it found done, or passed over, every pass finds again.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ingle_proto::job::job_id;
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
+use super::models::UNREAD;
 use super::nodes::{Health, NodeEntry};
 use super::placement::{self, Size, Speeds};
 use super::record::{BatchRecord, JobRecord, SegmentRecord};
@@ -227,7 +228,9 @@ impl Core {
                 let fit = placement::fit(&info, context, slots);
                 let (prefill, decode) = placement::llm_speed(capacity, &info, node.loaded(name));
                 let generates = info.kind() == v1::JobKind::Generate;
-                let why_not = if node.model(name).is_none() {
+                let why_not = if node.fetches(name) {
+                    UNREAD.to_owned()
+                } else if node.model(name).is_none() {
                     "it doesn't see the model".to_owned()
                 } else if fit.needed > capacity.memory_budget_bytes {
                     format!("needs {} bytes, the node has {} for models", fit.needed, capacity.memory_budget_bytes)

@@ -30,6 +30,10 @@ impl ModelsService {
                 None => core.place_model(&name),
             })
             .await??;
+        if status.fetching.iter().any(|fetch| fetch.node_id == node.as_str()) {
+            let words = format!("the model is on its way to {node}; `ingle models list` shows how far it is");
+            return Err(Problem::new(ErrorCode::NoNode, words).retry_after(std::time::Duration::from_secs(5)));
+        }
         if !status.seen_by.iter().any(|id| id == node.as_str()) {
             let words = format!("node {node} doesn't see the model; these do: {}", status.seen_by.join(", "));
             return Err(Problem::new(ErrorCode::ModelNotFound, words));

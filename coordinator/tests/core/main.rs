@@ -5,6 +5,7 @@
 mod calls;
 mod drains;
 mod lateness;
+mod models;
 mod outage;
 mod outdated;
 mod progress;

@@ -131,6 +131,29 @@ fn who_cancels_does_not_wait_for_the_nas() {
 }
 
 #[test]
+fn who_cancels_is_told_so_whatever_goes_wrong_then() {
+    for code in [ErrorCode::ExportReadOnly, ErrorCode::StorageDenied, ErrorCode::ObjectNotFound] {
+        for published in [true, false] {
+            let mut rig = Rig::new();
+            rig.attach(1, &[]);
+            let at = rig.job(JobKind::Generate, &[4]).remove(0);
+            if published {
+                rig.complete(&at, &[]);
+            }
+            rig.step(Event::Cancel { reply: ReplyId(2), job: JOB });
+            assert_eq!(rig.view().state(), JobState::Cancelling);
+            if published {
+                rig.published(1, at.attempt, code);
+            } else {
+                rig.fail(&at, FailureKind::Input, code);
+            }
+            let job = rig.view();
+            assert_eq!((job.state(), job.code.as_str()), (JobState::Cancelled, "CANCELLED"), "{code:?}: {job:?}");
+        }
+    }
+}
+
+#[test]
 fn one_object_that_cannot_be_read_holds_nothing_else_up() {
     let mut rig = Rig::new();
     rig.attach(1, &[]);

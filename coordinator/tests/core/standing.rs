@@ -26,6 +26,21 @@ fn publishes(effects: &[Effect]) -> Vec<(u64, u64)> {
     asked.collect()
 }
 
+/// Walks that are told to stop.
+fn stopped(effects: &[Effect]) -> Vec<u64> {
+    let stopped = effects.iter().filter_map(|effect| match effect {
+        Effect::StopScan { job: JOB, scan } => Some(*scan),
+        _ => None,
+    });
+    stopped.collect()
+}
+
+/// A piece of a listing that contradicts itself.
+fn nonsense(scan: u64) -> Event {
+    let info = v1::SegmentInfo { blob: Some(blob(1)), entries: 1, to_do: 2, ..Default::default() };
+    Event::ScanSegment { job: JOB, scan, info: Box::new(info) }
+}
+
 fn to_do(count: u32) -> Event {
     let info = v1::SegmentInfo {
         blob: Some(blob(1)),
@@ -252,6 +267,103 @@ fn a_pass_that_can_not_be_done_is_listed_again() {
     let job = rig.view();
     assert_eq!((job.state(), job.counts.unwrap().published, job.reason.as_str()), (JobState::Standing, 4, ""));
     assert_eq!(job.standing.unwrap().passes, 1);
+}
+
+#[test]
+fn a_first_pass_that_failed_is_no_folder_that_never_was() {
+    for (code, restarted) in [(ErrorCode::ObjectNotFound, false), (ErrorCode::DocumentsVanished, true)] {
+        let mut rig = Rig::new();
+        rig.attach(1, &[]);
+        let (scan, _) = asked(&rig.watch()).unwrap();
+        let work = rig.looked(scan, 4, quiet(0));
+        rig.fail(&work[0], v1::FailureKind::Input, ErrorCode::ExportReadOnly);
+        if restarted {
+            rig.restart();
+            rig.attach(1, &[]);
+        }
+        let (scan, _) = asked(&rig.pass(INTERVAL_MS, &[1])).expect("the next look");
+        let Event::ScanSegment { info, .. } = to_do(2) else { unreachable!() };
+        rig.step(Event::ScanSegment { job: JOB, scan, info });
+        assert_eq!(rig.view().state(), JobState::Listing);
+        rig.step(Event::ScanFailed { job: JOB, scan, problem: problem(code) });
+        let job = rig.view();
+        assert_eq!((job.state(), job.code.as_str()), (JobState::Standing, code.as_str()), "{job:?}");
+    }
+}
+
+#[test]
+fn a_pass_that_fails_again_and_again_is_tried_ever_more_rarely() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let (mut scan, _) = asked(&rig.watch()).unwrap();
+    let fails = |rig: &mut Rig, scan| {
+        let work = rig.looked(scan, 4, quiet(0));
+        rig.fail(&work[0], v1::FailureKind::Input, ErrorCode::ExportReadOnly);
+        let job = rig.view();
+        assert_eq!(job.state(), JobState::Standing, "{job:?}");
+        u64::try_from(job.standing.unwrap().next_ms - rig.now.unix_ms).unwrap()
+    };
+    let mut waits = Vec::new();
+    for turn in 0..9 {
+        let wait_ms = fails(&mut rig, scan);
+        waits.push(wait_ms / 1_000);
+        let looks = if turn == 4 {
+            // Another leader looks at once, and knows what it had come to.
+            rig.restart();
+            rig.attach(1, &[]);
+            rig.pass(250, &[1])
+        } else {
+            assert_eq!(asked(&rig.pass(wait_ms - 1_000, &[1])), None);
+            rig.pass(1_000, &[1])
+        };
+        scan = asked(&looks).expect("a look").0;
+    }
+    assert_eq!(waits, [30, 60, 120, 240, 480, 960, 1_920, 3_600, 3_600], "seconds");
+    // One that is done makes up for all of them.
+    let work = rig.looked(scan, 4, quiet(0));
+    rig.work_off(work);
+    assert_eq!(rig.view().standing.unwrap().passes, 1);
+    let (scan, _) = asked(&rig.pass(INTERVAL_MS, &[1])).expect("a look");
+    assert_eq!(fails(&mut rig, scan), INTERVAL_MS);
+    // And so does a look that finds nothing left to do.
+    let (scan, _) = asked(&rig.pass(INTERVAL_MS, &[1])).expect("a look");
+    rig.looked(scan, 0, quiet(4));
+    let (scan, _) = asked(&rig.pass(INTERVAL_MS, &[1])).expect("a look");
+    assert_eq!(fails(&mut rig, scan), INTERVAL_MS);
+}
+
+#[test]
+fn a_walk_that_nobody_wants_is_stopped() {
+    let cancel = || Event::Cancel { reply: ReplyId(2), job: JOB };
+    // Of a job that looks once.
+    for event in [cancel(), nonsense(1)] {
+        let mut rig = Rig::new();
+        rig.attach(1, &[]);
+        assert_eq!(asked(&rig.submit(v1::JobKind::Generate)).unwrap().0, 1);
+        assert_eq!(stopped(&rig.step(event)), [1]);
+        assert!(matches!(rig.view().state(), JobState::Cancelled | JobState::Failed));
+    }
+    // Of a standing job: in the middle of a pass that can't be done, and between passes.
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let (scan, _) = asked(&rig.watch()).unwrap();
+    let work = rig.looked(scan, 1, quiet(0));
+    rig.work_off(work);
+    let (scan, _) = asked(&rig.pass(INTERVAL_MS, &[1])).expect("a look");
+    let Event::ScanSegment { info, .. } = to_do(2) else { unreachable!() };
+    rig.step(Event::ScanSegment { job: JOB, scan, info });
+    assert_eq!(stopped(&rig.step(nonsense(scan))), [scan]);
+    assert_eq!(rig.view().state(), JobState::Standing);
+    let (next, _) = asked(&rig.pass(INTERVAL_MS, &[1])).expect("another look");
+    assert!(next > scan);
+    assert_eq!(stopped(&rig.step(cancel())), [next]);
+    // One that has ended needs no stop.
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let (scan, _) = asked(&rig.watch()).unwrap();
+    let mut effects = rig.step(Event::ScanFailed { job: JOB, scan, problem: problem(ErrorCode::StorageUnavailable) });
+    effects.extend(rig.step(cancel()));
+    assert_eq!((stopped(&effects), rig.view().state()), (vec![], JobState::Cancelled));
 }
 
 /// A folder, what of it has results, and what a gateway remembers of passes.

@@ -496,7 +496,8 @@ impl World {
                 }
                 self.soon(1..60, happening(request));
             }
-            Effect::CallFailed { .. } | Effect::JobChanged { .. } => {}
+            // What a walk has told is on its way, and the leader hears it all the same.
+            Effect::StopScan { .. } | Effect::CallFailed { .. } | Effect::JobChanged { .. } => {}
         }
     }
 

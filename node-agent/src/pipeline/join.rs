@@ -1,13 +1,14 @@
 //! Joining a bucket: its present part without the documents that were done again or left, with the new rows, in path order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, EntryAction, ItemOutcome, read_request};
 use ingle_proto::{Digest, ErrorCode, ObjectPath, Problem};
+use parquet::errors::ParquetError;
 
 use super::manifest::Manifest;
 use super::schema::{PartError, PartReader, PartWriter, Row};
@@ -60,7 +61,7 @@ pub async fn bucket(attempt: &Attempt, work: v1::JoinWork) -> Result<Outcome, Fa
     let mut partials = Vec::new();
     for blob in manifests.iter().flat_map(|manifest| &manifest.partials).filter_map(|partial| partial.blob.clone()) {
         let path = scratch.file(&format!("partial-{}", partials.len()))?;
-        gateway.to_file(read_request::Source::Blob(blob), None, &path).await.map_err(Failure::storage)?;
+        gateway.to_file(read_request::Source::Blob(blob), None, &path).await.map_err(ours_or_storage)?;
         partials.push(path);
         attempt.progress(0, 0, "reading vectors");
     }
@@ -68,7 +69,7 @@ pub async fn bucket(attempt: &Attempt, work: v1::JoinWork) -> Result<Outcome, Fa
     let object = below(place, &work.output_name)?;
     let present = scratch.file("present")?;
     let source = read_request::Source::Object(object);
-    let found = gateway.to_file(source, Some(&attempt.token), &present).await.map_err(Failure::storage)?;
+    let found = gateway.to_file(source, Some(&attempt.token), &present).await.map_err(ours_or_storage)?;
     let present = found.map(|_| present);
 
     let merged = scratch.file("merged")?;
@@ -83,7 +84,7 @@ pub async fn bucket(attempt: &Attempt, work: v1::JoinWork) -> Result<Outcome, Fa
     let (based_on, merge) = tokio::task::spawn_blocking(move || Ok::<_, PartError>((job.based_on()?, job.run()?)))
         .await
         .map_err(|error| Failure::item(ErrorCode::Internal, format!("joining panicked: {error}")))?
-        .map_err(|error| Failure::item(ErrorCode::Internal, error.to_string()))?;
+        .map_err(|error| unjoined(&error))?;
     attempt.progress(0, 0, "writing");
     publishable(attempt, &gateway, &work, based_on, merge, merged).await
 }
@@ -121,13 +122,39 @@ async fn publishable(
             gateway
                 .stage(&attempt.token, &output.staged_name, digest, size, StageBody::File(path))
                 .await
-                .map_err(Failure::storage)?;
+                .map_err(ours_or_storage)?;
             manifest.bytes = size;
             manifest.message.outputs.push(output);
         }
     }
     let model = Digest::from_wire("model.digest", &attempt.model.digest).ok();
     manifest.complete(attempt, gateway, 0, model).await
+}
+
+/// Files of ours that can't be written or read are this node's fault, and no batch's: another node may have room.
+fn ours_or_storage(problem: Problem) -> Failure {
+    match problem.code {
+        ErrorCode::Internal => ours(problem.message),
+        _ => Failure::storage(problem),
+    }
+}
+
+fn ours(words: String) -> Failure {
+    Failure::node(ErrorCode::Internal, words, limits::SPOOL_RETRY)
+}
+
+/// A part that could not be made: for want of a working disk, or because of what is in it.
+fn unjoined(error: &PartError) -> Failure {
+    match error {
+        PartError::File(_) => ours(error.to_string()),
+        PartError::Parquet(ParquetError::External(cause)) if full(&**cause) => ours(error.to_string()),
+        _ => Failure::item(ErrorCode::Internal, error.to_string()),
+    }
+}
+
+fn full(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let cause = cause.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
 }
 
 /// What becomes of each document, by the name that its rows carry.

@@ -1,5 +1,6 @@
 //! Faults on purpose, for tests: seeded ones that strike now and then, and switches for what lasts until it is mended.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +90,7 @@ pub struct Faults {
     plan: NfsFaults,
     dice: Mutex<Dice>,
     trouble: watch::Sender<Trouble>,
+    slowed: AtomicU64,
 }
 
 impl Default for Faults {
@@ -106,7 +108,8 @@ impl Faults {
 
     fn of(plan: NfsFaults) -> Self {
         let dice = Dice { random: fastrand::Rng::with_seed(plan.seed), left: [0; FAULTS], struck: [0; FAULTS] };
-        Self { plan, dice: Mutex::new(dice), trouble: watch::Sender::new(Trouble::default()) }
+        let trouble = watch::Sender::new(Trouble::default());
+        Self { plan, dice: Mutex::new(dice), trouble, slowed: AtomicU64::new(0) }
     }
 
     /// Changes what lasts, from now on.
@@ -118,6 +121,12 @@ impl Faults {
     #[must_use]
     pub fn struck(&self) -> [u64; FAULTS] {
         self.dice().struck
+    }
+
+    /// How many calls were answered later because of [`Trouble::slow`].
+    #[must_use]
+    pub fn slowed(&self) -> u64 {
+        self.slowed.load(Ordering::Relaxed)
     }
 
     fn dice(&self) -> MutexGuard<'_, Dice> {
@@ -157,6 +166,7 @@ impl Faults {
         // The sender is ours: it lives as long as we do.
         let _ = trouble.wait_for(|trouble| !trouble.hung).await;
         let mut wait = self.now().slow;
+        self.slowed.fetch_add(u64::from(!wait.is_zero()), Ordering::Relaxed);
         if self.strikes(Fault::Delay) {
             wait += self.plan.delay_max.mul_f64(self.dice().random.f64());
         }

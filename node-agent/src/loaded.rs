@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::executor::{ModelHandle, Totals};
 use crate::metrics::NodeMetrics;
 use crate::slots::{Need, Refusal, Resident, admit, need};
-use crate::weights::{Catalogue, ReadyModel};
+use crate::weights::{Catalogue, Pin, ReadyModel};
 
 /// How models are loaded here.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +35,8 @@ struct Held {
     users: Arc<()>,
     need: Need,
     last_used: u64,
+    /// Its thread loads it again if it has to.
+    _files: Pin,
 }
 
 impl Held {
@@ -113,17 +115,25 @@ impl Loaded {
         if let Some(lease) = self.held(&wanted.name, digest) {
             return Ok(lease);
         }
-        // Its files first, as soon as work for it is placed here: copying them stands in no other model's way.
-        self.catalogue.ready(&wanted.name, digest).await.map_err(not_ready)?;
-        let loading = Arc::clone(&self.loading).lock_owned().await;
-        if let Some(lease) = self.held(&wanted.name, digest) {
-            return Ok(lease);
-        }
-        let model = self.catalogue.ready(&wanted.name, digest).await.map_err(not_ready)?;
+        // Its files first, as soon as work for it is placed here: copying them stands in no other model's way. From then on
+        // they stay until it is unloaded.
+        let (model, files, loading) = loop {
+            let (model, files) = self.catalogue.pinned(&wanted.name, digest).await.map_err(not_ready)?;
+            let loading = Arc::clone(&self.loading).lock_owned().await;
+            if let Some(lease) = self.held(&wanted.name, digest) {
+                return Ok(lease);
+            }
+            // Another content may have taken the name while other models were loaded.
+            if self.catalogue.is_current(&model) {
+                break (model, files, loading);
+            }
+        };
         // Whoever asked may leave, but a load that has begun goes on: until it has ended and is counted, no other may begin.
         let loaded = Arc::clone(self);
         let task = tokio::task::spawn_blocking(move || {
-            let lease = tokio::runtime::Handle::current().block_on(loaded.load(model));
+            let lease = tokio::runtime::Handle::current().block_on(loaded.load(model, files));
+            // Also after a failure: other models may have made room.
+            loaded.note_change();
             drop(loading);
             lease
         });
@@ -133,7 +143,7 @@ impl Loaded {
     }
 
     /// Makes room, loads, and counts it among the models in memory. Blocks for the time of the load.
-    async fn load(&self, model: Arc<ReadyModel>) -> Result<Lease, Failure> {
+    async fn load(&self, model: Arc<ReadyModel>, files: Pin) -> Result<Lease, Failure> {
         let need = need(&model.card, self.settings.context, self.settings.slots);
         self.make_room(&model.name, &need).await?;
         let begun = Instant::now();
@@ -144,13 +154,10 @@ impl Loaded {
         tracing::info!(model = %model.name, bytes = handle.memory_bytes(), ?load, "model loaded");
         let users = Arc::new(());
         let lease = Lease { model: Arc::clone(&model), handle: Arc::clone(&handle), load, _user: Arc::clone(&users) };
-        {
-            let mut state = self.lock();
-            state.clock += 1;
-            let last_used = state.clock;
-            state.held.insert(model.name.clone(), Held { model, handle, users, need, last_used });
-        }
-        self.note_change();
+        let mut state = self.lock();
+        state.clock += 1;
+        let last_used = state.clock;
+        state.held.insert(model.name.clone(), Held { model, handle, users, need, last_used, _files: files });
         Ok(lease)
     }
 
@@ -282,8 +289,6 @@ impl Loaded {
 
     /// Says that speeds were measured again.
     pub fn note_change(&self) {
-        let digests = self.lock().held.values().map(|held| held.model.digest).collect();
-        self.catalogue.pin(digests);
         self.metrics.model_bytes.set(i64::try_from(self.reserved()).unwrap_or(i64::MAX));
         self.changed.notify_one();
     }
@@ -318,11 +323,8 @@ impl Loaded {
     }
 }
 
+/// What doesn't pass by itself is the model's on this node: it isn't seen, can't be used, or can't be read here.
 fn not_ready(problem: Problem) -> Failure {
-    match problem.code {
-        ErrorCode::ModelNotFound | ErrorCode::ModelUnusable | ErrorCode::ModelDoesNotFit => {
-            Failure { kind: v1::FailureKind::Model, problem }
-        }
-        _ => Failure::storage(problem),
-    }
+    let kind = if problem.retryable() { v1::FailureKind::Storage } else { v1::FailureKind::Model };
+    Failure { kind, problem }
 }

@@ -29,7 +29,7 @@ pub(super) struct Head {
     /// The file's whole size, of a part.
     pub(super) size: Option<u64>,
     pub(super) retry_after_s: u64,
-    /// The other side ends the connection.
+    /// No other answer comes over this connection: the other side ends it, or some of this one is left in it.
     pub(super) last: bool,
 }
 
@@ -90,12 +90,13 @@ pub(super) async fn rest(wire: &mut dyn Wire, head: &Head, at_once: u64, body: &
     Ok(())
 }
 
-/// A problem that the gateway answered with.
-pub(super) async fn problem(wire: &mut dyn Wire, head: &Head, mut body: Vec<u8>) -> Problem {
+/// A problem that the gateway answered with. One that isn't read whole is the connection's last.
+pub(super) async fn problem(wire: &mut dyn Wire, head: &mut Head, mut body: Vec<u8>) -> Problem {
     let words = if head.length <= PROBLEM_BYTES_MAX && rest(wire, head, head.length, &mut body).await.is_ok() {
         let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         said["message"].as_str().map(str::to_owned)
     } else {
+        head.last = true;
         None
     };
     let code = ErrorCode::parse(&head.code).unwrap_or(ErrorCode::StorageUnavailable);
@@ -164,6 +165,27 @@ mod tests {
         let (head, body) = answered(bytes).await.expect("well formed");
         assert_eq!((head.status, head.size, head.mtime_ns, head.etag.as_str()), (206, Some(99), -7, "ab"));
         assert_eq!(body, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_problem_that_is_not_read_whole_ends_its_connection() {
+        let said = br#"{"message": "busy"}"#;
+        let long = vec![b' '; PROBLEM_BYTES_MAX as usize + 1];
+        for (announced, body, message, last) in [
+            (said.len(), &said[..], "busy", false),
+            (said.len() + 1, &said[..], "the gateway answered with status 503", true),
+            (said.len() - 1, &said[..], "the gateway answered with status 503", true),
+            (long.len(), &long[..], "the gateway answered with status 503", true),
+        ] {
+            let (mut near, mut far) = tokio::io::duplex(1 << 20);
+            let head = format!("HTTP/1.1 503 Busy\r\ncontent-length: {announced}\r\n\r\n");
+            far.write_all(&[head.as_bytes(), body].concat()).await.expect("room");
+            drop(far);
+            let mut begun = Vec::new();
+            let mut head = ask(&mut near, "", &mut begun).await.expect("a head");
+            let problem = problem(&mut near, &mut head, begun).await;
+            assert_eq!((problem.message.as_str(), head.last), (message, last), "{announced} bytes announced");
+        }
     }
 
     #[tokio::test]

@@ -116,12 +116,12 @@ async fn exchange(
     let exchanged = tokio::spawn(async move {
         buffer.clear();
         let wire = &mut *connection.wire;
-        let head = http::ask(wire, &request, &mut buffer).await?;
+        let mut head = http::ask(wire, &request, &mut buffer).await?;
         let outcome = if head.instance != connection.instance {
             // Whoever that is: nothing of it is read.
             Ok(Vec::new())
         } else if !matches!(head.status, 200 | 206) {
-            Err(http::problem(wire, &head, buffer).await)
+            Err(http::problem(wire, &mut head, buffer).await)
         } else if head.length > most {
             let words = format!("{} bytes announced where {most} were asked for", head.length);
             return Err(Broken::Middle(words));

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use ingle_daemon::backoff::Backoff;
 use ingle_engine::{Engine, ModelCard, Task};
 use ingle_proto::storage::Object;
 use ingle_proto::v1;
 use ingle_proto::{Digest, ErrorCode, Problem};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::cache::Cache;
-use super::fetch::Progress;
+use super::cache::{Cache, Pin};
+use super::copies::{Copies, Files};
 use super::folders::{FileStamp, Folder, find, walk};
 use super::{fetch, model_digest};
 use crate::config::ModelsRoot;
@@ -33,16 +36,37 @@ pub struct ReadyModel {
 
 #[derive(Debug, Clone)]
 enum Known {
+    /// Listed, and not read yet.
     Not,
+    /// It couldn't be read, and is tried again then.
+    Later(Problem, Instant),
     Ready(Arc<ReadyModel>),
+    /// Its content can't be used.
     Problem(Option<Digest>, String),
 }
 
 struct Entry {
     folder: Folder,
     known: Mutex<Known>,
-    /// One reader at a time.
-    reading: tokio::sync::Mutex<()>,
+    /// One reader at a time, with the pause before its next try.
+    reading: tokio::sync::Mutex<Backoff>,
+}
+
+impl Entry {
+    fn new(folder: Folder) -> Self {
+        let pause = Backoff::new(limits::STORAGE_PAUSE_MAX, limits::STORAGE_PAUSE_MAX * 10);
+        Self { folder, known: Mutex::new(Known::Not), reading: tokio::sync::Mutex::new(pause) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A problem that names the model.
+    fn said(&self, problem: Problem) -> Problem {
+        let message = format!("model `{}`: {}", self.folder.name, problem.message);
+        Problem { message, ..problem }
+    }
 }
 
 /// The models' location as this node sees it.
@@ -59,24 +83,8 @@ pub struct Catalogue {
     /// Somebody wants a fresh listing.
     wanted: Notify,
     /// What is known has changed.
-    pub changed: Notify,
-    /// Models in use: the cache must keep them.
-    pinned: Mutex<Vec<Digest>>,
-    /// Copies under way, by model.
-    copies: Mutex<BTreeMap<String, Arc<Progress>>>,
-}
-
-/// A copy under way, until dropped.
-struct Fetching<'a> {
-    catalogue: &'a Catalogue,
-    model: String,
-}
-
-impl Drop for Fetching<'_> {
-    fn drop(&mut self) {
-        self.catalogue.copies.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.model);
-        self.catalogue.changed.notify_one();
-    }
+    pub changed: Arc<Notify>,
+    copies: Copies,
 }
 
 impl Catalogue {
@@ -90,9 +98,11 @@ impl Catalogue {
         fixed_gateway: Option<String>,
         context: u32,
     ) -> Self {
+        let changed = Arc::new(Notify::new());
         Self {
             root,
             engine,
+            copies: Copies::new(Arc::clone(&cache), Arc::clone(&changed)),
             cache,
             gateways,
             gateway: Mutex::new(fixed_gateway.clone()),
@@ -100,9 +110,7 @@ impl Catalogue {
             context,
             entries: Mutex::default(),
             wanted: Notify::new(),
-            changed: Notify::new(),
-            pinned: Mutex::default(),
-            copies: Mutex::default(),
+            changed,
         }
     }
 
@@ -138,14 +146,16 @@ impl Catalogue {
 
     /// Lists when asked and reads what it finds, until dropped.
     pub async fn run(&self) {
-        let mut pause =
-            ingle_daemon::backoff::Backoff::new(limits::STORAGE_PAUSE_FIRST * 5, limits::STORAGE_PAUSE_MAX * 5);
+        let mut pause = Backoff::new(limits::STORAGE_PAUSE_FIRST * 5, limits::STORAGE_PAUSE_MAX * 5);
         loop {
             match self.refresh().await {
                 Ok(()) => {
                     pause.reset();
-                    self.read_all().await;
-                    self.wanted.notified().await;
+                    let again = self.read_all().await;
+                    tokio::select! {
+                        () = self.wanted.notified() => {}
+                        () = until(again) => {}
+                    }
                 }
                 Err(problem) => {
                     let wait = pause.next_random();
@@ -166,6 +176,12 @@ impl Catalogue {
     /// # Errors
     /// What the gateway or the system said.
     pub async fn refresh(&self) -> Result<(), Problem> {
+        self.list_anew().await?;
+        Ok(())
+    }
+
+    /// As [`Catalogue::refresh`]. Says whether anything is another than before.
+    async fn list_anew(&self) -> Result<bool, Problem> {
         let (files, root_name) = match &self.root {
             None => (Vec::new(), String::new()),
             Some(ModelsRoot::Directory(root)) => {
@@ -186,7 +202,7 @@ impl Catalogue {
         for folder in folders {
             let entry = match before.get(&folder.name) {
                 Some(entry) if entry.folder == folder => Arc::clone(entry),
-                _ => Arc::new(Entry { folder, known: Mutex::new(Known::Not), reading: tokio::sync::Mutex::default() }),
+                _ => Arc::new(Entry::new(folder)),
             };
             entries.insert(entry.folder.name.clone(), entry);
         }
@@ -196,7 +212,7 @@ impl Catalogue {
         if !same {
             self.changed.notify_one();
         }
-        Ok(())
+        Ok(!same)
     }
 
     async fn list(&self, root: &Object) -> Result<Vec<FileStamp>, Problem> {
@@ -235,52 +251,70 @@ impl Catalogue {
         Ok(files)
     }
 
-    /// Reads every model that isn't known yet, one after another, smallest first.
-    async fn read_all(&self) {
+    /// Reads every model that isn't known yet, one after another, smallest first. Says when those that couldn't be read are
+    /// due again.
+    async fn read_all(&self) -> Option<Instant> {
         let mut entries: Vec<Arc<Entry>> =
             self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         entries.sort_by_key(|entry| entry.folder.bytes());
-        for entry in entries {
-            // One that was here and made room for others comes again when it is used.
-            if matches!(*entry.known.lock().unwrap_or_else(PoisonError::into_inner), Known::Ready(_)) {
-                continue;
-            }
-            if let Err(problem) = self.read(&entry).await
-                && problem.retryable()
+        for entry in &entries {
+            let due = match &*entry.known() {
+                Known::Not => true,
+                Known::Later(_, at) => *at <= Instant::now(),
+                // One that was here and made room for others comes again when it is used.
+                Known::Ready(_) | Known::Problem(..) => false,
+            };
+            if due
+                && let Err(problem) = self.read(entry, false).await
+                && problem.code != ErrorCode::ModelUnusable
             {
                 tracing::info!(model = %entry.folder.name, reason = %problem, "a model can't be read now; trying again");
-                self.refresh_soon();
-                tokio::time::sleep(limits::STORAGE_PAUSE_MAX).await;
             }
         }
+        let again = |entry: &Arc<Entry>| match &*entry.known() {
+            Known::Later(_, at) => Some(*at),
+            _ => None,
+        };
+        entries.iter().filter_map(again).min()
     }
 
     /// A model by name, read now if it isn't here. With a digest, that very content.
     ///
     /// # Errors
-    /// `MODEL_NOT_FOUND`, `MODEL_UNUSABLE`, or what storage said.
+    /// `MODEL_NOT_FOUND`, `MODEL_UNUSABLE`, `OVERLOADED` if the cache has no room for it now, or what storage said.
     pub async fn ready(&self, name: &str, digest: Option<Digest>) -> Result<Arc<ReadyModel>, Problem> {
+        self.pinned(name, digest).await.map(|(model, _)| model)
+    }
+
+    /// As [`Catalogue::ready`]; its files stay here while the pin lives.
+    pub(crate) async fn pinned(&self, name: &str, digest: Option<Digest>) -> Result<(Arc<ReadyModel>, Pin), Problem> {
         let mut listed_again = false;
         loop {
             let entry = self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
             let outcome = match entry {
-                Some(entry) => self.read(&entry).await,
+                Some(entry) => self.read(&entry, true).await,
                 None => Err(Problem::new(ErrorCode::ModelNotFound, format!("this node sees no model `{name}`"))),
             };
-            let wrong = match (&outcome, digest) {
-                (Ok(model), Some(wanted)) => model.digest != wanted,
+            let outdated = match (&outcome, digest) {
+                (Ok((model, _)), Some(wanted)) => model.digest != wanted,
                 (Ok(_), None) => false,
-                (Err(problem), _) => problem.code == ErrorCode::ModelNotFound,
+                (Err(problem), _) => matches!(
+                    problem.code,
+                    ErrorCode::ModelNotFound | ErrorCode::ObjectNotFound | ErrorCode::ObjectChanged
+                ),
             };
-            if !wrong {
+            if !outdated {
                 return outcome;
             }
             if !listed_again {
                 listed_again = true;
-                self.refresh().await?;
+                if self.list_anew().await? {
+                    // Others that are new are read in the background.
+                    self.refresh_soon();
+                }
                 continue;
             }
-            return outcome.and_then(|model| {
+            return outcome.and_then(|(model, _)| {
                 Err(Problem::new(
                     ErrorCode::ModelNotFound,
                     format!(
@@ -293,19 +327,42 @@ impl Catalogue {
         }
     }
 
-    async fn read(&self, entry: &Entry) -> Result<Arc<ReadyModel>, Problem> {
-        let _reading = entry.reading.lock().await;
-        let known = entry.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Whether a model is what its name stands for now.
+    pub(crate) fn is_current(&self, model: &Arc<ReadyModel>) -> bool {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get(&model.name);
+        entry.is_some_and(|entry| matches!(&*entry.known(), Known::Ready(now) if Arc::ptr_eq(now, model)))
+    }
+
+    /// `asked` is for work that waits: what may pass is then tried before its time.
+    async fn read(&self, entry: &Entry, asked: bool) -> Result<(Arc<ReadyModel>, Pin), Problem> {
+        let mut pause = entry.reading.lock().await;
+        let known = entry.known().clone();
         match known {
-            Known::Ready(model) if self.still_here(&model) => return Ok(model),
-            Known::Problem(_, reason) => return Err(Problem::new(ErrorCode::ModelUnusable, reason)),
-            _ => {}
+            Known::Ready(model) => {
+                if let Some(pin) = self.still_here(&model) {
+                    return Ok((model, pin));
+                }
+            }
+            Known::Problem(_, reason) => return Err(entry.said(Problem::new(ErrorCode::ModelUnusable, reason))),
+            Known::Later(problem, at) if Instant::now() < at && !(asked && problem.retryable()) => {
+                return Err(entry.said(problem));
+            }
+            Known::Not | Known::Later(..) => {}
         }
-        let (digest, dir) = match self.bring(entry).await {
-            Ok(brought) => brought,
-            Err(problem) if problem.retryable() || problem.code == ErrorCode::ObjectNotFound => return Err(problem),
-            Err(problem) => return Err(self.unusable(entry, None, &problem.message)),
+        let Files { digest, dir, pin } = match self.bring(entry).await {
+            Ok(files) => files,
+            Err(problem) if problem.code == ErrorCode::ModelDoesNotFit => {
+                return Err(self.unusable(entry, None, &problem.message));
+            }
+            Err(problem) => {
+                if asked {
+                    self.refresh_soon();
+                }
+                return Err(self.later(entry, problem, pause.next_random()));
+            }
         };
+        pause.reset();
         let (engine, at) = (Arc::clone(&self.engine), dir.clone());
         let inspected = tokio::task::spawn_blocking(move || engine.inspect(&at)).await;
         let card = match inspected {
@@ -314,131 +371,60 @@ impl Catalogue {
             Err(_) => return Err(self.unusable(entry, Some(digest), "the engine panicked over its headers")),
         };
         let model = Arc::new(ReadyModel { name: entry.folder.name.clone(), digest, dir, card });
-        *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Ready(Arc::clone(&model));
+        *entry.known() = Known::Ready(Arc::clone(&model));
         tracing::info!(model = %model.name, digest = ?model.digest, "a model is here");
         self.changed.notify_one();
-        Ok(model)
+        Ok((model, pin))
+    }
+
+    fn later(&self, entry: &Entry, problem: Problem, wait: Duration) -> Problem {
+        *entry.known() = Known::Later(problem.clone(), Instant::now() + wait);
+        self.changed.notify_one();
+        entry.said(problem)
     }
 
     fn unusable(&self, entry: &Entry, digest: Option<Digest>, reason: &str) -> Problem {
-        *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Problem(digest, reason.to_owned());
+        *entry.known() = Known::Problem(digest, reason.to_owned());
         self.changed.notify_one();
-        Problem::new(ErrorCode::ModelUnusable, format!("model `{}`: {reason}", entry.folder.name))
+        entry.said(Problem::new(ErrorCode::ModelUnusable, reason))
     }
 
-    fn still_here(&self, model: &ReadyModel) -> bool {
+    /// Keeps a model's files here; `None` if they made room for others.
+    fn still_here(&self, model: &ReadyModel) -> Option<Pin> {
         match &self.root {
-            Some(ModelsRoot::Object(_)) => self.cache.get(&model.digest).is_some(),
-            _ => true,
+            Some(ModelsRoot::Object(_)) => self.cache.pin(model.digest).map(|(_, pin)| pin),
+            _ => Some(Pin::default()),
         }
     }
 
-    /// Makes a model's files lie in a local directory; answers its digest.
-    async fn bring(&self, entry: &Entry) -> Result<(Digest, PathBuf), Problem> {
+    /// Makes a model's files lie in a local directory.
+    async fn bring(&self, entry: &Entry) -> Result<Files, Problem> {
         let folder = &entry.folder;
         match &self.root {
             Some(ModelsRoot::Directory(root)) => {
                 let dir = root.join(&folder.path);
                 let origin = format!("file://{}", dir.display());
-                if let Some(digest) = self.cache.known(&origin, &folder.files) {
-                    return Ok((digest, dir));
-                }
-                let (files, at) = (folder.files.clone(), dir.clone());
-                let hashed = tokio::task::spawn_blocking(move || {
-                    files
-                        .iter()
-                        .map(|stamp| fetch::hash_local(&at.join(&stamp.name), stamp))
-                        .collect::<Result<Vec<_>, _>>()
-                })
-                .await
-                .map_err(|error| Problem::new(ErrorCode::Internal, format!("hashing panicked: {error}")))?;
-                let digest = model_digest(&hashed?);
-                self.cache.remember(&origin, &folder.files, digest);
-                Ok((digest, dir))
+                let (cache, files, at) = (Arc::clone(&self.cache), folder.files.clone(), dir.clone());
+                let read = tokio::task::spawn_blocking(move || {
+                    if let Some(digest) = cache.known(&origin, &files) {
+                        return Ok(digest);
+                    }
+                    let hash = |stamp: &FileStamp| fetch::hash_local(&at.join(&stamp.name), stamp);
+                    let digest = model_digest(&files.iter().map(hash).collect::<Result<Vec<_>, Problem>>()?);
+                    cache.remember(&origin, &files, digest);
+                    Ok::<_, Problem>(digest)
+                });
+                let digest = read
+                    .await
+                    .map_err(|error| Problem::new(ErrorCode::Internal, format!("hashing panicked: {error}")))??;
+                Ok(Files { digest, dir, pin: Pin::default() })
             }
-            Some(ModelsRoot::Object(root)) => self.copy(root, folder).await,
+            Some(ModelsRoot::Object(root)) => {
+                let base = Object { export: root.export.clone(), path: root.path.join(folder.path.as_bytes())? };
+                self.copies.bring(&self.gateway("")?, &base, folder).await
+            }
             None => Err(Problem::new(ErrorCode::ModelNotFound, "no location of models is configured")),
         }
-    }
-
-    async fn copy(&self, root: &Object, folder: &Folder) -> Result<(Digest, PathBuf), Problem> {
-        let base = Object { export: root.export.clone(), path: root.path.join(folder.path.as_bytes())? };
-        let origin = base.to_string();
-        if let Some(digest) = self.cache.known(&origin, &folder.files)
-            && let Some(dir) = self.cache.get(&digest)
-        {
-            if self.verified(&dir, folder, digest).await {
-                return Ok((digest, dir));
-            }
-            tracing::warn!(model = %folder.name, "cached files are damaged; reading them again");
-            self.cache.drop_damaged(&digest);
-        }
-        if folder.bytes() > self.cache.bytes_max() {
-            return Err(Problem::new(
-                ErrorCode::ModelDoesNotFit,
-                format!("its {} bytes are more than cache_bytes_max = {}", folder.bytes(), self.cache.bytes_max()),
-            ));
-        }
-        let gateway = self.gateway("")?;
-        let made = self.cache.incoming();
-        let progress = Progress::begin(folder.bytes());
-        let fetching = self.fetching(&folder.name, &progress);
-        let copied = self.copy_files(&gateway, &base, folder, &made, &progress).await;
-        drop(fetching);
-        let files = match copied {
-            Ok(files) => files,
-            Err(problem) => {
-                let _ = tokio::fs::remove_dir_all(&made).await;
-                return Err(problem);
-            }
-        };
-        let digest = model_digest(&files);
-        let (cache, bytes) = (Arc::clone(&self.cache), folder.bytes());
-        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let dir = fetch::blocking(move || cache.put(&made, &digest, bytes, &pinned)).await?;
-        self.cache.remember(&origin, &folder.files, digest);
-        Ok((digest, dir))
-    }
-
-    async fn copy_files(
-        &self,
-        gateway: &Gateway,
-        base: &Object,
-        folder: &Folder,
-        made: &std::path::Path,
-        progress: &Progress,
-    ) -> Result<Vec<super::FileDigest>, Problem> {
-        let mut files = Vec::new();
-        for stamp in &folder.files {
-            let object = Object { export: base.export.clone(), path: base.path.join(stamp.name.as_bytes())? };
-            let target = made.join(&stamp.name);
-            if let Some(parent) = target.parent().map(std::path::Path::to_owned) {
-                fetch::blocking(move || std::fs::create_dir_all(parent)).await?;
-            }
-            files.push(fetch::file(gateway, &v1::ObjectRef::from(&object), stamp, &target, progress).await?);
-        }
-        Ok(files)
-    }
-
-    /// Whether cached files still are what their digest says: disks rot, and people clean up.
-    async fn verified(&self, dir: &std::path::Path, folder: &Folder, digest: Digest) -> bool {
-        let (dir, files) = (dir.to_owned(), folder.files.clone());
-        let hashed = tokio::task::spawn_blocking(move || {
-            let hash = |stamp: &FileStamp| {
-                let (digest, size) = super::hash::file(&dir.join(&stamp.name)).ok()?;
-                Some(super::FileDigest { name: stamp.name.clone(), size, digest })
-            };
-            files.iter().map(hash).collect::<Option<Vec<_>>>()
-        })
-        .await;
-        matches!(hashed, Ok(Some(files)) if model_digest(&files) == digest)
-    }
-
-    fn fetching(&self, model: &str, progress: &Arc<Progress>) -> Fetching<'_> {
-        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        copies.insert(model.to_owned(), Arc::clone(progress));
-        self.changed.notify_one();
-        Fetching { catalogue: self, model: model.to_owned() }
     }
 
     /// Whether models are copies of this node's own: a directory of the machine may be read by others too.
@@ -450,46 +436,42 @@ impl Catalogue {
     /// Whether a model's files are on their way here.
     #[must_use]
     pub fn is_fetching(&self) -> bool {
-        !self.copies.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    fn fetch_of(&self, model: &str) -> Option<v1::ModelFetch> {
-        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        let (bytes, bytes_total, bytes_per_second) = copies.get(model)?.told();
-        Some(v1::ModelFetch { bytes, bytes_total, bytes_per_second })
-    }
-
-    /// Models in use now; the cache keeps them.
-    pub fn pin(&self, digests: Vec<Digest>) {
-        *self.pinned.lock().unwrap_or_else(PoisonError::into_inner) = digests;
+        self.copies.any()
     }
 
     /// What the coordinator is told: every model whose headers are known, those that can't be used with the reason, and
-    /// those whose files are on their way.
+    /// those that are on their way or will be, by name alone.
     #[must_use]
     pub fn infos(&self) -> Vec<v1::ModelInfo> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries
-            .values()
-            .filter_map(|entry| match &*entry.known.lock().unwrap_or_else(PoisonError::into_inner) {
-                Known::Not => self.fetch_of(&entry.folder.name).map(|fetch| v1::ModelInfo {
-                    model: Some(v1::ModelRef { name: entry.folder.name.clone(), ..Default::default() }),
-                    weight_bytes: entry.folder.bytes(),
-                    fetch: Some(fetch),
-                    ..Default::default()
-                }),
-                Known::Ready(model) => Some(info(model, self.context)),
-                Known::Problem(digest, problem) => Some(v1::ModelInfo {
-                    model: Some(v1::ModelRef {
-                        name: entry.folder.name.clone(),
-                        digest: digest.map(Digest::to_wire).unwrap_or_default(),
-                    }),
-                    weight_bytes: entry.folder.bytes(),
-                    problem: problem.clone(),
-                    ..Default::default()
-                }),
-            })
-            .collect()
+        entries.values().map(|entry| self.told(entry)).collect()
+    }
+
+    fn told(&self, entry: &Entry) -> v1::ModelInfo {
+        let fetch = self.copies.fetch_of(&entry.folder.name);
+        let (digest, problem) = match &*entry.known() {
+            Known::Ready(model) if fetch.is_none() => return info(model, self.context),
+            Known::Problem(digest, problem) => (*digest, problem.clone()),
+            // What passes by itself is nobody's concern but ours.
+            Known::Later(problem, _) if fetch.is_none() && !problem.retryable() => (None, problem.message.clone()),
+            Known::Not | Known::Later(..) | Known::Ready(_) => (None, String::new()),
+        };
+        let digest = digest.map(Digest::to_wire).unwrap_or_default();
+        v1::ModelInfo {
+            model: Some(v1::ModelRef { name: entry.folder.name.clone(), digest }),
+            weight_bytes: entry.folder.bytes(),
+            fetch: fetch.filter(|_| problem.is_empty()),
+            problem,
+            ..Default::default()
+        }
+    }
+}
+
+/// Sleeps until then, or without end.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,15 +1,19 @@
 //! Which models there are and where their files lie: listed through the gateway or in a directory, cached by content.
 //!
 //! A model is named after its folder. Its digest is BLAKE3 over the (name, size, digest) list of its files; a model that
-//! is read through the gateway is copied once into `cache_dir/models/<digest>` and used from there.
+//! is read through the gateway is copied once into `cache_dir/models/<digest>` and used from there. A copy doesn't end with
+//! the work that wanted it. What can't be read now is tried again; only content is refused for good.
 
 mod cache;
 mod catalogue;
+mod copies;
+mod evict;
 mod fetch;
 mod folders;
 pub mod hash;
 
 pub use cache::Cache;
+pub(crate) use cache::Pin;
 pub use catalogue::{Catalogue, ReadyModel};
 pub use fetch::Progress;
 pub use folders::{FileStamp, Folder};

@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) failing_reads: AtomicU32,
     /// Pause before each read of an object, in milliseconds.
     pub(crate) slow_ms: AtomicU64,
+    /// While a test holds it, reads of objects wait.
+    pub(crate) gate: tokio::sync::Mutex<()>,
     pub(crate) object_reads: AtomicU32,
 }
 
@@ -139,6 +141,7 @@ impl Storage for Service {
             Some(Source::Object(object)) => {
                 self.state.object_reads.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(self.state.slow_ms.load(Ordering::SeqCst))).await;
+                drop(self.state.gate.lock().await);
                 let path = format!("{}/{}", object.export, String::from_utf8_lossy(&object.path));
                 let objects = self.state.objects.lock().unwrap();
                 let found = objects.get(&path).map(|(bytes, mtime)| (Bytes::from(bytes.clone()), *mtime));

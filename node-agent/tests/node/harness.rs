@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ingle_daemon::Shutdown;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::run::Readiness;
-use ingle_engine::Engine;
 use ingle_engine::fake::FakeEngine;
+use ingle_engine::{Engine, EngineError, LoadOptions, Model, ModelCard};
 use ingle_node_agent::{Deps, Listeners, NodeConfig, StartError, run};
 use ingle_proto::v1::node_client::NodeClient;
 use ingle_proto::v1::{self, assign::Work, work_request, work_response::Message};
@@ -34,6 +35,35 @@ pub(crate) fn model(root: &Path, name: &str, config: &str) {
     let dir = root.join(name);
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("fake-model.json"), config).unwrap();
+}
+
+/// Fake models whose load waits until it is let go.
+#[derive(Default)]
+pub(crate) struct Slow {
+    pub(crate) loads: Arc<AtomicUsize>,
+    pub(crate) go: Arc<AtomicBool>,
+}
+
+impl Engine for Slow {
+    fn backend(&self) -> String {
+        "slow".into()
+    }
+
+    fn files(&self, names: &[String]) -> Option<Vec<String>> {
+        FakeEngine::new().files(names)
+    }
+
+    fn inspect(&self, dir: &Path) -> Result<ModelCard, EngineError> {
+        FakeEngine::new().inspect(dir)
+    }
+
+    fn load(&self, options: &LoadOptions) -> Result<Box<dyn Model>, EngineError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        while !self.go.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        FakeEngine::new().load(options)
+    }
 }
 
 impl Node {

@@ -5,6 +5,7 @@
 
 mod batches;
 mod calls;
+mod copies;
 mod gateway;
 mod harness;
 mod sessions;

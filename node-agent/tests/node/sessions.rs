@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ingle_engine::fake::FakeEngine;
-use ingle_engine::{Engine, EngineError, LoadOptions, Model, ModelCard};
 use ingle_proto::v1::node_client::NodeClient;
 use ingle_proto::v1::{self, JobKind, assign::Work, generate_response::Frame, work_request, work_response::Message};
 use ingle_proto::{ErrorCode, Problem};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::harness::{Node, batch, token};
+use super::harness::{Node, Slow, batch, token};
 
 const EMBED: (&str, &str) = ("mini", r#"{"task": "embed", "dimensions": 8}"#);
 
@@ -313,34 +311,6 @@ async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
     assert_eq!(ends[&2], Err("SHUTTING_DOWN".to_owned()));
     assert!(matches!(ends[&1], Ok(1..40)), "{ends:?}");
     node.stop().await;
-}
-
-/// Fake models whose load waits until it is let go.
-struct Slow {
-    loads: Arc<AtomicUsize>,
-    go: Arc<AtomicBool>,
-}
-
-impl Engine for Slow {
-    fn backend(&self) -> String {
-        "slow".into()
-    }
-
-    fn files(&self, names: &[String]) -> Option<Vec<String>> {
-        FakeEngine::new().files(names)
-    }
-
-    fn inspect(&self, dir: &std::path::Path) -> Result<ModelCard, EngineError> {
-        FakeEngine::new().inspect(dir)
-    }
-
-    fn load(&self, options: &LoadOptions) -> Result<Box<dyn Model>, EngineError> {
-        self.loads.fetch_add(1, Ordering::SeqCst);
-        while !self.go.load(Ordering::SeqCst) {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        FakeEngine::new().load(options)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

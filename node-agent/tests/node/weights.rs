@@ -12,7 +12,8 @@ const CONFIG: &str = r#"{"task": "embed", "dimensions": 8}"#;
 async fn seen(leader: &mut Leader, enough: impl Fn(&[v1::ModelInfo]) -> bool) -> Vec<v1::ModelInfo> {
     // Those that are still on their way aren't there.
     let there = |models: Vec<v1::ModelInfo>| -> Option<Vec<v1::ModelInfo>> {
-        let models: Vec<_> = models.into_iter().filter(|info| info.fetch.is_none()).collect();
+        let told = |info: &v1::ModelInfo| !info.problem.is_empty() || !info.model.clone().unwrap().digest.is_empty();
+        let models: Vec<_> = models.into_iter().filter(told).collect();
         enough(&models).then_some(models)
     };
     if let Some(models) = there(leader.welcome.models.clone()) {

@@ -37,26 +37,51 @@ impl<V: Clone> Aged<V> {
         F: FnOnce(Held<V>) -> R,
         R: Future<Output = Result<(V, usize), ExportError>>,
     {
-        let held = {
+        self.take(key, |at| at.elapsed() < self.age, read).await
+    }
+
+    /// The same, whatever the age: what was asked for at `moment` or after it. Who waits while it is read for somebody who
+    /// came sooner shares the next read with all who wait too.
+    pub(crate) async fn since<F, R>(&self, key: u64, moment: Instant, read: F) -> Result<V, ExportError>
+    where
+        F: FnOnce(Held<V>) -> R,
+        R: Future<Output = Result<(V, usize), ExportError>>,
+    {
+        self.take(key, |at| at >= moment, read).await
+    }
+
+    async fn take<F, R>(&self, key: u64, believed: impl Fn(Instant) -> bool, read: F) -> Result<V, ExportError>
+    where
+        F: FnOnce(Held<V>) -> R,
+        R: Future<Output = Result<(V, usize), ExportError>>,
+    {
+        let place = {
             let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            let place = places.entry(key).or_insert_with(|| Place { held: Arc::default(), weight: 0, used: now });
+            let place = places.entry(key).or_insert_with(|| Place { held: Arc::default(), weight: 1, used: now });
             place.used = now;
             place.held.clone()
         };
-        let mut held = held.lock().await;
+        let mut held = place.lock().await;
         if let Some((at, value)) = held.as_ref()
-            && at.elapsed() < self.age
+            && believed(*at)
         {
             return Ok(value.clone());
         }
+        let mut reading = Reading { aged: self, key, place: &place, done: false };
         // True when it was asked for, not when the answer came.
         let at = Instant::now();
         let (value, weight) = read(held.take()).await?;
         *held = Some((at, value.clone()));
+        reading.done = true;
         drop(held);
         self.weigh(key, weight);
         Ok(value)
+    }
+
+    /// Believes what is kept under `key` no longer.
+    pub(crate) fn forget(&self, key: u64) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
     /// Notes how much it weighs, and drops what was not used for the longest time while all is too much.
@@ -79,6 +104,28 @@ impl<V: Clone> Aged<V> {
             }
             places.remove(&key);
             total -= weight;
+        }
+    }
+}
+
+/// A read under way. If it fails, or nobody waits for it any more, its place goes: with nothing in it, it would lie there for
+/// good.
+struct Reading<'a, V> {
+    aged: &'a Aged<V>,
+    key: u64,
+    place: &'a Arc<tokio::sync::Mutex<Held<V>>>,
+    done: bool,
+}
+
+impl<V> Drop for Reading<'_, V> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut places = self.aged.places.lock().unwrap_or_else(PoisonError::into_inner);
+        // Unless somebody else has begun another under that key.
+        if places.get(&self.key).is_some_and(|place| Arc::ptr_eq(&place.held, self.place)) {
+            places.remove(&self.key);
         }
     }
 }
@@ -107,6 +154,10 @@ mod tests {
         let aged: Aged<usize> = Aged::new(Duration::from_secs(3600), 100);
         let failed = aged.get(8, |_| async { Err(ExportError::Broken("spoilt".to_owned())) }).await;
         assert!(failed.is_err());
+        assert_eq!(aged.places.lock().unwrap().len(), 0, "nor is its place");
+        let never = aged.get(8, |_| std::future::pending::<Result<(usize, usize), ExportError>>());
+        assert!(tokio::time::timeout(Duration::from_millis(1), never).await.is_err());
+        assert_eq!(aged.places.lock().unwrap().len(), 0, "nor that of one that nobody waits for");
         assert_eq!(aged.get(8, |_| async { Ok((9, 1)) }).await, Ok(9), "a failure isn't kept");
     }
 
@@ -118,5 +169,27 @@ mod tests {
             assert!(aged.places.lock().unwrap().len() <= 5);
         }
         assert_eq!(aged.get(99, |_| async { Ok((0, 1)) }).await, Ok(99), "the newest stays");
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_later_is_told_what_was_read_later() {
+        let aged: Aged<usize> = Aged::new(Duration::from_secs(3600), 100);
+        let reads = AtomicUsize::new(0);
+        let since = |moment| {
+            aged.since(7, moment, |_| async {
+                tokio::task::yield_now().await;
+                Ok((reads.fetch_add(1, Ordering::Relaxed), 1))
+            })
+        };
+        let first = Instant::now();
+        assert_eq!(since(first).await, Ok(0));
+        assert_eq!(since(first).await, Ok(0), "read since");
+        // Before the clock has gone on, nobody is later.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let second = Instant::now();
+        let many = futures::future::join_all((0..20).map(|_| since(second))).await;
+        assert!(many.iter().all(|value| *value == Ok(1)), "one read for all: {many:?}");
+        aged.forget(7);
+        assert_eq!(since(first).await, Ok(2));
     }
 }

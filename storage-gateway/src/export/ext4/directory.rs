@@ -5,6 +5,15 @@ use std::collections::HashMap;
 use super::checksum;
 use super::inode::Inode;
 
+/// Why a directory isn't read.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// What is wrong with it.
+    Spoilt(String),
+    /// More names than anybody asks for.
+    TooMany,
+}
+
 /// A directory's names, with the inodes they lead to; never `.` or `..`.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -38,9 +47,10 @@ impl Index {
         self.names.keys().map(|name| name.len() + 64).sum::<usize>() + 256
     }
 
-    /// Takes one block in. What a hashed directory keeps for finding names looks like empty space here.
-    pub(crate) fn add(&mut self, inode: &Inode, block: &[u8]) -> Result<(), String> {
-        let about = |why: &str| format!("directory with inode {}: {why}", inode.number);
+    /// Takes one block in, up to `most` names in all. What a hashed directory keeps for finding names looks like empty space
+    /// here.
+    pub(crate) fn add(&mut self, inode: &Inode, block: &[u8], most: usize) -> Result<(), Refused> {
+        let about = |why: &str| Refused::Spoilt(format!("directory with inode {}: {why}", inode.number));
         check(inode, block).map_err(about)?;
         let mut at = 0;
         while at + 8 <= block.len() {
@@ -64,6 +74,9 @@ impl Index {
                 }
                 if name != b"." && name != b".." {
                     self.names.insert(name.into(), number);
+                    if self.names.len() > most {
+                        return Err(Refused::TooMany);
+                    }
                 }
             }
             at += length;

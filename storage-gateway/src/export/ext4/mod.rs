@@ -1,8 +1,9 @@
 //! An ext4 volume, read without being mounted: paths to inodes, inodes to the places of their contents.
 //!
 //! Nothing on it is believed: numbers are checked before they are used, checksums where the volume has them. Somebody
-//! else may write to it; so what was read of metadata is asked for again after a bounded time, and a volume that is
-//! mounted for writing elsewhere (its journal holds changes) is refused until it isn't.
+//! else may write to it; so what was read of metadata is asked for again after a bounded time, and at once where a reader
+//! wants to know whether what was read is torn. A volume that is mounted for writing elsewhere (its journal holds changes,
+//! or its state says so) is refused until it isn't.
 
 mod ahead;
 mod checksum;
@@ -19,14 +20,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
 use ingle_proto::ObjectPath;
+use tokio::time::Instant;
 
 use self::ahead::Ahead;
-use self::directory::Index;
+use self::directory::{Index, Refused};
 use self::inode::Inode;
 use self::superblock::Superblock;
 use super::aged::Aged;
 use super::disk::{Disk, READ_MAX};
 use super::{Attr, Entry, ExportError, Kind};
+use crate::limits::DIRECTORY_ENTRIES_MAX;
 
 /// Metadata is read in pieces of so many bytes.
 const WINDOW: u32 = 64 * 1024;
@@ -34,6 +37,8 @@ const WINDOW: u32 = 64 * 1024;
 const WINDOWS_MAX: usize = 64 << 20;
 /// Most bytes of indexes that are kept.
 const INDEXES_MAX: usize = 128 << 20;
+/// Most looks that are kept for who came while they were under way.
+const LOOKS_MAX: usize = 256;
 /// Largest directory that is read, in bytes.
 const DIRECTORY_MAX: u64 = 256 << 20;
 /// Directories larger than this aren't read again while their inode says that they haven't changed.
@@ -49,11 +54,20 @@ pub(crate) struct Volume {
     superblock: Superblock,
     windows: Aged<Bytes>,
     indexes: Aged<Arc<Index>>,
+    /// Inodes as they were after a read, and whether the volume was still itself (under 0): kept for nobody who comes later.
+    looks: Aged<Option<Inode>>,
+    stills: Aged<bool>,
     ahead: Ahead,
 }
 
 fn name_of(path: &ObjectPath) -> String {
     if path.is_root() { "the export's root".to_owned() } else { path.display() }
+}
+
+/// The name of what the first components of a path lead to.
+fn name_above(path: &ObjectPath, components: usize) -> String {
+    let bytes = path.components().take(components).collect::<Vec<_>>().join(&b'/');
+    ObjectPath::new(bytes).map_or_else(|_| name_of(path), |above| name_of(&above))
 }
 
 impl Volume {
@@ -64,7 +78,8 @@ impl Volume {
     pub(crate) async fn open(disk: Arc<dyn Disk>, age: Duration) -> Result<Self, ExportError> {
         let superblock = read_superblock(&*disk).await?;
         let (windows, indexes) = (Aged::new(age, WINDOWS_MAX), Aged::new(age, INDEXES_MAX));
-        Ok(Self { ahead: Ahead::new(age), disk, superblock, windows, indexes })
+        let (looks, stills) = (Aged::new(Duration::ZERO, LOOKS_MAX), Aged::new(Duration::ZERO, 1));
+        Ok(Self { ahead: Ahead::new(age), disk, superblock, windows, indexes, looks, stills })
     }
 
     /// Whether it is still the volume that was opened, and may still be read.
@@ -143,10 +158,17 @@ impl Volume {
         Inode::read(&self.superblock, number, &bytes).map_err(|why| self.broken(why))
     }
 
-    /// The names of a directory.
-    async fn index(&self, inode: &Inode, path: &ObjectPath) -> Result<Arc<Index>, ExportError> {
+    /// An inode as the disk has it now, whatever was read before.
+    async fn inode_now(&self, number: u32) -> Result<Option<Inode>, ExportError> {
+        let place = self.place(number).await?;
+        let bytes = self.disk.read(place, self.superblock.inode_size.into()).await?;
+        Inode::read(&self.superblock, number, &bytes).map_err(|why| self.broken(why))
+    }
+
+    /// The names of the directory to which the first components of a path lead.
+    async fn index(&self, inode: &Inode, path: &ObjectPath, components: usize) -> Result<Arc<Index>, ExportError> {
         if inode.encrypted() {
-            let why = format!("{}: this directory is encrypted (fscrypt)", name_of(path));
+            let why = format!("{}: this directory is encrypted (fscrypt)", name_above(path, components));
             return Err(ExportError::Unsupported(why));
         }
         let read = |held: Option<(tokio::time::Instant, Arc<Index>)>| async move {
@@ -156,14 +178,15 @@ impl Volume {
             {
                 return Ok((index.clone(), index.weight()));
             }
-            let index = self.read_index(inode).await?;
+            let index = self.read_index(inode, || name_above(path, components), DIRECTORY_ENTRIES_MAX).await?;
             let weight = index.weight();
             Ok((Arc::new(index), weight))
         };
         self.indexes.get(inode.number.into(), read).await
     }
 
-    async fn read_index(&self, inode: &Inode) -> Result<Index, ExportError> {
+    /// At most `limit` names: no directory takes more memory than that, whoever asks for how many.
+    async fn read_index(&self, inode: &Inode, named: impl Fn() -> String, limit: usize) -> Result<Index, ExportError> {
         let (size, block) = (inode.attr.size, u64::from(self.superblock.block_size));
         if size > DIRECTORY_MAX {
             return Err(self.broken(format!("directory with inode {} has {size} bytes", inode.number)));
@@ -182,7 +205,10 @@ impl Volume {
         let mut index = Index::of(inode);
         while let Some(data) = reads.try_next().await? {
             for block in data.chunks_exact(self.superblock.block_size as usize) {
-                index.add(inode, block).map_err(|why| self.broken(why))?;
+                index.add(inode, block, limit).map_err(|refused| match refused {
+                    Refused::Spoilt(why) => self.broken(why),
+                    Refused::TooMany => ExportError::TooMany { path: named(), limit },
+                })?;
             }
         }
         Ok(index)
@@ -192,7 +218,7 @@ impl Volume {
     async fn find(&self, path: &ObjectPath) -> Result<Inode, ExportError> {
         let missing = || ExportError::NotFound(name_of(path));
         let mut at = self.inode(ROOT).await?.ok_or_else(|| self.broken("it has no root".to_owned()))?;
-        for name in path.components() {
+        for (depth, name) in path.components().enumerate() {
             match at.attr.kind {
                 Kind::Directory => {}
                 Kind::Symlink => return Err(self.is(path, Kind::Symlink, "directories on the way")),
@@ -201,7 +227,7 @@ impl Volume {
                     return Err(ExportError::Kind { path: name_of(path), found, expected: "directories" });
                 }
             }
-            let number = self.index(&at, path).await?.get(name).ok_or_else(missing)?;
+            let number = self.index(&at, path, depth).await?.get(name).ok_or_else(missing)?;
             at = self.inode(number).await?.ok_or_else(missing)?;
         }
         Ok(at)
@@ -226,7 +252,7 @@ impl Volume {
         if directory.attr.kind != Kind::Directory {
             return Err(self.is(path, directory.attr.kind, "a directory"));
         }
-        let index = self.index(&directory, path).await?;
+        let index = self.index(&directory, path, usize::MAX).await?;
         if index.len() > limit {
             return Err(ExportError::TooMany { path: name_of(path), limit });
         }
@@ -278,12 +304,47 @@ impl Volume {
         length: u32,
     ) -> Result<Bytes, ExportError> {
         let inode = self.file(path).await?;
+        self.contents(&inode, offset, length).await
+    }
+
+    /// The same, with the file's attributes as the disk has them after that: by what was read of metadata before, nothing
+    /// could ever be seen to have changed.
+    pub(crate) async fn read_and_look(
+        self: &Arc<Self>,
+        path: &ObjectPath,
+        offset: u64,
+        length: u32,
+    ) -> Result<(Bytes, Attr), ExportError> {
+        let inode = self.file(path).await?;
+        let data = self.contents(&inode, offset, length).await?;
+        match self.look(&inode).await? {
+            Some(now) => Ok((data, now.attr)),
+            None => {
+                // Whoever reads it again shall not meet the old one for the rest of its age.
+                self.windows.forget(self.place(inode.number).await? / u64::from(WINDOW));
+                Err(ExportError::Changed(name_of(path)))
+            }
+        }
+    }
+
+    /// An inode as it is now. `None` if it, or the whole volume, isn't what it was. Readers who come together share a look.
+    async fn look(&self, inode: &Inode) -> Result<Option<Inode>, ExportError> {
+        let (moment, number) = (Instant::now(), inode.number);
+        // A volume that was mounted for writing since would hold what changes in its journal first, and not in the inode.
+        let still = self.stills.since(0, moment, |_| async { self.still().await.map(|still| (still, 1)) });
+        let look = |_| async move { self.inode_now(number).await.map(|inode| (inode, 1)) };
+        let look = self.looks.since(number.into(), moment, look);
+        let (still, now) = futures::future::try_join(still, look).await?;
+        Ok(now.filter(|now| still && now.stamp() == inode.stamp()))
+    }
+
+    async fn contents(self: &Arc<Self>, inode: &Inode, offset: u64, length: u32) -> Result<Bytes, ExportError> {
         let length = u64::from(length.min(READ_MAX)).min(inode.attr.size.saturating_sub(offset));
         if length == 0 {
             return Ok(Bytes::new());
         }
         let length = u32::try_from(length).expect("READ_MAX at most");
-        self.ahead.read(self, &inode, offset, length).await
+        self.ahead.read(self, inode, offset, length).await
     }
 
     /// A file's bytes `offset .. offset + length`, which are within it.

@@ -30,6 +30,10 @@ mod read_only {
     pub(super) const METADATA_CSUM: u32 = 0x400;
 }
 
+/// Its journal shows when it is mounted for writing: [`incompatible::RECOVER`] is set then.
+const HAS_JOURNAL: u32 = 0x4;
+/// Set in the state of a volume that was unmounted.
+const UNMOUNTED: u16 = 0x1;
 /// Newer than `sparse_super`: copies in two groups only.
 const SPARSE_SUPER_2: u32 = 0x200;
 
@@ -70,6 +74,7 @@ impl Superblock {
         }
         let (compatible, needed, kept) = (word(bytes, 0x5c), word(bytes, 0x60), word(bytes, 0x64));
         features(needed, shown)?;
+        unmounted(compatible, half(bytes, 0x3a), shown)?;
         let seed = if kept & read_only::METADATA_CSUM == 0 {
             None
         } else {
@@ -209,4 +214,16 @@ fn features(needed: u32, shown: &str) -> Result<(), ExportError> {
         )));
     }
     Ok(())
+}
+
+/// Without a journal the state alone says so: whoever mounts it for writing clears that bit, and sets it again at the end.
+fn unmounted(compatible: u32, state: u16, shown: &str) -> Result<(), ExportError> {
+    if compatible & HAS_JOURNAL != 0 || state & UNMOUNTED != 0 {
+        return Ok(());
+    }
+    // Retryable, as above.
+    Err(ExportError::Unavailable(format!(
+        "{shown}: this ext4 volume has no journal and isn't marked as unmounted (s_state {state:#x}): it is mounted for \
+         writing elsewhere, or was not unmounted; unmount it there, or run e2fsck on it"
+    )))
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
 
 use super::*;
 use crate::export::disk::image::Image;
@@ -227,6 +230,23 @@ async fn attributes_and_refusals_are_those_of_the_contract() {
     assert_eq!(volume.stat(&path("a/none")).await, Err(ExportError::NotFound("a/none".to_owned())));
     assert!(matches!(volume.list(&path("many"), 1199).await, Err(ExportError::TooMany { limit: 1199, .. })));
     assert_eq!(volume.read(&path("one"), u64::MAX, 9).await, Ok(Bytes::new()));
+    let many = volume.find(&path("many")).await.expect("a directory");
+    let read = async |limit| volume.read_index(&many, || "many".to_owned(), limit).await.map(|index| index.len());
+    assert_eq!(
+        read(1199).await,
+        Err(ExportError::TooMany { path: "many".to_owned(), limit: 1199 }),
+        "while it is read"
+    );
+    assert_eq!(read(1200).await, Ok(1200));
+}
+
+#[test]
+fn directories_on_the_way_are_named() {
+    let path = ObjectPath::new("a/b/c").expect("a path");
+    for (components, name) in [(0, "the export's root"), (1, "a"), (2, "a/b"), (3, "a/b/c"), (usize::MAX, "a/b/c")] {
+        assert_eq!(name_above(&path, components), name);
+    }
+    assert_eq!(name_above(&ObjectPath::root(), usize::MAX), "the export's root");
 }
 
 #[tokio::test]
@@ -242,6 +262,11 @@ async fn what_is_not_read_is_refused_by_name() {
     debugfs(image.path(), "feature needs_recovery");
     let error = refusal(image.path()).await;
     assert!(error.retryable() && error.to_string().contains("needs_recovery"), "{error}");
+    let bare = make(root.path(), "8M", &["-O", "^has_journal"]).expect("as before");
+    assert!(open(bare.path()).await.is_ok());
+    debugfs(bare.path(), "set_super_value state 0");
+    let error = refusal(bare.path()).await;
+    assert!(error.retryable() && error.to_string().contains("no journal"), "{error}");
     let journal = tempfile::NamedTempFile::new().expect("a file");
     let made = Command::new("mke2fs").args(["-q", "-F", "-O", "journal_dev"]).arg(journal.path()).arg("8M").status();
     assert!(made.expect("mke2fs").success());
@@ -281,6 +306,97 @@ async fn what_changes_shows_when_what_was_read_is_too_old() {
     assert_eq!(volume.still().await, Ok(false));
 }
 
+#[tokio::test]
+async fn a_look_after_a_read_believes_nothing_that_was_read_before() {
+    let root = tempfile::tempdir().expect("a tempdir");
+    std::fs::write(root.path().join("doc"), "text").expect("written");
+    let Some(image) = make(root.path(), "8M", &[]) else { return };
+    let volume = open(image.path()).await.expect("a volume");
+    let doc = ObjectPath::new("doc").expect("a path");
+    let (data, attr) = volume.read_and_look(&doc, 0, 99).await.expect("as it was made");
+    assert_eq!((&data[..], attr.size), (&b"text"[..], 4));
+    debugfs(image.path(), "set_inode_field doc mtime 20200101000000");
+    assert_eq!(volume.stat(&doc).await.as_ref(), Ok(&attr), "within its age");
+    assert_eq!(volume.read_and_look(&doc, 0, 99).await, Err(ExportError::Changed("doc".to_owned())));
+    let (_, now) = volume.read_and_look(&doc, 0, 99).await.expect("what it changed to, read again");
+    assert_ne!(now.mtime_ns, attr.mtime_ns);
+    debugfs(image.path(), "feature needs_recovery");
+    let error = volume.read_and_look(&doc, 0, 99).await.expect_err("mounted elsewhere since");
+    assert!(error.retryable() && error.to_string().contains("needs_recovery"), "{error}");
+}
+
+/// Most reads of the disk that one call may take on a volume of 4 MiB, however it was spoilt.
+const READS_MAX: usize = 20_000;
+
+/// Counts what is read of it.
+struct Counted {
+    disk: Image,
+    reads: AtomicUsize,
+}
+
+impl Counted {
+    fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { disk: Image::memory(bytes), reads: AtomicUsize::new(0) })
+    }
+
+    /// How many since the last time.
+    fn reads(&self) -> usize {
+        self.reads.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl Disk for Counted {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Bytes, ExportError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.disk.read(offset, length).await
+    }
+
+    fn shown(&self) -> String {
+        self.disk.shown()
+    }
+}
+
+/// A node of extents: as many entries as said, one block of the file after the other, which all lead to the same place.
+fn spoil(node: &mut [u8], depth: u16, count: u16, at: u32) {
+    for (half, place) in [0xf30a, count, count, depth, 0, 0].into_iter().zip(node.chunks_exact_mut(2)) {
+        place.copy_from_slice(&u16::to_le_bytes(half));
+    }
+    for (first, entry) in (0_u32..u32::from(count)).zip(node[12..].chunks_exact_mut(12)) {
+        let words = if depth > 0 { [first, at, 0] } else { [first, 1, at] };
+        for (word, place) in words.into_iter().zip(entry.chunks_exact_mut(4)) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// A tree of extents in which every index of a level leads to the same node: more ways through it than can be gone.
+async fn a_tree_without_end_ends(sound: &[u8]) {
+    let file = ObjectPath::new("holes").expect("a path");
+    let volume = Volume::open(Arc::new(Image::memory(sound.to_vec())), AGE).await.expect("a volume");
+    let inode = volume.file(&file).await.expect("a file");
+    let map = usize::try_from(volume.place(inode.number).await.expect("a place")).expect("in memory") + 0x28;
+    for indexes in 1..=4 {
+        let mut bytes = sound.to_vec();
+        spoil(&mut bytes[map..][..60], 5, indexes, 4004);
+        for depth in 0..5_u16 {
+            // 84 entries have room in a node of 1 KiB; they lead to the next node, or to some block of data.
+            let at = if depth > 0 { 4000 + u32::from(depth) - 1 } else { 100 };
+            spoil(&mut bytes[(4000 + usize::from(depth)) * 1024..][..1024], depth, 84, at);
+        }
+        let disk = Counted::new(bytes);
+        let volume = Volume::open(disk.clone(), Duration::ZERO).await.map(Arc::new).expect("a volume");
+        let answer = volume.read(&file, 0, READ_MAX).await;
+        assert!(matches!(answer, Err(ExportError::Broken(_))), "{indexes} indexes: {answer:?}");
+        let reads = disk.reads();
+        assert!(reads < 100, "{indexes} indexes: {reads} reads");
+    }
+}
+
 /// Metadata with bytes changed, with checksums and without: never a panic, a hang, or more memory than there is data.
 #[tokio::test]
 async fn spoilt_volumes_end_in_errors() {
@@ -296,6 +412,9 @@ async fn spoilt_volumes_end_in_errors() {
     {
         let Some(image) = make(root.path(), "4M", options) else { return };
         let sound = std::fs::read(image.path()).expect("the image");
+        if options.contains(&"^metadata_csum") {
+            a_tree_without_end_ends(&sound).await;
+        }
         for seed in 0..150 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut bytes = sound.clone();
@@ -304,7 +423,8 @@ async fn spoilt_volumes_end_in_errors() {
                 let at = random.usize(1024..400_000);
                 bytes[at] = random.u8(..);
             }
-            let volume = match Volume::open(Arc::new(Image::memory(bytes)), AGE).await {
+            let disk = Counted::new(bytes);
+            let volume = match Volume::open(disk.clone(), AGE).await {
                 Ok(volume) => Arc::new(volume),
                 Err(_) => {
                     broken += 1;
@@ -313,16 +433,22 @@ async fn spoilt_volumes_end_in_errors() {
             };
             let mut open = vec![(ObjectPath::root(), 0)];
             while let Some((directory, depth)) = open.pop() {
-                match volume.list(&directory, 1000).await {
+                let listed = volume.list(&directory, 1000).await;
+                assert!(disk.reads() <= READS_MAX, "{options:?}, seed {seed}: {directory:?}");
+                match listed {
                     Ok(entries) => {
                         for entry in entries {
                             let Ok(path) = directory.join(&entry.name) else { continue };
                             match entry.attr.kind {
                                 Kind::Directory if depth < 4 => open.push((path, depth + 1)),
-                                Kind::File => match volume.read(&path, 0, READ_MAX).await {
-                                    Ok(_) => fine += 1,
-                                    Err(_) => broken += 1,
-                                },
+                                Kind::File => {
+                                    let read = volume.read(&path, 0, READ_MAX).await;
+                                    assert!(disk.reads() <= READS_MAX, "{options:?}, seed {seed}: {path:?}");
+                                    match read {
+                                        Ok(_) => fine += 1,
+                                        Err(_) => broken += 1,
+                                    }
+                                }
                                 _ => {}
                             }
                         }

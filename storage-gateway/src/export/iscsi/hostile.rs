@@ -1,5 +1,7 @@
-//! Targets that lie, stall or have no end: each call ends in an error, within its deadline.
+//! Targets that lie, stall or have no end: each call ends in an error, within its deadline. And what becomes of calls when
+//! a target, its unit or what lies on it changes.
 
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use ingle_iscsi::pdu::HEADER;
@@ -12,6 +14,8 @@ use super::*;
 /// What the target does once the session stands, after having taken a READ with this tag.
 #[derive(Clone, Copy, Debug)]
 enum Lie {
+    /// Answers with what lies on the unit.
+    Truth,
     /// Announces 16 MiB of data.
     Huge,
     /// Answers another command.
@@ -36,6 +40,10 @@ enum Lie {
 #[derive(Clone, Copy, Debug)]
 enum Door {
     Open,
+    /// Knows no such target.
+    Missing,
+    /// Lets others in, not us.
+    Barred,
     /// Never says that the session stands.
     Endless,
     /// Announces 16 MiB of text.
@@ -46,10 +54,19 @@ enum Door {
     Silent,
 }
 
-const BLOCKS: u64 = 4096;
+const BLOCK: usize = 512;
+
+/// How the target behaves from now on.
+struct Scene {
+    door: Door,
+    lie: Lie,
+    /// What lies on the unit.
+    unit: Vec<u8>,
+}
 
 struct Liar {
     port: u16,
+    scene: Arc<Mutex<Scene>>,
     _accepting: JoinSet<()>,
 }
 
@@ -57,20 +74,39 @@ impl Liar {
     async fn start(door: Door, lie: Lie) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
+        let scene = Arc::new(Mutex::new(Scene { door, lie, unit: vec![0; 4096 * BLOCK] }));
+        let played = scene.clone();
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(async move { talk(stream, port, door, lie).await.unwrap_or(()) });
+                let scene = played.clone();
+                connections.spawn(async move { talk(stream, port, &scene).await.unwrap_or(()) });
             }
         });
-        Self { port, _accepting: accepting }
+        Self { port, scene, _accepting: accepting }
+    }
+
+    fn scene(&self) -> MutexGuard<'_, Scene> {
+        self.scene.lock().expect("nobody panics with it")
+    }
+
+    fn turn(&self, door: Door, lie: Lie) {
+        let mut scene = self.scene();
+        (scene.door, scene.lie) = (door, lie);
+    }
+
+    fn url(&self) -> String {
+        format!("iscsi://127.0.0.1:{}/iqn.2026-11.test:liar/0", self.port)
     }
 
     fn export(&self, deadline: Duration) -> IscsiExport {
-        let url = format!("iscsi://127.0.0.1:{}/iqn.2026-11.test:liar/0", self.port);
-        IscsiExport::new(&url, &IscsiOptions { deadline, ..IscsiOptions::default() }).expect("a sound URL")
+        IscsiExport::new(&self.url(), &believing_nothing(deadline)).expect("a sound URL")
     }
+}
+
+fn believing_nothing(deadline: Duration) -> IscsiOptions {
+    IscsiOptions { deadline, metadata_age: Duration::ZERO, ..IscsiOptions::default() }
 }
 
 fn header(first: u8, flags: u8, data: usize, words: &[(usize, u32)]) -> [u8; HEADER] {
@@ -83,7 +119,7 @@ fn header(first: u8, flags: u8, data: usize, words: &[(usize, u32)]) -> [u8; HEA
     header
 }
 
-async fn talk(mut stream: TcpStream, port: u16, door: Door, lie: Lie) -> std::io::Result<()> {
+async fn talk(mut stream: TcpStream, port: u16, scene: &Mutex<Scene>) -> std::io::Result<()> {
     let mut stat_sn = 0_u32;
     loop {
         let mut request = [0; HEADER];
@@ -92,6 +128,10 @@ async fn talk(mut stream: TcpStream, port: u16, door: Door, lie: Lie) -> std::io
         let mut text = vec![0; length.next_multiple_of(4)];
         stream.read_exact(&mut text).await?;
         let tag = u32::from_be_bytes(*request[16..].first_chunk().expect("four of 48"));
+        let (door, lie, bytes) = {
+            let scene = scene.lock().expect("nobody panics with it");
+            (scene.door, scene.lie, scene.unit.len())
+        };
         let data = |data: &[u8], offset: u32, number: u32| {
             let words = [(16, tag), (20, u32::MAX), (28, 99), (32, 199), (36, number), (40, offset)];
             [&header(0x25, 0, data.len(), &words)[..], data].concat()
@@ -102,8 +142,15 @@ async fn talk(mut stream: TcpStream, port: u16, door: Door, lie: Lie) -> std::io
             header[3] = status;
             header.to_vec()
         };
+        let refused = |detail: u8| {
+            let mut answer = header(0x23, 0, 0, &numbers);
+            (answer[36], answer[37]) = (2, detail);
+            answer.to_vec()
+        };
         let answer = match request[0] & 0x3f {
             0x03 => match door {
+                Door::Missing => refused(3),
+                Door::Barred => refused(2),
                 Door::Silent => std::future::pending().await,
                 Door::Huge => header(0x23, 0x81, 0xff_ffff, &numbers).to_vec(),
                 Door::Endless => header(0x23, 0x40, 0, &numbers).to_vec(),
@@ -128,11 +175,19 @@ async fn talk(mut stream: TcpStream, port: u16, door: Door, lie: Lie) -> std::io
                 0x12 => end(2),
                 0x9e => {
                     let mut capacity = [0; 32];
-                    capacity[..8].copy_from_slice(&(BLOCKS - 1).to_be_bytes());
+                    capacity[..8].copy_from_slice(&(bytes as u64 / BLOCK as u64 - 1).to_be_bytes());
                     capacity[10] = 2;
                     [data(&capacity, 0, 0), end(0)].concat()
                 }
                 0x88 => match lie {
+                    Lie::Truth => {
+                        let block = u64::from_be_bytes(*request[34..].first_chunk().expect("eight of 48"));
+                        let blocks = u32::from_be_bytes(*request[42..].first_chunk().expect("four of 48"));
+                        let start = usize::try_from(block).expect("in memory") * BLOCK;
+                        let wanted = start..start + blocks as usize * BLOCK;
+                        let held = scene.lock().expect("nobody panics with it").unit.get(wanted).map(<[u8]>::to_vec);
+                        held.map_or_else(|| end(2), |held| [data(&held, 0, 0), end(0)].concat())
+                    }
                     Lie::Huge => header(0x25, 0, 0xff_ffff, &numbers).to_vec(),
                     Lie::Stranger => header(0x21, 0x80, 0, &[(16, tag ^ 0x7000), (24, stat_sn), (32, 199)]).to_vec(),
                     Lie::Short => [data(&[7; 256], 0, 0), end(0)].concat(),
@@ -209,4 +264,88 @@ async fn nobody_there_is_said_so() {
     let options = IscsiOptions { deadline: DEADLINE, ..IscsiOptions::default() };
     let error = IscsiExport::connect(&url, &options).await.err().expect("nobody listens");
     assert!(error.retryable() && error.to_string().contains("no connection to 127.0.0.1"), "{error}");
+}
+
+/// A volume of blocks of 1 KiB with a root, and nothing in it.
+fn bare_volume(blocks: u32) -> Vec<u8> {
+    let mut bytes = vec![0; blocks as usize * 1024];
+    let superblock: [(usize, u32); 6] = [(0, 16), (0x4, blocks), (0x14, 1), (0x20, 8192), (0x28, 16), (0x38, 0x1_ef53)];
+    // The only group says where its inodes lie; the second of those is the root, a directory with two names.
+    let rest: [(usize, u32); 3] = [(2048 + 8, 5), (5 * 1024 + 128, 0x41ed), (5 * 1024 + 128 + 0x18, 2 << 16)];
+    for (at, word) in superblock.map(|(at, word)| (1024 + at, word)).into_iter().chain(rest) {
+        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
+    }
+    bytes
+}
+
+/// A disk whose first partition, from its first MiB on, holds that.
+fn partitioned(volume: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    bytes[446 + 4] = 0x83;
+    bytes[446 + 8..][..4].copy_from_slice(&2048_u32.to_le_bytes());
+    bytes[446 + 12..][..4].copy_from_slice(&u32::try_from(volume.len() / BLOCK).expect("small").to_le_bytes());
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    bytes.extend_from_slice(volume);
+    bytes
+}
+
+async fn root_is_there(export: &IscsiExport, when: &str) {
+    let root = export.stat(&ObjectPath::root()).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+    assert_eq!(root.kind, crate::export::Kind::Directory, "{when}");
+}
+
+/// A document is neither gone nor forbidden when its target, or its unit, is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_is_missing_or_refuses_us_says_nothing_of_documents() {
+    let doc = ObjectPath::new("doc").expect("a path");
+    for (door, words) in [(Door::Missing, "target iqn.2026-11.test:liar"), (Door::Barred, "this initiator may not")] {
+        let liar = Liar::start(door, Lie::Truth).await;
+        let error = IscsiExport::connect(&liar.url(), &believing_nothing(PATIENCE)).await.err().expect("refused");
+        let told = matches!(
+            (door, &error),
+            (Door::Missing, ExportError::NotFound(_)) | (Door::Barred, ExportError::Denied { .. })
+        );
+        assert!(told && error.to_string().contains(words), "whoever sets it up: {error:?}");
+        let export = liar.export(PATIENCE);
+        for answer in [
+            export.stat(&doc).await.map(drop),
+            export.readable(&doc).await.map(drop),
+            export.list(&doc, 9).await.map(drop),
+            export.read_at(&doc, 0, 9).await.map(drop),
+            export.read_with_attr(&doc, 0, 9).await.map(drop),
+        ] {
+            let error = answer.expect_err("nobody is let in");
+            assert!(matches!(error, ExportError::Unavailable(_)) && error.to_string().contains(words), "{error:?}");
+        }
+    }
+    // While it is read.
+    let liar = Liar::start(Door::Open, Lie::Truth).await;
+    liar.scene().unit = bare_volume(2048);
+    let export = liar.export(PATIENCE);
+    root_is_there(&export, "before").await;
+    liar.turn(Door::Missing, Lie::Gone);
+    let error = export.stat(&ObjectPath::root()).await.expect_err("its session is gone, and there is no other");
+    assert!(matches!(error, ExportError::Unavailable(_)) && error.to_string().contains("offers"), "{error:?}");
+    liar.turn(Door::Open, Lie::Truth);
+    root_is_there(&export, "after").await;
+    assert_eq!(export.stat(&doc).await, Err(ExportError::NotFound("doc".to_owned())), "by the volume itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_that_grew_or_was_partitioned_is_opened_anew() {
+    let liar = Liar::start(Door::Open, Lie::Truth).await;
+    liar.scene().unit = bare_volume(2048);
+    let export = liar.export(PATIENCE);
+    root_is_there(&export, "as it was made").await;
+    let before = export.unit_bytes().await.expect("its size");
+    liar.scene().unit = bare_volume(4096);
+    root_is_there(&export, "grown").await;
+    assert_eq!(export.unit_bytes().await.expect("its size"), before * 2);
+    liar.scene().unit = partitioned(&bare_volume(2048));
+    root_is_there(&export, "partitioned").await;
+    liar.scene().unit = vec![0; 1 << 20];
+    let error = export.stat(&ObjectPath::root()).await.expect_err("nothing is there");
+    assert!(error.to_string().contains("nothing that is known"), "{error}");
+    liar.scene().unit = bare_volume(2048);
+    root_is_there(&export, "made anew").await;
 }

@@ -29,6 +29,9 @@ pub(crate) enum Broken {
     /// The system said so.
     #[error("the connection broke: {0}")]
     Io(String),
+    /// The unit was replaced, or has grown or shrunk.
+    #[error("the unit isn't what it was when the session was opened")]
+    Another,
     /// The target sent what can't be.
     #[error("the target broke the protocol: {0}")]
     Fault(#[from] Fault),

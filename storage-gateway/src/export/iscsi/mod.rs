@@ -72,7 +72,7 @@ impl IscsiExport {
     /// to do.
     pub async fn connect(url: &str, options: &IscsiOptions) -> Result<Self, ExportError> {
         let export = Self::new(url, options)?;
-        export.abilities().await?;
+        export.within(export.options.deadline, &ObjectPath::root(), export.open()).await?;
         Ok(export)
     }
 
@@ -97,7 +97,12 @@ impl IscsiExport {
         self.target().await.read(offset, length).await
     }
 
+    /// For calls about what lies on the volume.
     async fn volume(&self) -> Result<Arc<Volume>, ExportError> {
+        self.open().await.map_err(volume::away)
+    }
+
+    async fn open(&self) -> Result<Arc<Volume>, ExportError> {
         let mut opened = self.opened.lock().await;
         if let Some(opened) = opened.as_mut() {
             if opened.looked.elapsed() < self.options.metadata_age {
@@ -105,11 +110,24 @@ impl IscsiExport {
             }
             // Made anew, grown, or mounted for writing elsewhere meanwhile?
             let looked = Instant::now();
-            if opened.volume.still().await? {
-                opened.looked = looked;
-                return Ok(opened.volume.clone());
+            match opened.volume.still().await {
+                Ok(true) => {
+                    opened.looked = looked;
+                    return Ok(opened.volume.clone());
+                }
+                Ok(false) => {}
+                // It is where it was, and may not be read now; or nobody says.
+                Err(error @ ExportError::Unavailable(_)) => return Err(error),
+                Err(error) => {
+                    tracing::info!(
+                        export = self.url.shown,
+                        %error,
+                        "what was opened can't be read any more: looked for anew"
+                    );
+                }
             }
         }
+        // The unit may be larger than it was, or have other partitions.
         *opened = None;
         let looked = Instant::now();
         let disk = UnitDisk::open(self.target().await, self.url.shown.clone()).await?;
@@ -163,6 +181,20 @@ impl Export for IscsiExport {
 
     async fn read_at(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, ExportError> {
         let read = async { self.volume().await?.read(path, offset, length).await };
+        self.within(self.options.deadline, path, read).await
+    }
+
+    /// The protocol tells nothing by itself: this looks, once for all reads that end together.
+    async fn read_with_attr(
+        &self,
+        path: &ObjectPath,
+        offset: u64,
+        length: u32,
+    ) -> Result<(Bytes, Option<Attr>), ExportError> {
+        let read = async {
+            let (data, attr) = self.volume().await?.read_and_look(path, offset, length).await?;
+            Ok::<_, ExportError>((data, Some(attr)))
+        };
         self.within(self.options.deadline, path, read).await
     }
 

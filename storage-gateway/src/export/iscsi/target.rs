@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use ingle_iscsi::scsi::{self, Sense, status};
+use ingle_iscsi::scsi::{self, Capacity, Cdb, Sense, status};
 use ingle_iscsi::{Event, Outcome, Session, Tag};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -39,7 +39,7 @@ enum What {
     Read { offset: u64, length: u32, answer: Answer<Bytes> },
     /// A piece of a larger read: the whole, where in it, and the place for it.
     Piece { whole: Whole, start: u32, offset: u64, length: u32, buffer: BytesMut },
-    /// What it is, as the present session found it.
+    /// What it is, asked of it now: a session is told of little that happens to its unit.
     Unit(Answer<Unit>),
 }
 
@@ -88,7 +88,7 @@ impl Target {
         Self { requests, deadline, shown, _driver: driver }
     }
 
-    /// What the unit is.
+    /// What the unit is now.
     pub(crate) async fn unit(&self) -> Result<Unit, ExportError> {
         let (answer, answered) = oneshot::channel();
         self.request(What::Unit(answer), answered).await
@@ -114,6 +114,12 @@ impl Target {
             Err(_) => Err(late(&self.shown, self.deadline, "other reads are before it")),
         }
     }
+}
+
+/// A read of whole blocks.
+fn blocks(unit: Unit, offset: u64, length: u32) -> Cdb {
+    let size = unit.capacity.block_size;
+    scsi::read(offset / u64::from(size), length / size)
 }
 
 fn late(shown: &str, deadline: Duration, why: &str) -> ExportError {
@@ -229,7 +235,11 @@ impl Driver {
         loop {
             while let Some(event) = link.session.event() {
                 match event {
-                    Event::Ended(tag, outcome) => self.ended(tag, outcome),
+                    Event::Ended(tag, outcome) => {
+                        if let Err(broken) = self.ended(tag, outcome, unit) {
+                            return Some(broken);
+                        }
+                    }
                     Event::Pong => pinged = false,
                     Event::Leave => return Some(Broken::Leave),
                 }
@@ -301,7 +311,10 @@ impl Driver {
             }
             let Request { what, until, .. } = request;
             match what {
-                What::Unit(answer) => drop(answer.send(Ok(unit))),
+                What::Unit(_) => {
+                    let (cdb, request) = (scsi::read_capacity(unit::CAPACITY), Request { what, until, after: None });
+                    self.fly(link, request, &cdb, unit::CAPACITY, BytesMut::new());
+                }
                 What::Read { offset, length, answer } => {
                     let size = u64::from(unit.capacity.block_size);
                     let end = offset.checked_add(length.into());
@@ -323,31 +336,39 @@ impl Driver {
                         continue;
                     }
                     let what = What::Read { offset, length, answer };
-                    self.fly(link, unit, Request { what, until, after: None }, offset, length, buffer);
+                    let request = Request { what, until, after: None };
+                    self.fly(link, request, &blocks(unit, offset, length), length, buffer);
                 }
                 What::Piece { whole, start, offset, length, buffer } => {
                     let what = What::Piece { whole, start, offset, length, buffer: BytesMut::new() };
-                    self.fly(link, unit, Request { what, until, after: None }, offset, length, buffer);
+                    let request = Request { what, until, after: None };
+                    self.fly(link, request, &blocks(unit, offset, length), length, buffer);
                 }
             }
         }
     }
 
-    /// Sends a read of whole blocks of the unit, for which there is room.
-    fn fly(&mut self, link: &mut Link, unit: Unit, request: Request, offset: u64, length: u32, buffer: BytesMut) {
-        let size = unit.capacity.block_size;
-        let tag = link.session.submit(&scsi::read(offset / u64::from(size), length / size), length, buffer);
-        match tag {
+    /// Sends a command for which there is room, and which answers with so many bytes.
+    fn fly(&mut self, link: &mut Link, request: Request, cdb: &Cdb, length: u32, buffer: BytesMut) {
+        match link.session.submit(cdb, length, buffer) {
             Some(tag) => self.flying[tag.slot()] = Some(request),
             None => self.queue.push_front(request),
         }
     }
 
-    fn ended(&mut self, tag: Tag, outcome: Outcome) {
-        let Some(mut request) = self.flying[tag.slot()].take() else { return };
+    fn ended(&mut self, tag: Tag, outcome: Outcome, unit: Unit) -> Result<(), Broken> {
+        let Some(mut request) = self.flying[tag.slot()].take() else { return Ok(()) };
+        if let Outcome::Failed { status, sense } = &outcome
+            && (sense.is_some_and(Sense::passing) || matches!(*status, status::BUSY | status::TASK_SET_FULL))
+        {
+            request.after = Some(Instant::now() + PUT_OFF);
+            self.trouble = unit::failure(*status, *sense);
+            self.queue.push_back(request);
+            return Ok(());
+        }
         let (offset, length) = match &request.what {
             What::Read { offset, length, .. } | What::Piece { offset, length, .. } => (*offset, *length),
-            What::Unit(_) => return,
+            What::Unit(_) => return self.told(request, &outcome, unit),
         };
         match outcome {
             Outcome::Done(data) if data.len() == length as usize => match request.what {
@@ -360,13 +381,6 @@ impl Driver {
                 What::Unit(_) => {}
             },
             Outcome::Done(data) => request.fail(self.short(&data, offset, length)),
-            Outcome::Failed { status, sense }
-                if sense.is_some_and(Sense::passing) || matches!(status, status::BUSY | status::TASK_SET_FULL) =>
-            {
-                request.after = Some(Instant::now() + PUT_OFF);
-                self.trouble = unit::failure(status, sense);
-                self.queue.push_back(request);
-            }
             Outcome::Failed { status, sense } => {
                 let why = format!("{length} bytes at {offset}: {}", unit::failure(status, sense));
                 request.fail(match status {
@@ -376,6 +390,22 @@ impl Driver {
                     )),
                     _ => self.dialer.broken(why),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the unit says of itself, which its session knew; or else whoever asked waits for a session that finds out.
+    fn told(&mut self, request: Request, outcome: &Outcome, unit: Unit) -> Result<(), Broken> {
+        let same = matches!(outcome, Outcome::Done(data) if Capacity::read(data) == Ok(unit.capacity));
+        match request.what {
+            What::Unit(answer) if same => {
+                drop(answer.send(Ok(unit)));
+                Ok(())
+            }
+            what => {
+                self.queue.push_front(Request { what, ..request });
+                Err(Broken::Another)
             }
         }
     }

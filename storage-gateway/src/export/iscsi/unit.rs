@@ -9,6 +9,8 @@ use crate::export::ExportError;
 
 /// How often a unit may put us off (unit attention after a login, becoming ready) before its session is given up.
 const ATTENTIONS_MAX: usize = 16;
+/// Bytes asked of READ CAPACITY(16).
+pub(crate) const CAPACITY: u32 = 32;
 /// Bytes asked of INQUIRY.
 const INQUIRY: u16 = 255;
 /// Bytes asked of REPORT LUNS: 511 units.
@@ -52,7 +54,7 @@ pub(crate) async fn look(link: &mut Link, dialer: &Dialer) -> Result<Unit, Expor
             return Err(ExportError::Unsupported(format!("{url}: LUN {} is {other}, expected a disk", dialer.url.lun)));
         }
     }
-    let answer = done(link, dialer, "READ CAPACITY(16)", &scsi::read_capacity(32), 32).await?;
+    let answer = done(link, dialer, "READ CAPACITY(16)", &scsi::read_capacity(CAPACITY), CAPACITY).await?;
     let capacity = Capacity::read(&answer).map_err(unsound)?;
     let mut read_max = READ_MAX;
     // Old units don't have that page, and say no more than that.

@@ -17,6 +17,17 @@ use crate::export::ext4::Volume;
 use crate::export::partitions::{self, Partition};
 use crate::export::recognise::{self, Content};
 
+/// For who asked for something on a unit: that target, unit or partition aren't there, or let nobody in, says nothing of
+/// whether that something is there, nor who may read it.
+pub(crate) fn away(error: ExportError) -> ExportError {
+    match error {
+        error @ (ExportError::NotFound(_) | ExportError::Denied { .. }) => {
+            ExportError::Unavailable(format!("can't be opened now: {error}"))
+        }
+        error => error,
+    }
+}
+
 /// A unit as a disk: bytes from any place on.
 pub(crate) struct UnitDisk {
     target: Arc<Target>,
@@ -29,6 +40,11 @@ impl UnitDisk {
     pub(crate) async fn open(target: Arc<Target>, shown: String) -> Result<Self, ExportError> {
         let unit = target.unit().await?;
         Ok(Self { target, unit, shown })
+    }
+
+    /// Whole blocks, as the target reads them. A session that must be opened anew for that may find nothing there.
+    async fn blocks(&self, start: u64, length: u32) -> Result<Bytes, ExportError> {
+        self.target.read(start, length).await.map_err(away)
     }
 }
 
@@ -48,12 +64,11 @@ impl Disk for UnitDisk {
         let most = u64::from(self.unit.read_max);
         let (skip, whole) = ((offset - start) as usize, end - start);
         let data = if whole <= most {
-            self.target.read(start, u32::try_from(whole).expect("a read's most")).await?
+            self.blocks(start, u32::try_from(whole).expect("a read's most")).await?
         } else {
             let pieces = (start..end).step_by(self.unit.read_max as usize);
-            let mut reads: FuturesOrdered<_> = pieces
-                .map(|at| self.target.read(at, u32::try_from((end - at).min(most)).expect("a read's most")))
-                .collect();
+            let mut reads: FuturesOrdered<_> =
+                pieces.map(|at| self.blocks(at, u32::try_from((end - at).min(most)).expect("a read's most"))).collect();
             let mut out = BytesMut::with_capacity(usize::try_from(whole).expect("a disk's read is small"));
             while let Some(data) = reads.try_next().await? {
                 out.extend_from_slice(&data);

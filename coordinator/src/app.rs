@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use ingle_daemon::backoff::Backoff;
 use ingle_daemon::metrics::Metrics;
 use ingle_daemon::run::Readiness;
 use ingle_daemon::{OnFailure, Serving, Settings as _, Shutdown, Tasks, grpc};
@@ -20,20 +21,22 @@ use ingle_proto::v1::{cluster_server, inference_server, jobs_server, models_serv
 use ingle_proto::{DESCRIPTORS, Epoch};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::calls::Calls;
-use crate::config::Config;
-use crate::driver::{Driver, Handle};
+use crate::config::{Config, JobStoreKind};
+use crate::driver::{Driver, Handle, Reader};
 use crate::effects::Effects;
 use crate::error::RunError;
+use crate::front::{self, Following, Front};
 use crate::gateway::Gateway;
-use crate::grpc::{Api, Parts};
+use crate::grpc::{Api, Parts, Reach, jobs};
 use crate::leader;
 use crate::members;
 use crate::metrics::Meters;
 use crate::sessions::{self, Sessions};
-use crate::store::{JobStore, SqliteStore};
+use crate::store::{EtcdStore, JobStore, SqliteStore};
 
 /// What a coordinator is made of.
 pub struct Deps {
@@ -73,70 +76,163 @@ async fn lead(deps: Deps, shutdown: Shutdown, serving: Serving, circles: &Circle
     config.check()?;
     let address =
         listener.local_addr().map_err(|source| RunError::System { what: "address of the listener", source })?;
-    let (identity, store, opened) = open(&config).await?;
-    let store: Arc<dyn JobStore> = Arc::new(store);
+    let Some((identity, store, opened)) = open(&config, &readiness, &shutdown).await? else { return Ok(()) };
     let own = config.own_registry() && membership.is_none();
     let membership = match membership {
         Some(membership) => membership,
         None => members_of(&config, opened).await?,
     };
-    let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
-    let epoch = if own {
-        opened
-    } else {
+    if !own && config.job_store() == JobStoreKind::Sqlite {
         warn_of_others(&*membership, &identity.with_prefix("c")).await;
-        readiness.waiting("standing for leader");
-        let candidate = Candidate {
-            id: identity.with_prefix("c"),
-            incarnation: identity.incarnation().to_owned(),
-            address: advertised.clone(),
-        };
-        let elected = leader::stand(Arc::clone(&membership), candidate, &*store, opened, &circles.leading);
-        tokio::select! {
-            elected = elected => elected?,
-            () = shutdown.wait() => return Ok(()),
-        }
-    };
-    let (chosen, endpoint) = watch::channel(config.gateway.clone());
-    let gateway = Gateway::new(endpoint, config.tls.clone(), epoch);
-    let (handle, inbox) = Handle::new(Arc::clone(&store));
-    let calls = Calls::new(handle.clone(), circles.rind.clone());
-    let sessions = Sessions::new(sessions::Deps {
-        handle: handle.clone(),
-        calls: calls.clone(),
-        gateway: gateway.clone(),
-        tls: config.tls.clone(),
-        tasks: circles.rind.clone(),
-        epoch,
-        coordinator_id: identity.with_prefix("c"),
-    })
-    .map_err(|source| RunError::System { what: "thread for beats", source })?;
-    let effects = Effects::new(handle.clone(), sessions.clone(), calls.clone(), gateway.clone(), circles.rind.clone());
-    let driver = Driver::new(inbox, store, epoch, Arc::new(effects), Meters::new(&metrics), readiness.clone()).await?;
-    circles.driving.spawn("driver", OnFailure::Shutdown, driver.run(circles.driving.shutdown().clone()));
-    follow(&config, &membership, sessions.clone(), chosen, &circles.rind);
+    }
+    let house = House { config, metrics, readiness, identity, membership, store };
 
     // gRPC ends first and by itself: callers get their answers before what answers them is gone.
-    let quiet = Shutdown::new();
-    let api = Api::new(Parts { handle, calls, sessions, gateway, shutdown: quiet.clone() });
-    let registry = own.then(|| RegistryService::new(Arc::clone(&membership), quiet.clone()).into_server());
-    let served = serve(api, registry, listener, &config, &quiet, &circles.rind).await?;
+    let (quiet, handing_over) = (Shutdown::new(), Shutdown::new());
+    let endpoint = house.follow_gateways(&circles.rind);
+    let front = if own {
+        Front::leading(house.command(opened, endpoint.clone(), circles, &quiet).await?)
+    } else {
+        Front::following(house.follow(opened, endpoint.clone(), circles, &handing_over))
+    };
+    let registry = own.then(|| RegistryService::new(Arc::clone(&house.membership), quiet.clone()).into_server());
+    let served = serve(front.clone(), registry, listener, &house.config, &quiet, &circles.rind).await?;
+    let advertised = house.config.advertise.clone().unwrap_or_else(|| address.to_string());
     if !own {
-        register(membership, &identity, advertised, &circles.rind);
+        register(Arc::clone(&house.membership), &house.identity, advertised.clone(), &circles.rind);
     }
     serving(BTreeMap::from([("grpc".to_owned(), address)]))
         .map_err(|source| RunError::System { what: "ready file", source })?;
-    readiness.ready();
-    tokio::select! {
-        () = shutdown.wait() => {}
-        () = circles.broken() => {}
-    }
-    readiness.waiting("stopping");
+    house.readiness.ready();
+    let reign = async {
+        if !own {
+            let candidate = house.candidate(advertised);
+            let membership = Arc::clone(&house.membership);
+            let epoch = leader::stand(membership, candidate, &*house.store, &circles.leading).await?;
+            // Who watches from the store is told to watch again, and finds the leader here.
+            handing_over.begin();
+            front.lead(house.command(epoch, endpoint, circles, &quiet).await?);
+            circles.following.shutdown_all(TASKS_END_WITHIN).await;
+        }
+        std::future::pending::<Result<Infallible, RunError>>().await
+    };
+    let outcome = tokio::select! {
+        () = shutdown.wait() => Ok(()),
+        () = circles.broken() => Ok(()),
+        failed = reign => failed.map(|never| match never {}),
+    };
+    house.readiness.waiting("stopping");
+    handing_over.begin();
     quiet.begin();
-    if tokio::time::timeout(config.drain_deadline(), served).await.is_err() {
-        tracing::warn!(after = ?config.drain_deadline(), "calls did not end in time and are dropped");
+    if tokio::time::timeout(house.config.drain_deadline(), served).await.is_err() {
+        tracing::warn!(after = ?house.config.drain_deadline(), "calls did not end in time and are dropped");
     }
-    Ok(())
+    outcome
+}
+
+/// What a coordinator has whether or not it leads.
+struct House {
+    config: Config,
+    metrics: Metrics,
+    readiness: Readiness,
+    identity: Identity,
+    membership: Arc<dyn Membership>,
+    store: Arc<dyn JobStore>,
+}
+
+type Chosen = watch::Receiver<Option<String>>;
+
+impl House {
+    fn candidate(&self, address: String) -> Candidate {
+        let id = self.identity.with_prefix("c");
+        Candidate { id, incarnation: self.identity.incarnation().to_owned(), address }
+    }
+
+    /// Puts together what leads: the core with its driver, sessions with nodes, the services.
+    async fn command(
+        &self,
+        epoch: Epoch,
+        endpoint: Chosen,
+        circles: &Circles,
+        quiet: &Shutdown,
+    ) -> Result<Routes, RunError> {
+        let gateway = Gateway::new(endpoint, self.config.tls.clone(), epoch);
+        let (handle, inbox) = Handle::new(Arc::clone(&self.store));
+        let calls = Calls::new(handle.clone(), circles.rind.clone());
+        let sessions = Sessions::new(sessions::Deps {
+            handle: handle.clone(),
+            calls: calls.clone(),
+            gateway: gateway.clone(),
+            tls: self.config.tls.clone(),
+            tasks: circles.rind.clone(),
+            epoch,
+            coordinator_id: self.identity.with_prefix("c"),
+        })
+        .map_err(|source| RunError::System { what: "thread for beats", source })?;
+        let (nodes, tasks) = (sessions.clone(), circles.rind.clone());
+        let effects = Effects::new(handle.clone(), nodes, calls.clone(), gateway.clone(), tasks);
+        let (store, meters) = (Arc::clone(&self.store), Meters::new(&self.metrics));
+        let driver = Driver::new(inbox, store, epoch, Arc::new(effects), meters, self.readiness.clone()).await?;
+        circles.driving.spawn("driver", OnFailure::Shutdown, driver.run(circles.driving.shutdown().clone()));
+        self.follow_nodes(sessions.clone(), &circles.rind);
+        let reach = Reach { handle, gateway, shutdown: quiet.clone() };
+        Ok(Api::new(Parts { reach, calls, sessions }).routes())
+    }
+
+    /// Puts together what tells of jobs while another leads, and finds out who does.
+    fn follow(&self, seen: Epoch, endpoint: Chosen, circles: &Circles, over: &Shutdown) -> Following {
+        let (handle, inbox) = Handle::following(Arc::clone(&self.store));
+        let tasks = &circles.following;
+        let (reader, stop) = (Reader::new(inbox, Arc::clone(&self.store)), tasks.shutdown().clone());
+        tasks.spawn("reader", OnFailure::Log, async move {
+            reader.run(stop).await;
+            Ok::<(), Infallible>(())
+        });
+        let (told, leader) = watch::channel(None);
+        let looking = front::follow_leader(Arc::clone(&self.membership), told, tasks.shutdown().clone());
+        tasks.spawn("leader", OnFailure::Log, async move {
+            looking.await;
+            Ok::<(), Infallible>(())
+        });
+        let gateway = Gateway::new(endpoint, self.config.tls.clone(), seen);
+        let known = Routes::new(jobs(Reach { handle, gateway, shutdown: over.clone() })).prepare();
+        Following::new(self.identity.with_prefix("c"), self.config.tls.clone(), leader, known)
+    }
+
+    /// Follows nodes, and tells of those that the settings name.
+    fn follow_nodes(&self, sessions: Sessions, tasks: &Tasks) {
+        for (work, beat) in self.config.static_nodes() {
+            sessions.node_joined(NodeRecord {
+                work_address: work.to_owned(),
+                beat_address: beat.to_owned(),
+                ..NodeRecord::default()
+            });
+        }
+        let nodes =
+            members::follow_nodes(Arc::clone(&self.membership), Arc::new(sessions), tasks.shutdown().clone());
+        tasks.spawn("nodes", OnFailure::Shutdown, async move {
+            nodes.await;
+            Ok::<(), Infallible>(())
+        });
+    }
+
+    /// Follows gateways; answers where the chosen one is.
+    fn follow_gateways(&self, tasks: &Tasks) -> Chosen {
+        let (chosen, endpoint) = watch::channel(self.config.gateway.clone());
+        let named = self.config.gateway.is_some();
+        let (membership, stop) = (Arc::clone(&self.membership), tasks.shutdown().clone());
+        tasks.spawn("gateways", OnFailure::Shutdown, async move {
+            if named {
+                // Whoever listens for changes must not take silence for the end.
+                stop.wait().await;
+                drop(chosen);
+            } else {
+                members::follow_gateways(membership, chosen, stop).await;
+            }
+            Ok::<(), Infallible>(())
+        });
+        endpoint
+    }
 }
 
 /// Tasks in the order in which they end: what is outside first, then what it stands on.
@@ -147,12 +243,14 @@ struct Circles {
     driving: Tasks,
     /// Leadership: let go when nothing is done in its name any more.
     leading: Tasks,
+    /// What only one that doesn't lead has.
+    following: Tasks,
 }
 
 impl Circles {
     fn new() -> Self {
         let tasks = || Tasks::new(Shutdown::new());
-        Self { rind: tasks(), driving: tasks(), leading: tasks() }
+        Self { rind: tasks(), driving: tasks(), leading: tasks(), following: tasks() }
     }
 
     /// Ends when something we can't do without has failed.
@@ -165,7 +263,7 @@ impl Circles {
     }
 
     async fn end(self) -> Result<(), RunError> {
-        let circles = [&self.leading, &self.driving, &self.rind];
+        let circles = [&self.leading, &self.driving, &self.rind, &self.following];
         let failure = circles.into_iter().find_map(Tasks::failure);
         for circle in circles.into_iter().rev() {
             let left = circle.shutdown_all(TASKS_END_WITHIN).await;
@@ -182,7 +280,7 @@ impl Circles {
 
 /// Starts the server; what it answers ends when the server has.
 async fn serve(
-    api: Api,
+    front: Front,
     registry: Option<RegistryServer<RegistryService>>,
     listener: TcpListener,
     config: &Config,
@@ -199,57 +297,21 @@ async fn serve(
     ] {
         reporter.set_service_status(name, ServingStatus::Serving).await;
     }
-    let routes = grpc::server(&grpc::ServerLimits::default(), ingle_daemon::tls::server_tls(&config.tls)?)?
-        .add_service(api.jobs())
-        .add_service(api.inference())
-        .add_service(api.cluster())
-        .add_service(api.models())
-        .add_optional_service(registry)
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(reflection_alpha);
+    let mut always = Routes::new(health).add_service(reflection).add_service(reflection_alpha);
+    if let Some(registry) = registry {
+        always = always.add_service(registry);
+    }
+    // Whatever isn't of this process is the leader's.
+    let routes = Routes::from(always.into_axum_router().fallback_service(front)).prepare();
+    let server =
+        grpc::server(&grpc::ServerLimits::default(), ingle_daemon::tls::server_tls(&config.tls)?)?.add_routes(routes);
     let (ended, served) = oneshot::channel::<()>();
     let quiet = quiet.wait();
     tasks.spawn("gRPC", OnFailure::Shutdown, async move {
         let _ended = ended;
-        routes.serve_with_incoming_shutdown(grpc::incoming(listener), quiet).await
+        server.serve_with_incoming_shutdown(grpc::incoming(listener), quiet).await
     });
     Ok(served)
-}
-
-/// Follows nodes and gateways, and tells of those that the settings name.
-fn follow(
-    config: &Config,
-    membership: &Arc<dyn Membership>,
-    sessions: Sessions,
-    chosen: watch::Sender<Option<String>>,
-    tasks: &Tasks,
-) {
-    for (work, beat) in config.static_nodes() {
-        sessions.node_joined(NodeRecord {
-            work_address: work.to_owned(),
-            beat_address: beat.to_owned(),
-            ..NodeRecord::default()
-        });
-    }
-    let stop = tasks.shutdown().clone();
-    let nodes = members::follow_nodes(Arc::clone(membership), Arc::new(sessions), stop.clone());
-    tasks.spawn("nodes", OnFailure::Shutdown, async move {
-        nodes.await;
-        Ok::<(), Infallible>(())
-    });
-    let named = config.gateway.is_some();
-    let membership = Arc::clone(membership);
-    tasks.spawn("gateways", OnFailure::Shutdown, async move {
-        if named {
-            // Whoever listens for changes must not take silence for the end.
-            stop.wait().await;
-            drop(chosen);
-        } else {
-            members::follow_gateways(membership, chosen, stop).await;
-        }
-        Ok::<(), Infallible>(())
-    });
 }
 
 /// Says who else is there: each has jobs of its own.
@@ -261,7 +323,7 @@ async fn warn_of_others(membership: &dyn Membership, own: &str) {
                     id = other.id,
                     address = other.address,
                     "another coordinator uses this etcd, with a job store of its own: whichever leads knows nothing of the \
-                     other's jobs; run one per etcd (docs/operations/install.md)"
+                     other's jobs; set job_store = 'etcd', or run one per etcd (docs/operations/install.md)"
                 );
             }
         }
@@ -283,29 +345,72 @@ fn register(membership: Arc<dyn Membership>, identity: &Identity, address: Strin
     tasks.spawn("registration", OnFailure::Shutdown, registration.run(tasks.shutdown().clone()));
 }
 
-/// Opens what is on disk, off the runtime.
-async fn open(config: &Config) -> Result<(Identity, SqliteStore, Epoch), RunError> {
-    let directory = config.state_dir.clone();
+/// Opens our identity and the store, off the runtime, and waits for one in etcd; `None` if asked to stop meanwhile.
+async fn open(
+    config: &Config,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+) -> Result<Option<(Identity, Arc<dyn JobStore>, Epoch)>, RunError> {
+    let (directory, kind) = (config.state_dir.clone(), config.job_store());
     let opened = tokio::task::spawn_blocking(move || {
-        let (store, epoch) = SqliteStore::open(&directory)?;
-        Ok((Identity::open(&directory)?, store, epoch))
+        let local = (kind == JobStoreKind::Sqlite).then(|| SqliteStore::open(&directory)).transpose()?;
+        if local.is_none() && let Some(place) = SqliteStore::lies_in(&directory) {
+            return Err(RunError::LeftBehind { place: place.display().to_string() });
+        }
+        Ok((Identity::open(&directory)?, local))
     });
-    opened.await.map_err(|error| RunError::Task(format!("opening {}: {error}", config.state_dir.display())))?
+    let (identity, local) =
+        opened.await.map_err(|error| RunError::Task(format!("opening {}: {error}", config.state_dir.display())))??;
+    if let Some((store, epoch)) = local {
+        return Ok(Some((identity, Arc::new(store), epoch)));
+    }
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match EtcdStore::open(&config.membership, &etcd_options(config)).await {
+            Ok((store, epoch)) => return Ok(Some((identity, Arc::new(store), epoch))),
+            Err(error) if error.retryable() => {
+                tracing::warn!(%error, "the job store can't be opened yet");
+                readiness.waiting(error.to_string());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return Ok(None),
+            () = tokio::time::sleep(backoff.next_random()) => {}
+        }
+    }
 }
 
-/// Where members register.
+/// How etcd is spoken to.
+fn etcd_options(config: &Config) -> ConnectOptions {
+    let etcd_user = match (&config.etcd_user, &config.etcd_password) {
+        (Some(user), Some(password)) => Some(EtcdUser { user: user.clone(), password: password.clone() }),
+        _ => None,
+    };
+    ConnectOptions { tls: config.tls.clone(), etcd_user, ..ConnectOptions::default() }
+}
+
+/// Where members register; where coordinators keep jobs of their own, it is said if there are others.
 async fn members_of(config: &Config, epoch: Epoch) -> Result<Arc<dyn Membership>, RunError> {
     if config.own_registry() {
         // Greater than that of every start before, also when the store was restored under a newer generation.
         let start = (epoch.generation << 20).saturating_add(epoch.revision);
         return Ok(Arc::new(Memory::restarted(start, SETTLE)));
     }
-    let etcd_user = match (&config.etcd_user, &config.etcd_password) {
-        (Some(user), Some(password)) => Some(EtcdUser { user: user.clone(), password: password.clone() }),
-        _ => None,
-    };
-    let options = ConnectOptions { tls: config.tls.clone(), etcd_user, ..ConnectOptions::default() };
-    Ok(connect(&config.membership, &options).await?)
+    Ok(connect(&config.membership, &etcd_options(config)).await?)
+}
+
+/// Moves the jobs of the state directory into the store in etcd. Answers how many records were moved.
+///
+/// # Errors
+/// [`RunError`]; nothing is lost then, and it can be run again.
+pub async fn migrate(config: &Config) -> Result<usize, RunError> {
+    config.check()?;
+    if config.own_registry() {
+        let words = "is our own registry: set it to etcd://HOST[:PORT][,HOST…], where the jobs are to go";
+        return Err(ingle_daemon::config::ConfigError::invalid("membership", words).into());
+    }
+    Ok(crate::store::migrate::to_etcd(&config.state_dir, &config.membership, &etcd_options(config)).await?)
 }
 
 #[cfg(test)]

@@ -16,6 +16,16 @@ pub const PREFIX: &str = "INGLE_COORDINATOR";
 /// `membership` of a coordinator that keeps the members itself.
 pub const REGISTRY: &str = "registry";
 
+/// Where jobs are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobStoreKind {
+    /// In `state_dir`: for one coordinator.
+    Sqlite,
+    /// Beside the members, for several coordinators: whichever leads has all jobs.
+    Etcd,
+}
+
 /// Command line of `ingle-coordinator`.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "ingle-coordinator", version, about = "Accepts, persists, schedules and watches jobs")]
@@ -32,6 +42,9 @@ pub struct Args {
     /// Where members register: `registry` (with us) or etcd://HOST,HOST
     #[arg(long, value_name = "URL")]
     pub membership: Option<String>,
+    /// Move the jobs of `state_dir` into etcd, and end; run it on one host, with its coordinator stopped
+    #[arg(long)]
+    pub migrate_store: bool,
 }
 
 impl Args {
@@ -67,6 +80,8 @@ pub struct Config {
     pub gateway: Option<String>,
     /// Where members register: `registry` (with us) or `etcd://HOST[:PORT][,HOST…]`.
     pub membership: String,
+    /// Where jobs are kept; absent: in etcd if the members are there, else in `state_dir`.
+    pub job_store: Option<JobStoreKind>,
     /// Nodes that don't register: `WORK_HOST:PORT` or `WORK_HOST:PORT/BEAT_HOST:PORT`.
     pub nodes: Vec<String>,
     /// Seconds that calls may take to end once we are asked to stop.
@@ -90,6 +105,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/inglenook/coordinator"),
             gateway: None,
             membership: REGISTRY.into(),
+            job_store: None,
             nodes: Vec::new(),
             drain_timeout_s: 10,
             etcd_user: None,
@@ -105,6 +121,13 @@ impl Config {
     #[must_use]
     pub fn own_registry(&self) -> bool {
         self.membership == REGISTRY
+    }
+
+    /// Where jobs are kept.
+    #[must_use]
+    pub fn job_store(&self) -> JobStoreKind {
+        let default = if self.own_registry() { JobStoreKind::Sqlite } else { JobStoreKind::Etcd };
+        self.job_store.unwrap_or(default)
     }
 
     /// Nodes that don't register: where work and where beats are dialled.
@@ -152,6 +175,10 @@ impl Settings for Config {
         if !self.own_registry() && !self.membership.starts_with("etcd://") {
             let words = format!("{:?}: expected {REGISTRY:?} or etcd://HOST[:PORT][,HOST…]", self.membership);
             return Err(ConfigError::invalid("membership", words));
+        }
+        if self.own_registry() && self.job_store == Some(JobStoreKind::Etcd) {
+            let words = "is in etcd, but membership is our own registry; set membership to etcd://HOST[:PORT][,HOST…]";
+            return Err(ConfigError::invalid("job_store", words));
         }
         if self.own_registry() && self.advertise.is_some() {
             return Err(ConfigError::invalid("advertise", "is told to etcd, but membership is our own registry"));
@@ -206,6 +233,9 @@ mod tests {
         )
         .unwrap();
         assert!(!config.own_registry());
+        assert_eq!(config.job_store(), JobStoreKind::Etcd);
+        let alone = load("membership = 'etcd://localhost'\njob_store = 'sqlite'").unwrap();
+        assert_eq!((alone.job_store(), Config::default().job_store()), (JobStoreKind::Sqlite, JobStoreKind::Sqlite));
         assert_eq!(config.static_nodes().collect::<Vec<_>>(), [("localhost:1", "localhost:2"), ("[::1]:3", "[::1]:3")]);
     }
 
@@ -220,6 +250,8 @@ mod tests {
             ("nodes = ['localhost:1/']", "nodes"),
             ("nodes = ['host/path']", "nodes"),
             ("advertise = 'localhost:1'", "advertise"),
+            ("job_store = 'etcd'", "membership"),
+            ("job_store = 'paper'", "job_store"),
             ("etcd_user = 'root'", "etcd_password"),
             ("drain_timeout_s = 0", "drain_timeout_s"),
             ("drain_timeout_s = -1", "drain_timeout_s"),

@@ -3,6 +3,7 @@
 //! The order never changes: decide (`Core::step`), persist (one commit for many events), act (effects). Queries see only
 //! what is durable.
 
+mod reader;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::core::{Answer, Core, Effect, Event, Now, ReplyId};
 use crate::limits;
 use crate::store::{JobStore, Records};
 
+pub use reader::Reader;
 pub use turn::Driver;
 
 /// Carries out effects. Must not block: it hands work to tasks of its own.
@@ -36,6 +38,8 @@ enum Input {
 /// What callers and the driver share beside the inbox.
 #[derive(Default)]
 struct Shared {
+    /// Another coordinator leads: queries are answered from the store, and nothing is decided here.
+    following: bool,
     next_reply: AtomicU64,
     waiting: Mutex<Waiting>,
 }
@@ -106,8 +110,18 @@ impl Handle {
     /// A handle and the inbox that [`Driver::new`] takes.
     #[must_use]
     pub fn new(store: Arc<dyn JobStore>) -> (Self, Inbox) {
+        Self::with(store, false)
+    }
+
+    /// The same for a [`Reader`]: what would have to be decided is refused with `NOT_LEADER`.
+    #[must_use]
+    pub fn following(store: Arc<dyn JobStore>) -> (Self, Inbox) {
+        Self::with(store, true)
+    }
+
+    fn with(store: Arc<dyn JobStore>, following: bool) -> (Self, Inbox) {
         let (sender, inputs) = mpsc::channel(limits::INBOX_MAX);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { following, ..Shared::default() });
         let inbox = Inbox { inputs, shared: Arc::clone(&shared) };
         (Self { inputs: sender, shared, store }, inbox)
     }
@@ -117,6 +131,9 @@ impl Handle {
     /// # Errors
     /// `SHUTTING_DOWN` once the driver has ended.
     pub async fn send(&self, event: Event) -> Result<(), Problem> {
+        if self.shared.following {
+            return Err(not_leader());
+        }
         self.inputs.send(Input::Event(event)).await.map_err(|_| ended())
     }
 
@@ -125,6 +142,9 @@ impl Handle {
     /// # Errors
     /// What the core answers; `OVERLOADED`, `DEADLINE` after ten seconds (it may still happen), `SHUTTING_DOWN`.
     pub async fn ask(&self, make: impl FnOnce(ReplyId) -> Event) -> Result<Answer, Problem> {
+        if self.shared.following {
+            return Err(not_leader());
+        }
         let id = ReplyId(self.shared.next_reply.fetch_add(1, Ordering::Relaxed));
         let (sender, answered) = oneshot::channel();
         {
@@ -154,8 +174,9 @@ impl Handle {
         let (sender, answered) = oneshot::channel();
         let query: Query = Box::new(move |core, now| drop(sender.send(look(core, now))));
         within(async {
-            self.inputs.send(Input::Query(query)).await.map_err(|_| ended())?;
-            answered.await.map_err(|_| ended())
+            let nothing = || if self.shared.following { not_leader() } else { ended() };
+            self.inputs.send(Input::Query(query)).await.map_err(|_| nothing())?;
+            answered.await.map_err(|_| nothing())
         })
         .await
     }
@@ -191,6 +212,13 @@ async fn within<T>(asked: impl Future<Output = Result<T, Problem>>) -> Result<T,
         let words = format!("the coordinator's store didn't keep up within {limit:?}; it may still happen");
         Err(Problem::new(ErrorCode::Deadline, words))
     })
+}
+
+/// Nobody is known to lead who could be asked instead.
+#[must_use]
+pub fn not_leader() -> Problem {
+    let words = "no coordinator leads at the moment; one will within ten seconds if etcd answers: ask again then";
+    Problem::new(ErrorCode::NotLeader, words).retry_after(Duration::from_secs(1))
 }
 
 fn ended() -> Problem {

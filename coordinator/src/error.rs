@@ -31,6 +31,15 @@ pub enum RunError {
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// Jobs would be left behind.
+    #[error(
+        "{place} holds jobs that the store in etcd doesn't have: take them there with `ingle cluster migrate-store` (or \
+         `ingle-coordinator --migrate-store`), or keep them here with job_store = 'sqlite', or move the file away"
+    )]
+    LeftBehind {
+        /// The file.
+        place: String,
+    },
     /// Another coordinator leads from now on.
     #[error("leadership is lost: another coordinator may lead; start again to stand for it")]
     LeadershipLost,
@@ -52,7 +61,7 @@ impl RunError {
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Tls(_) => false,
+            Self::Config(_) | Self::Tls(_) | Self::LeftBehind { .. } => false,
             Self::Store(error) => error.retryable(),
             Self::Identity(error) => error.retryable(),
             Self::Connect(error) => error.retryable(),

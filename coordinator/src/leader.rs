@@ -10,7 +10,7 @@ use ingle_proto::Epoch;
 use tokio::sync::mpsc;
 
 use crate::error::RunError;
-use crate::store::JobStore;
+use crate::store::{JobStore, StoreError};
 
 /// Waits until we lead, by etcd's word, and answers the epoch to lead in; the store holds it by then. Losing leadership
 /// later begins the shutdown of `tasks`, and with it of the process: its supervisor starts it again as a candidate, with
@@ -22,7 +22,6 @@ pub async fn stand(
     membership: Arc<dyn Membership>,
     candidate: Candidate,
     store: &dyn JobStore,
-    opened: Epoch,
     tasks: &Tasks,
 ) -> Result<Epoch, RunError> {
     let (events, mut heard) = mpsc::channel(4);
@@ -39,9 +38,9 @@ pub async fn stand(
             },
         }
     };
-    // Both order starts; whichever is ahead, the store holds it before anything is done in its name.
-    let epoch = Epoch { generation: opened.generation, revision: opened.revision.max(elected.counter) };
-    store.commit(epoch, Vec::new()).await?;
+    let stored = store.changes_since(u64::MAX).await?.epoch;
+    let epoch = next_epoch(stored, elected.counter, ingle_daemon::clock::unix_ms());
+    take_over(store, epoch).await?;
     let stop = shutdown.clone();
     tasks.spawn("leadership", OnFailure::Shutdown, async move {
         let lost = async {
@@ -57,6 +56,29 @@ pub async fn stand(
         }
     });
     Ok(epoch)
+}
+
+/// Shuts out whoever wrote before. Doing it twice is doing it once, so that a lost answer is no matter.
+async fn take_over(store: &dyn JobStore, epoch: Epoch) -> Result<(), StoreError> {
+    const TRIES: usize = 3;
+    for _ in 1..TRIES {
+        match store.commit(epoch, Vec::new()).await {
+            Err(StoreError::Unknown(reason)) => tracing::warn!(reason, "taking the job store over once more"),
+            other => return other.map(drop),
+        }
+    }
+    store.commit(epoch, Vec::new()).await.map(drop)
+}
+
+/// The epoch of whoever was elected in a revision of the members' store: its revision, so that the leader's key proves it.
+/// Where that isn't greater than what the jobs' store has seen (another etcd, or one that was restored), a new generation
+/// begins.
+fn next_epoch(stored: Epoch, elected: u64, unix_ms: i64) -> Epoch {
+    if elected > stored.revision {
+        return Epoch { generation: stored.generation, revision: elected };
+    }
+    let seconds = u64::try_from(unix_ms / 1000).unwrap_or(0);
+    Epoch { generation: seconds.max(stored.generation + 1), revision: elected }
 }
 
 /// Coordinators beside `own` that are registered now. Until there is a shared job store each has one of its own, and whoever
@@ -83,7 +105,7 @@ mod tests {
     use ingle_membership::seam::Condition;
 
     use super::*;
-    use crate::store::{MemoryStore, StoreError};
+    use crate::store::MemoryStore;
 
     fn candidate(id: &str) -> Candidate {
         Candidate { id: id.into(), incarnation: "i".into(), address: "h:1".into() }
@@ -100,7 +122,7 @@ mod tests {
             members.delete(key, Condition::Always).await.unwrap();
         }
         let tasks = Tasks::new(Shutdown::new());
-        let epoch = stand(Arc::new(members.clone()), candidate("c-1"), &store, opened, &tasks).await.unwrap();
+        let epoch = stand(Arc::new(members.clone()), candidate("c-1"), &store, &tasks).await.unwrap();
         assert!(epoch.revision > 10 && epoch.generation == opened.generation, "{epoch}");
         assert_eq!(store.commit(opened, vec![]).await, Err(StoreError::Fenced { ours: opened, stored: epoch }));
         assert!(!tasks.shutdown().begun());
@@ -108,6 +130,16 @@ mod tests {
         tasks.shutdown().wait().await;
         assert!(tasks.shutdown_all(Duration::from_secs(5)).await.is_empty());
         assert!(tasks.failure().unwrap().contains("leadership"), "{:?}", tasks.failure());
+    }
+
+    #[test]
+    fn epochs_rise_even_over_another_etcd() {
+        let stored = Epoch { generation: 100, revision: 7 };
+        assert_eq!(next_epoch(stored, 8, 0), Epoch { generation: 100, revision: 8 });
+        for elected in [1, 7] {
+            assert_eq!(next_epoch(stored, elected, 0), Epoch { generation: 101, revision: elected });
+            assert_eq!(next_epoch(stored, elected, 500_000), Epoch { generation: 500, revision: elected });
+        }
     }
 
     #[tokio::test]
@@ -128,7 +160,7 @@ mod tests {
         let key = bytes::Bytes::from_static(LEADER.as_bytes());
         members.put(key, bytes::Bytes::from_static(b"another"), None, Condition::Always).await.unwrap();
         let tasks = Tasks::new(Shutdown::new());
-        let (standing, stop) = (stand(Arc::new(members), candidate("c-1"), &store, opened, &tasks), tasks.shutdown());
+        let (standing, stop) = (stand(Arc::new(members), candidate("c-1"), &store, &tasks), tasks.shutdown());
         let (outcome, ()) = tokio::join!(standing, async {
             tokio::task::yield_now().await;
             stop.begin();

@@ -14,6 +14,7 @@ pub mod core;
 pub mod driver;
 pub mod effects;
 pub mod error;
+pub mod front;
 pub mod gateway;
 pub mod grpc;
 pub mod leader;

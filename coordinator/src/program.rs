@@ -13,7 +13,16 @@ use crate::config::{Args, Config, PREFIX};
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    ingle_daemon::run("ingle-coordinator", PREFIX, &args.common, args.overrides(), daemon)
+    let body = if args.migrate_store { migrate } else { daemon };
+    ingle_daemon::run("ingle-coordinator", PREFIX, &args.common, args.overrides(), body)
+}
+
+fn migrate(context: Context<Config>) -> BoxFuture<'static, Result<(), BoxError>> {
+    Box::pin(async move {
+        let count = crate::app::migrate(&context.config).await?;
+        tracing::info!(records = count, to = context.config.membership, "jobs moved into etcd; start the coordinators now");
+        Ok(())
+    })
 }
 
 fn daemon(context: Context<Config>) -> BoxFuture<'static, Result<(), BoxError>> {

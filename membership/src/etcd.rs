@@ -33,33 +33,39 @@ pub struct Etcd {
     deadline: Duration,
 }
 
+/// A client of the hosts of `etcd://HOST[:PORT][,HOST…]`, with connections that mend themselves; with a user it signs in at
+/// once. Must be called in a tokio runtime: the connections live on it. Its calls have no deadline of their own.
+///
+/// # Errors
+/// [`ConnectError`] for settings that can't be used or a sign-in that fails.
+pub async fn client(url: &str, options: &ConnectOptions) -> Result<Client, ConnectError> {
+    let endpoints = etcd_endpoints(url, &options.tls)?;
+    let mut settings = etcd_client::ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(3))
+        .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
+        .with_keep_alive_while_idle(true)
+        .with_require_leader(true);
+    if let Some(tls) = ingle_daemon::tls::client_tls(&options.tls)? {
+        settings = settings.with_tls(tls);
+    }
+    if let Some(credentials) = &options.etcd_user {
+        settings =
+            settings.with_user(credentials.user.clone(), credentials.password.clone()).with_auto_token_refresh(true);
+    }
+    let unreachable = |reason: String| ConnectError::Unreachable { url: url.to_owned(), reason };
+    tokio::time::timeout(options.deadline, Client::connect(&endpoints, Some(settings)))
+        .await
+        .map_err(|_| unreachable(format!("no answer within {:?}", options.deadline)))?
+        .map_err(|error| unreachable(describe(&error)))
+}
+
 impl Etcd {
-    /// Will connect to the hosts of `etcd://HOST[:PORT][,HOST…]`; with a user it signs in at once. Must be called in a
-    /// tokio runtime: the connections live on it.
+    /// Will connect as [`client`] does.
     ///
     /// # Errors
-    /// [`ConnectError`] for settings that can't be used or a sign-in that fails.
+    /// As [`client`].
     pub async fn connect(url: &str, options: &ConnectOptions) -> Result<Self, ConnectError> {
-        let endpoints = etcd_endpoints(url, &options.tls)?;
-        let mut settings = etcd_client::ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(3))
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some(tls) = ingle_daemon::tls::client_tls(&options.tls)? {
-            settings = settings.with_tls(tls);
-        }
-        if let Some(credentials) = &options.etcd_user {
-            settings = settings
-                .with_user(credentials.user.clone(), credentials.password.clone())
-                .with_auto_token_refresh(true);
-        }
-        let unreachable = |reason: String| ConnectError::Unreachable { url: url.to_owned(), reason };
-        let client = tokio::time::timeout(options.deadline, Client::connect(&endpoints, Some(settings)))
-            .await
-            .map_err(|_| unreachable(format!("no answer within {:?}", options.deadline)))?
-            .map_err(|error| unreachable(describe(&error)))?;
-        Ok(Self { client, deadline: options.deadline })
+        Ok(Self { client: client(url, options).await?, deadline: options.deadline })
     }
 
     async fn call<T>(

@@ -1,6 +1,7 @@
-//! Our clients against servers that aren't ours: NFS against NFS-Ganesha here, iSCSI against Debian's tgt.
+//! Our clients against servers that aren't ours: NFS against NFS-Ganesha here, iSCSI against Debian's tgt, the job store against etcd.
 
 mod iscsi;
+mod jobs;
 
 use std::path::PathBuf;
 

@@ -3,6 +3,7 @@
 mod asked;
 mod killed;
 mod pages;
+mod several;
 mod streams;
 mod traced;
 mod up;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ingle_proto::v1::{self, JobState};
 use ingle_tests::client::{Client, counts, embed_job, generate_job, object};
 use ingle_tests::cluster::counted;
+use ingle_tests::etcd::Etcd;
 use ingle_tests::models::FakeModel;
 use ingle_tests::parquet::rows;
 use ingle_tests::process::{Process, binary};
@@ -24,6 +25,9 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Process>,
     pub(crate) gateway: Process,
     pub(crate) coordinator: Process,
+    /// Those beside it.
+    pub(crate) others: Vec<Process>,
+    etcd: Option<Etcd>,
     _nfs: Process,
     _home: TempDir,
 }
@@ -47,6 +51,22 @@ impl World {
 
     /// The same with more settings for each daemon: whole sections of TOML.
     pub(crate) async fn start_with(nodes: usize, models: &[FakeModel], more: &str) -> Self {
+        Self::start_in(None, 1, nodes, models, more).await
+    }
+
+    /// With several coordinators that keep members and jobs in etcd. `None`, said aloud, where there is no etcd.
+    pub(crate) async fn of_several(coordinators: usize, nodes: usize, models: &[FakeModel]) -> Option<Self> {
+        let etcd = Etcd::start()?;
+        Some(Self::start_in(Some(etcd), coordinators, nodes, models, "").await)
+    }
+
+    async fn start_in(
+        etcd: Option<Etcd>,
+        coordinators: usize,
+        nodes: usize,
+        models: &[FakeModel],
+        more: &str,
+    ) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let at = home.path();
         let share = Share::at(at.join("share"));
@@ -58,12 +78,21 @@ impl World {
         let nfs_address = nfs.address("nfs");
         let port = nfs_address.port();
 
-        let text = format!("listen = '127.0.0.1:0'\nstate_dir = '{}'\n", at.join("coordinator").display()) + more;
-        let arguments = settings(at, "coordinator", &text);
-        let coordinator = Process::start("coordinator", binary("ingle-coordinator"), arguments, at).await;
+        let mut started = Vec::new();
+        for number in 1..=coordinators {
+            let name = if number == 1 { "coordinator".to_owned() } else { format!("coordinator-{number}") };
+            let mut text = format!("listen = '127.0.0.1:0'\nstate_dir = '{}'\n", at.join(&name).display());
+            if let Some(etcd) = &etcd {
+                let _ = writeln!(text, "membership = '{}'", etcd.url());
+            }
+            let arguments = settings(at, &name, &(text + more));
+            started.push(Process::start(&name, binary("ingle-coordinator"), arguments, at).await);
+        }
+        let (coordinator, others) = (started.remove(0), started);
         let address = coordinator.address("grpc");
+        let members = etcd.as_ref().map_or_else(|| format!("http://{address}"), Etcd::url);
 
-        let mut text = format!("listen = '127.0.0.1:0'\nmembership = 'http://{address}'\n");
+        let mut text = format!("listen = '127.0.0.1:0'\nmembership = '{members}'\n");
         let _ = writeln!(text, "state_dir = '{}'\n[exports.docs]", at.join("gateway").display());
         let _ = writeln!(text, "url = 'nfs://{nfs_address}/?mountport={port}&nfsport={port}'");
         text += more;
@@ -73,7 +102,7 @@ impl World {
         for number in 1..=nodes {
             let name = format!("node-{number}");
             let mut text = format!("name = '{name}'\nlisten = '127.0.0.1:0'\nbeat_listen = '127.0.0.1:0'\n");
-            let _ = writeln!(text, "coordinator = '{address}'\nmodels = '{}'", at.join("models").display());
+            let _ = writeln!(text, "membership = '{members}'\nmodels = '{}'", at.join("models").display());
             let _ = writeln!(text, "state_dir = '{0}/state'\ncache_dir = '{0}/cache'", at.join(&name).display());
             let _ = writeln!(text, "memory_reserve_bytes = 0\nmeasure_ms = 0\nthreads = 1\ndrain_timeout_s = 10");
             text += more;
@@ -81,7 +110,17 @@ impl World {
         }
         let client = Client::to(address);
         client.ready(nodes, models.len()).await;
-        Self { client, share, nodes: started, gateway, coordinator, _nfs: nfs, _home: home }
+        Self { client, share, nodes: started, gateway, coordinator, others, etcd: etcd, _nfs: nfs, _home: home }
+    }
+
+    /// Where members and jobs are.
+    pub(crate) fn etcd_url(&self) -> String {
+        self.etcd.as_ref().expect("a world of several").url()
+    }
+
+    /// The coordinators.
+    pub(crate) fn coordinators(&mut self) -> impl Iterator<Item = &mut Process> {
+        std::iter::once(&mut self.coordinator).chain(&mut self.others)
     }
 
     /// Models slow enough for a job of [`DOCUMENTS`] to take some seconds.

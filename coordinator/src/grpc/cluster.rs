@@ -8,7 +8,7 @@ use super::{Api, unexpected};
 use crate::core::{Answer, Event, ReplyId};
 
 /// See the module.
-pub struct ClusterService {
+pub(super) struct ClusterService {
     api: Api,
 }
 

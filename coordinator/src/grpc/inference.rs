@@ -21,7 +21,7 @@ const UPLOADS_MAX: usize = 32;
 const PIECE_WITHIN: Duration = Duration::from_secs(30);
 
 /// See the module.
-pub struct InferenceService {
+pub(super) struct InferenceService {
     api: Api,
     uploads: Arc<Semaphore>,
     documents: Arc<Documents>,

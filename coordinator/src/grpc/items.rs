@@ -10,7 +10,7 @@ use ingle_proto::v1::{self, EntryAction, ItemOutcome, JobKind};
 use ingle_proto::{ErrorCode, Problem};
 use prost::Message as _;
 
-use super::{Api, spec};
+use super::{Reach, spec};
 use crate::core::record::{ended, parts_prefix};
 use crate::core::{BatchRecord, BatchState, SegmentRecord};
 use crate::effects::{in_conflict, kept_for};
@@ -25,7 +25,7 @@ const SEGMENTS_PER_PAGE: usize = 64;
 
 /// Answers `ListItems`.
 pub(super) struct Items {
-    api: Api,
+    api: Reach,
     /// Blobs by digest, those used last at the end.
     cache: Mutex<VecDeque<(Bytes, Bytes)>>,
 }
@@ -52,7 +52,7 @@ struct Results {
 }
 
 impl Items {
-    pub(super) fn new(api: Api) -> Self {
+    pub(super) fn new(api: Reach) -> Self {
         Self { api, cache: Mutex::default() }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::items::Items;
-use super::{Api, PRINCIPAL, rules, spec, unexpected};
+use super::{PRINCIPAL, Reach, rules, spec, unexpected};
 use crate::core::record::ended;
 use crate::core::{Answer, Event, ReplyId};
 
@@ -27,12 +27,12 @@ const KEY_BYTES_MAX: usize = 255;
 
 /// See the module.
 pub struct JobsService {
-    api: Api,
+    api: Reach,
     items: Items,
 }
 
 impl JobsService {
-    pub(super) fn new(api: Api) -> Self {
+    pub(super) fn new(api: Reach) -> Self {
         let items = Items::new(api.clone());
         Self { api, items }
     }
@@ -222,7 +222,7 @@ impl v1::jobs_server::Jobs for JobsService {
 }
 
 struct Watcher {
-    api: Api,
+    api: Reach,
     job: u64,
     changes: watch::Receiver<u64>,
     told: Instant,

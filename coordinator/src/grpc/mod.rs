@@ -17,6 +17,7 @@ use ingle_proto::v1::inference_server::InferenceServer;
 use ingle_proto::v1::jobs_server::JobsServer;
 use ingle_proto::v1::models_server::ModelsServer;
 use ingle_proto::{ErrorCode, MESSAGE_BYTES_MAX, NodeId, Problem};
+use tonic::service::Routes;
 
 use ingle_daemon::Shutdown;
 
@@ -30,22 +31,43 @@ pub use oversize::Oversize;
 /// Who asks, until people are known apart.
 const PRINCIPAL: &str = "local";
 
-/// What the services reach. Clones share it.
+/// What jobs are told from: enough to answer from a store while another coordinator leads.
+#[derive(Clone)]
+pub struct Reach {
+    /// Jobs and nodes.
+    pub handle: Handle,
+    /// Payloads, listings, manifests.
+    pub gateway: Gateway,
+    /// Ends streams that would live on.
+    pub shutdown: Shutdown,
+}
+
+/// What the services of a leader reach. Clones share it.
 #[derive(Clone)]
 pub struct Api(Arc<Parts>);
 
 /// See [`Api`].
 pub struct Parts {
-    /// Jobs and nodes.
-    pub handle: Handle,
+    /// Jobs, nodes and the gateway.
+    pub reach: Reach,
     /// Interactive calls.
     pub calls: Calls,
     /// Commands to nodes.
     pub sessions: Sessions,
-    /// Payloads, listings, manifests.
-    pub gateway: Gateway,
-    /// Ends streams that would live on.
-    pub shutdown: Shutdown,
+}
+
+impl std::ops::Deref for Parts {
+    type Target = Reach;
+
+    fn deref(&self) -> &Reach {
+        &self.reach
+    }
+}
+
+/// `ingle.v1.Jobs`.
+#[must_use]
+pub fn jobs(reach: Reach) -> Oversize<JobsServer<jobs::JobsService>> {
+    Oversize(JobsServer::new(jobs::JobsService::new(reach)).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 impl Api {
@@ -55,30 +77,30 @@ impl Api {
         Self(Arc::new(parts))
     }
 
-    /// `ingle.v1.Jobs`.
+    /// All services that jobs, calls, nodes and models are behind.
     #[must_use]
-    pub fn jobs(&self) -> Oversize<JobsServer<jobs::JobsService>> {
-        let service = jobs::JobsService::new(self.clone());
-        Oversize(JobsServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    pub fn routes(&self) -> Routes {
+        Routes::new(jobs(self.reach.clone()))
+            .add_service(self.inference())
+            .add_service(self.cluster())
+            .add_service(self.models())
+            .prepare()
     }
 
     /// `ingle.v1.Inference`.
-    #[must_use]
-    pub fn inference(&self) -> Oversize<InferenceServer<inference::InferenceService>> {
+    fn inference(&self) -> Oversize<InferenceServer<inference::InferenceService>> {
         let service = inference::InferenceService::new(self.clone());
         Oversize(InferenceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// `ingle.v1.Cluster`.
-    #[must_use]
-    pub fn cluster(&self) -> Oversize<ClusterServer<cluster::ClusterService>> {
+    fn cluster(&self) -> Oversize<ClusterServer<cluster::ClusterService>> {
         let service = cluster::ClusterService::new(self.clone());
         Oversize(ClusterServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// `ingle.v1.Models`.
-    #[must_use]
-    pub fn models(&self) -> Oversize<ModelsServer<models::ModelsService>> {
+    fn models(&self) -> Oversize<ModelsServer<models::ModelsService>> {
         let service = models::ModelsService::new(self.clone());
         Oversize(ModelsServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }

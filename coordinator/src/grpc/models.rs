@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use super::{Api, no_node};
 
 /// See the module.
-pub struct ModelsService {
+pub(super) struct ModelsService {
     api: Api,
 }
 

@@ -6,8 +6,10 @@
 //! what nodes report again by themselves.
 
 pub mod conformance;
+pub mod etcd;
 pub mod faulty;
 pub mod memory;
+pub mod migrate;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -16,6 +18,7 @@ use ingle_proto::Epoch;
 use crate::core::record::Change;
 use crate::limits;
 
+pub use etcd::EtcdStore;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 

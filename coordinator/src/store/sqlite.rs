@@ -91,6 +91,12 @@ impl SqliteStore {
         Ok((Self { requests: Some(requests), writer: Some(thread) }, epoch))
     }
 
+    /// The store's file in a directory, if there is one.
+    #[must_use]
+    pub fn lies_in(directory: &Path) -> Option<PathBuf> {
+        Some(directory.join(FILE)).filter(|path| path.exists())
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let requests = self.requests.as_ref().expect("taken only when this is dropped");

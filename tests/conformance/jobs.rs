@@ -1,0 +1,114 @@
+//! The job store in etcd: the suite that every store runs, and what only several coordinators can do to each other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use ingle_coordinator::core::record::Change;
+use ingle_coordinator::store::conformance::{self, Subject};
+use ingle_coordinator::store::{EtcdStore, JobStore, StoreError};
+use ingle_membership::etcd::Etcd as Members;
+use ingle_membership::records::LEADER;
+use ingle_membership::{Condition, ConnectOptions, Membership, PutOutcome};
+use ingle_proto::Epoch;
+use ingle_tests::etcd::Etcd;
+
+/// A store below a root of its own; each opening is a start with the next epoch.
+struct InEtcd {
+    url: String,
+    root: String,
+}
+
+async fn open(url: &str, root: &str) -> (EtcdStore, Epoch) {
+    EtcdStore::open_at(url, &ConnectOptions::default(), root, false).await.expect("etcd answers")
+}
+
+#[async_trait]
+impl Subject for InEtcd {
+    async fn open(&self) -> (Arc<dyn JobStore>, Epoch) {
+        let (store, stored) = open(&self.url, &self.root).await;
+        let epoch = Epoch { revision: stored.revision + 1, ..stored };
+        store.commit(epoch, Vec::new()).await.expect("a newer epoch");
+        (Arc::new(store), epoch)
+    }
+}
+
+fn put(key: &str, value: &[u8]) -> Change {
+    Change::Put { key: key.to_owned(), value: value.to_vec() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_in_etcd_conforms() {
+    let Some(server) = Etcd::start() else { return };
+    let (url, roots) = (server.url(), AtomicU64::new(0));
+    conformance::run(&|| {
+        let root = format!("/test/{}/", roots.fetch_add(1, Ordering::Relaxed));
+        Box::new(InEtcd { url: url.clone(), root })
+    })
+    .await;
+}
+
+/// More records than a transaction takes, and more bytes than a request may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_job_is_archived_whole() {
+    let Some(server) = Etcd::start() else { return };
+    let (store, stored) = open(&server.url(), "/test/").await;
+    let epoch = Epoch { revision: stored.revision + 1, ..stored };
+    let key = |n: usize| format!("parts/1/{n:04}");
+    for some in (0..500).collect::<Vec<_>>().chunks(90) {
+        store.commit(epoch, some.iter().map(|n| put(&key(*n), &[*n as u8; 9000])).collect()).await.expect("taken");
+    }
+    store.commit(epoch, vec![put("parts/2/0", b"stays"), put(&key(7), b"last")]).await.expect("taken");
+    let revision = store.commit(epoch, vec![Change::Archive { prefix: "parts/1/".into() }]).await.expect("taken");
+    let there = store.load().await.expect("read");
+    assert_eq!((there.revision, there.records), (revision, vec![("parts/2/0".to_owned(), b"stays".to_vec())]));
+    let archived = store.archived("parts/1/").await.expect("read");
+    assert_eq!(archived.len(), 500);
+    assert!(archived.iter().enumerate().all(|(n, (at, value))| {
+        *at == key(n) && if n == 7 { value == b"last" } else { *value == [n as u8; 9000] }
+    }));
+    // As many writes as a commit holds, between what is cleared: over 200 keys for one transaction.
+    let many: Vec<Change> = (0..99).map(|n| put(&format!("parts/2/{n:04}"), b"new")).collect();
+    store.commit(epoch, many.clone()).await.expect("taken");
+    let cleared = std::iter::once(Change::Clear { prefix: "parts/2/".into() }).chain(many).collect();
+    let next = store.commit(epoch, cleared).await.expect("taken");
+    assert_eq!(next, revision + 2, "one commit, however many transactions");
+    let there = store.load().await.expect("read");
+    assert_eq!(there.records.len(), 99);
+    assert!(there.records.iter().all(|(key, value)| key.starts_with("parts/2/00") && value == b"new"));
+}
+
+/// A leader that was frozen for as long as one likes: its writes are refused from the moment another has the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_lost_the_leader_s_key_writes_nothing() {
+    let Some(server) = Etcd::start() else { return };
+    let (url, options) = (server.url(), ConnectOptions::default());
+    let members = Members::connect(&url, &options).await.expect("a URL");
+    let elect = async |name: &'static str| {
+        let key = bytes::Bytes::from_static(LEADER.as_bytes());
+        members.delete(key.clone(), Condition::Always).await.expect("etcd answers");
+        match members.put(key, name.into(), None, Condition::Absent).await.expect("etcd answers") {
+            PutOutcome::Done(revision) => revision.counter,
+            PutOutcome::Refused(_) => panic!("{name}: somebody leads"),
+        }
+    };
+    let (frozen, stored) = EtcdStore::open(&url, &options).await.expect("etcd answers");
+    let before = Epoch { revision: elect("frozen").await, ..stored };
+    frozen.commit(before, vec![put("a", b"1")]).await.expect("it leads");
+    let after = Epoch { revision: elect("next").await, ..stored };
+    // The next one has written nothing yet: the key alone tells.
+    let refused = frozen.commit(before, vec![put("a", b"2")]).await;
+    assert!(matches!(refused, Err(StoreError::Fenced { ours, .. }) if ours == before), "{refused:?}");
+    let (next, stored) = EtcdStore::open(&url, &options).await.expect("etcd answers");
+    assert_eq!(stored, before, "the store knows who wrote last");
+    next.commit(after, vec![put("b", b"3")]).await.expect("it leads");
+    for _ in 0..2 {
+        let refused = frozen.commit(before, vec![put("a", b"2")]).await;
+        assert_eq!(refused, Err(StoreError::Fenced { ours: before, stored: after }));
+    }
+    // An epoch that nobody was elected for is as bad.
+    let made_up = Epoch { revision: after.revision + 100, ..after };
+    assert!(matches!(next.commit(made_up, vec![put("c", b"4")]).await, Err(StoreError::Fenced { .. })));
+    let records = next.load().await.expect("read").records;
+    assert_eq!(records, [("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"3".to_vec())]);
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{chat, completions, embed, jobs, models, nodes, ocr, status, submit};
+use crate::commands::{chat, cluster, completions, embed, jobs, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
 use crate::up;
@@ -36,7 +36,7 @@ pub(crate) struct Global {
     /// Print JSON: one document, or one per line for streams
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The coordinator's address
+    /// The coordinator's address; of several, with commas between, the first that answers
     #[arg(
         long,
         global = true,
@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Ocr(ocr::OcrArgs),
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
 }
 

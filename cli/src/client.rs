@@ -47,13 +47,25 @@ impl Client {
         Self { endpoint, ..self.clone() }
     }
 
+    /// A connection to the coordinator; of several to the first that is there: any of them will do.
     async fn channel(&self) -> Result<Channel, Failure> {
-        connect(&self.endpoint, &self.tls, &ConnectOptions::default()).await.map_err(|error| match &error {
-            ConnectError::Unreachable { reason, .. } => Failure::unreachable(&self.endpoint, reason),
-            ConnectError::Plaintext { .. } => Failure::usage(error.to_string())
-                .hint("give --tls-ca, --tls-cert and --tls-key, or call a coordinator on this machine"),
-            _ => Failure::usage(error.to_string()),
-        })
+        let endpoints: Vec<&str> = self.endpoint.split(',').map(str::trim).collect();
+        let options = if endpoints.len() > 1 { ConnectOptions::eager() } else { ConnectOptions::default() };
+        let mut unreachable = Vec::new();
+        for endpoint in endpoints {
+            match connect(endpoint, &self.tls, &options).await {
+                Ok(channel) => return Ok(channel),
+                Err(ConnectError::Unreachable { endpoint, reason }) => {
+                    unreachable.push(format!("{endpoint}: {reason}"))
+                }
+                Err(error @ ConnectError::Plaintext { .. }) => {
+                    return Err(Failure::usage(error.to_string())
+                        .hint("give --tls-ca, --tls-cert and --tls-key, or call a coordinator on this machine"));
+                }
+                Err(error) => return Err(Failure::usage(error.to_string())),
+            }
+        }
+        Err(Failure::unreachable(&self.endpoint, &unreachable.join("; ")))
     }
 
     pub(crate) async fn jobs(&self) -> Result<JobsClient<Channel>, Failure> {

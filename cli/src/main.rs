@@ -59,6 +59,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Ocr(args) => commands::ocr::run(&client, args).await,
         Command::Chat(args) => commands::chat::run(&client, args).await,
         Command::Status(args) => commands::status::run(&client, args).await,
+        Command::Cluster(command) => commands::cluster::run(&client, command).await,
         Command::Completions(args) => commands::completions::run(client.out, args),
     }
 }

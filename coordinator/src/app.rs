@@ -208,8 +208,7 @@ impl House {
                 ..NodeRecord::default()
             });
         }
-        let nodes =
-            members::follow_nodes(Arc::clone(&self.membership), Arc::new(sessions), tasks.shutdown().clone());
+        let nodes = members::follow_nodes(Arc::clone(&self.membership), Arc::new(sessions), tasks.shutdown().clone());
         tasks.spawn("nodes", OnFailure::Shutdown, async move {
             nodes.await;
             Ok::<(), Infallible>(())
@@ -354,7 +353,9 @@ async fn open(
     let (directory, kind) = (config.state_dir.clone(), config.job_store());
     let opened = tokio::task::spawn_blocking(move || {
         let local = (kind == JobStoreKind::Sqlite).then(|| SqliteStore::open(&directory)).transpose()?;
-        if local.is_none() && let Some(place) = SqliteStore::lies_in(&directory) {
+        if local.is_none()
+            && let Some(place) = SqliteStore::lies_in(&directory)
+        {
             return Err(RunError::LeftBehind { place: place.display().to_string() });
         }
         Ok((Identity::open(&directory)?, local))

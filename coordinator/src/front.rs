@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use ingle_daemon::Shutdown;
 use ingle_daemon::config::TlsConfig;
 use ingle_daemon::grpc::{Channel, ConnectOptions, connect_lazy};
 use ingle_daemon::tasks::describe;
-use ingle_daemon::Shutdown;
 use ingle_membership::Membership;
 use ingle_membership::election::{self, Candidate};
 use ingle_proto::{ErrorCode, Problem};
@@ -160,11 +160,7 @@ fn refused(problem: Problem) -> Response {
 }
 
 /// Keeps `leader` at whoever leads, until shutdown.
-pub async fn follow_leader(
-    members: Arc<dyn Membership>,
-    leader: watch::Sender<Option<Candidate>>,
-    shutdown: Shutdown,
-) {
+pub async fn follow_leader(members: Arc<dyn Membership>, leader: watch::Sender<Option<Candidate>>, shutdown: Shutdown) {
     loop {
         match tokio::time::timeout(LOOK_WITHIN, election::leader(&*members)).await {
             Ok(Ok(found)) => {

@@ -20,7 +20,11 @@ pub fn main() -> ExitCode {
 fn migrate(context: Context<Config>) -> BoxFuture<'static, Result<(), BoxError>> {
     Box::pin(async move {
         let count = crate::app::migrate(&context.config).await?;
-        tracing::info!(records = count, to = context.config.membership, "jobs moved into etcd; start the coordinators now");
+        tracing::info!(
+            records = count,
+            to = context.config.membership,
+            "jobs moved into etcd; start the coordinators now"
+        );
         Ok(())
     })
 }

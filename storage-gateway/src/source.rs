@@ -241,7 +241,7 @@ mod tests {
         let whole: Vec<_> =
             checked(pieces(&["one", " two"]), Some(digest), &path, async { panic!("it is good") }).collect().await;
         assert!(whole.len() == 2 && whole.iter().all(Result::is_ok));
-        let (told, heard) = std::sync::mpsc::channel();
+        let (told, heard) = std::sync::mpsc::sync_channel(1);
         let spoilt = async move { told.send(()).expect("heard") };
         let wrong: Vec<_> = checked(pieces(&["one", " twO"]), Some(digest), &path, spoilt).collect().await;
         assert!(wrong[0].is_ok());

@@ -60,13 +60,7 @@ impl World {
         Some(Self::start_in(Some(etcd), coordinators, nodes, models, "").await)
     }
 
-    async fn start_in(
-        etcd: Option<Etcd>,
-        coordinators: usize,
-        nodes: usize,
-        models: &[FakeModel],
-        more: &str,
-    ) -> Self {
+    async fn start_in(etcd: Option<Etcd>, coordinators: usize, nodes: usize, models: &[FakeModel], more: &str) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let at = home.path();
         let share = Share::at(at.join("share"));
@@ -110,7 +104,7 @@ impl World {
         }
         let client = Client::to(address);
         client.ready(nodes, models.len()).await;
-        Self { client, share, nodes: started, gateway, coordinator, others, etcd: etcd, _nfs: nfs, _home: home }
+        Self { client, share, nodes: started, gateway, coordinator, others, etcd, _nfs: nfs, _home: home }
     }
 
     /// Where members and jobs are.

@@ -227,6 +227,10 @@ async fn stream(
             return Err(failure);
         }
         tokio::time::sleep(backoff.next_random()).await;
+        // Of several coordinators another may be there.
+        if let Ok(connected) = client.inference().await {
+            *inference = connected;
+        }
     }
 }
 

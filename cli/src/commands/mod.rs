@@ -1,6 +1,7 @@
 //! One file per command: its options, its calls, what it prints.
 
 pub(crate) mod chat;
+pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod embed;
 pub(crate) mod jobs;

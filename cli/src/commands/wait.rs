@@ -73,12 +73,17 @@ pub(crate) async fn follow(
     mut seen: impl FnMut(Seen<'_>) -> Result<(), Failure>,
 ) -> Result<v1::Job, Failure> {
     let watching = async {
-        let mut jobs = client.jobs().await?;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut last_heard = Instant::now();
         let mut ever = known;
         loop {
-            let failure = match jobs.watch_job(v1::WatchJobRequest { job_id: job_id.into() }).await {
+            // Connected anew each time: of several coordinators another may be there.
+            let watched = async {
+                let mut jobs = client.jobs().await?;
+                let request = v1::WatchJobRequest { job_id: job_id.into() };
+                jobs.watch_job(request).await.map_err(|status| client.failure(&status))
+            };
+            let failure = match watched.await {
                 Ok(response) => {
                     let mut stream = response.into_inner();
                     loop {
@@ -98,7 +103,7 @@ pub(crate) async fn follow(
                         }
                     }
                 }
-                Err(status) => client.failure(&status),
+                Err(failure) => failure,
             };
             // Someone who was never there is not worth waiting for.
             if !failure.retryable() || !ever || last_heard.elapsed() > AWAY_MAX {

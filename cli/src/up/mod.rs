@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use self::layout::Layout;
 pub(crate) use self::layout::data_dir;
 use self::plan::Plan;
+pub(crate) use self::plan::binary;
 use self::ports::Ports;
 use self::share::Share;
 use self::supervise::{Cluster, Stop};

@@ -201,7 +201,7 @@ fn write(layout: &Layout, name: &str, settings: &Table) -> Result<PathBuf, Failu
 }
 
 /// A daemon's binary: beside ours, or on the PATH.
-fn binary(name: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn binary(name: &str) -> Result<PathBuf, Failure> {
     let ours = std::env::current_exe().ok().and_then(|exe| Some(exe.canonicalize().ok()?.parent()?.to_owned()));
     let on_path = std::env::var_os("PATH").unwrap_or_default();
     let places: Vec<PathBuf> = ours.clone().into_iter().chain(std::env::split_paths(&on_path)).collect();

@@ -134,7 +134,12 @@ impl EtcdStore {
     }
 
     /// Records below a prefix with the commits that wrote them, all as of one revision of etcd.
-    async fn below(&self, shelf: Shelf, prefix: &str, at: Option<i64>) -> Result<Vec<(String, u64, Vec<u8>)>, StoreError> {
+    async fn below(
+        &self,
+        shelf: Shelf,
+        prefix: &str,
+        at: Option<i64>,
+    ) -> Result<Vec<(String, u64, Vec<u8>)>, StoreError> {
         let (mut from, end) = self.keys.range(shelf, prefix);
         let (mut at, mut records) = (at, Vec::new());
         loop {

@@ -25,7 +25,8 @@ pub async fn to_etcd(directory: &Path, url: &str, options: &ConnectOptions) -> R
     let (to, stored) = EtcdStore::open_at(url, options, ROOT, false).await?;
     let there = to.load().await?;
     if !there.records.is_empty() && !half_done(&there.records) {
-        let reason = format!("it holds {} records already: jobs of two stores can't be put together", there.records.len());
+        let reason =
+            format!("it holds {} records already: jobs of two stores can't be put together", there.records.len());
         return Err(StoreError::io(format!("in etcd below {ROOT}"), reason));
     }
     let Some(path) = SqliteStore::lies_in(directory) else {

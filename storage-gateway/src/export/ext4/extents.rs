@@ -64,6 +64,9 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*bytes[at..].first_chunk().expect("callers have checked the length"))
 }
 
+/// An entry, and the blocks between which all of it must lie.
+type Within<'n> = (&'n [u8], Range<u64>);
+
 /// Entries of a node that may concern the blocks `wanted`, with the blocks of the file that each stands for: up to the next
 /// entry, or up to where the node ends. All of them lie `within` what the parent says.
 fn entries<'n>(
@@ -71,7 +74,7 @@ fn entries<'n>(
     depth: u16,
     within: &Range<u64>,
     wanted: &Range<u64>,
-) -> Result<Vec<(&'n [u8], Range<u64>)>, String> {
+) -> Result<Vec<Within<'n>>, String> {
     let (magic, count, most, found) = (half(node, 0), half(node, 2), half(node, 4), half(node, 6));
     let room = (node.len() - ENTRY) / ENTRY;
     if magic != 0xf30a || count > most || usize::from(most) > room || found != depth {

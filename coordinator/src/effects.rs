@@ -118,6 +118,7 @@ impl Perform for Effects {
                     principal: PRINCIPAL.into(),
                     ..Default::default()
                 };
+                let mut named = 0;
                 let (work, traceparent) = match work {
                     Work::Batch { job, batch } => {
                         token.job_id = ingle_proto::job::job_id(job).to_string();
@@ -130,7 +131,10 @@ impl Perform for Effects {
                         (assigned(*batch), traceparent.unwrap_or_default())
                     }
                     Work::Call { call } => match self.0.calls.dispatch(call, attempt) {
-                        Some(work) => work,
+                        Some(work) => {
+                            named = call.0;
+                            work
+                        }
                         // The caller left; the core hears of it by itself.
                         None => return,
                     },
@@ -144,6 +148,7 @@ impl Perform for Effects {
                     queued_us: i64::try_from(queued_ms.saturating_mul(1000)).unwrap_or(i64::MAX),
                     traceparent,
                     within_ms,
+                    call: named,
                 };
                 self.dispatch(node, assign);
             }

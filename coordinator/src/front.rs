@@ -5,8 +5,9 @@
 //! is handed on once: two that each take the other for the leader don't play ball with it.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -87,10 +88,17 @@ impl Following {
             std::future::poll_fn(|context| channel.poll_ready(context)).await?;
             channel.call(request).await
         };
-        answered.await.unwrap_or_else(|error| {
-            let words = format!("{} leads, at {}, and doesn't answer: {}", leader.id, leader.address, describe(&error));
-            refused(Problem::new(ErrorCode::NotLeader, words).retry_after(Duration::from_secs(1)))
-        })
+        let away = |how: &str, error: &dyn std::error::Error| {
+            let words = format!("{} leads, at {}, and {how}: {}", leader.id, leader.address, describe(error));
+            Problem::new(ErrorCode::NotLeader, words).retry_after(Duration::from_secs(1))
+        };
+        match answered.await {
+            Ok(response) => {
+                let broken = away("broke off", &std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+                response.map(|body| Body::new(Relayed { body, broken: Some(broken) }))
+            }
+            Err(error) => refused(away("doesn't answer", &error)),
+        }
     }
 
     fn channel(&self, address: &str) -> Result<Channel, String> {
@@ -152,6 +160,41 @@ where
                 Box::pin(async move { Ok(following.answer(request).await) })
             }
         }
+    }
+}
+
+/// The leader's answer on its way. One that breaks off ends with a status that says so: else callers would learn of a broken
+/// connection that isn't theirs.
+struct Relayed {
+    body: Body,
+    broken: Option<Problem>,
+}
+
+impl http_body::Body for Relayed {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Status>>> {
+        match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an answer of the leader broke off");
+                let broken = self.broken.take().map(|problem| {
+                    let (mut head, ()) = Status::from(problem).into_http::<()>().into_parts();
+                    head.headers.remove(http::header::CONTENT_TYPE);
+                    Ok(http_body::Frame::trailers(head.headers))
+                });
+                self.body = Body::empty();
+                Poll::Ready(broken)
+            }
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }
 

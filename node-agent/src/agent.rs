@@ -35,12 +35,16 @@ struct Running {
     interactive: bool,
     cancel: CancellationToken,
     reason: Arc<Mutex<String>>,
+    /// Of a generation: what another leader would need.
+    stream: Option<v1::RunningStream>,
 }
 
 #[derive(Default)]
 struct Table {
     running: BTreeMap<u64, Running>,
     finished: VecDeque<u64>,
+    /// Generations whose end a leader may not have heard of, and when that was.
+    ended: VecDeque<(Instant, v1::RunningStream)>,
 }
 
 /// The node.
@@ -133,8 +137,13 @@ impl Agent {
     /// The first message of a stream: who we are and what we run.
     #[must_use]
     pub fn welcome(&self) -> v1::Welcome {
-        let mut running: Vec<v1::AttemptToken> =
-            self.lock().running.values().map(|running| running.token.clone()).collect();
+        let (mut running, streams): (Vec<v1::AttemptToken>, Vec<v1::RunningStream>) = {
+            let table = self.lock();
+            let fresh = table.ended.iter().filter(|(at, _)| at.elapsed() < limits::FRAMES_KEPT);
+            let streams = table.running.values().filter_map(|running| running.stream.clone());
+            let tokens = table.running.values().map(|running| running.token.clone());
+            (tokens.collect(), streams.chain(fresh.map(|(_, stream)| stream.clone())).collect())
+        };
         // Finished while nobody listened: their results follow on this stream.
         for token in self.outbox.results() {
             if !running.iter().any(|other| other.attempt == token.attempt) {
@@ -150,7 +159,14 @@ impl Agent {
             models: self.catalogue.infos(),
             loaded: self.loaded.infos(),
             running,
+            streams,
         }
+    }
+
+    /// Drops from the outbox what nobody will need any more: frames of what still runs may be needed by another leader.
+    pub(crate) fn expire_outbox(&self, now: Instant) {
+        let running: std::collections::BTreeSet<u64> = self.lock().running.keys().copied().collect();
+        self.outbox.expire(now, |attempt| running.contains(&attempt));
     }
 
     /// Starts an attempt, or says why not. One that is known already is left alone.
@@ -160,6 +176,13 @@ impl Agent {
             return;
         };
         let interactive = matches!(assign.work, Some(Work::Embed(_) | Work::Generate(_) | Work::Ocr(_)));
+        let stream = match &assign.work {
+            // An older coordinator doesn't name calls.
+            Some(Work::Generate(work)) if assign.call > 0 => {
+                Some(v1::RunningStream { token: Some(token.clone()), call: assign.call, work: Some(work.clone()) })
+            }
+            _ => None,
+        };
         let number = token.attempt;
         let cancel = CancellationToken::new();
         let reason = Arc::new(Mutex::new(String::new()));
@@ -178,8 +201,8 @@ impl Agent {
                     Duration::from_millis(500),
                 ))
             } else {
-                let running =
-                    Running { token: token.clone(), interactive, cancel: cancel.clone(), reason: Arc::clone(&reason) };
+                let (token, cancel, reason) = (token.clone(), cancel.clone(), Arc::clone(&reason));
+                let running = Running { token, interactive, cancel, reason, stream };
                 table.running.insert(number, running);
                 None
             }
@@ -232,7 +255,14 @@ impl Agent {
         };
         {
             let mut table = self.lock();
-            table.running.remove(&number);
+            if let Some(stream) = table.running.remove(&number).and_then(|running| running.stream)
+                && matches!(ended, Ok(Outcome::Streamed))
+            {
+                table.ended.push_back((Instant::now(), stream));
+                while table.ended.len() > limits::ENDED_STREAMS_KEPT {
+                    table.ended.pop_front();
+                }
+            }
             table.finished.push_back(number);
             while table.finished.len() > limits::FINISHED_REMEMBERED {
                 table.finished.pop_front();

@@ -73,6 +73,8 @@ pub const FINISHED_REMEMBERED: usize = 4096;
 pub const OUTBOX_BYTES_MAX: usize = 64 << 20;
 /// How long frames of a generation are kept for a coordinator that comes back.
 pub const FRAMES_KEPT: Duration = Duration::from_secs(60);
+/// Generations that ended within that time and are told to a leader that comes.
+pub const ENDED_STREAMS_KEPT: usize = 64;
 /// How long a result is kept after it was handed to a stream: the stream may have been dead already.
 pub const RESULTS_KEPT: Duration = Duration::from_secs(30);
 /// Messages between the outbox and the transport.

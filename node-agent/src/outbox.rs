@@ -1,7 +1,8 @@
 //! What the coordinator must hear: a bounded log that outlives the stream, so that a new stream goes on where the old one broke.
 //!
 //! Results of batches are kept until a stream took them, and a while longer, for that stream may have been dead already;
-//! frames and answers to calls are kept for a minute; progress is told only while somebody listens.
+//! frames and answers to calls are kept while their attempt runs and for a minute after they were made, so that another
+//! leader can take a stream up; progress is told only while somebody listens.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -119,8 +120,8 @@ impl Outbox {
                 if log.stream != cursor.stream {
                     return None;
                 }
-                if let Some(at) = log.entries.iter().position(|entry| entry.sequence >= cursor.next) {
-                    let entry = &mut log.entries[at];
+                let at = log.entries.partition_point(|entry| entry.sequence < cursor.next);
+                if let Some(entry) = log.entries.get_mut(at) {
                     cursor.next = entry.sequence + 1;
                     entry.taken.get_or_insert_with(Instant::now);
                     let message = entry.message.clone();
@@ -136,8 +137,8 @@ impl Outbox {
         }
     }
 
-    /// Drops what nobody will need any more.
-    pub fn expire(&self, now: Instant) {
+    /// Drops what nobody will need any more; of attempts that run everything may be needed.
+    pub fn expire(&self, now: Instant, runs: impl Fn(u64) -> bool) {
         let mut log = self.lock();
         let log = &mut *log;
         let bytes = &mut log.bytes;
@@ -146,7 +147,7 @@ impl Outbox {
                 Keep::UntilTaken => {
                     entry.taken.is_none_or(|taken| now.saturating_duration_since(taken) < limits::RESULTS_KEPT)
                 }
-                Keep::AMinute => now.saturating_duration_since(entry.made) < limits::FRAMES_KEPT,
+                Keep::AMinute => now.saturating_duration_since(entry.made) < limits::FRAMES_KEPT || runs(entry.attempt),
                 Keep::Now => true,
             };
             *bytes -= if stays { 0 } else { entry.bytes };
@@ -247,12 +248,15 @@ mod tests {
         assert!(outbox.listening(), "an old stream's end doesn't end the new one");
         outbox.detach(&second);
 
-        outbox.expire(Instant::now() + limits::RESULTS_KEPT);
+        outbox.expire(Instant::now() + limits::RESULTS_KEPT, |_| false);
         let mut third = outbox.attach();
         assert_eq!(take(&outbox, &mut third, 1).await, [frame(2)], "the result was taken long ago");
-        outbox.expire(Instant::now() + limits::FRAMES_KEPT);
+        outbox.expire(Instant::now() + limits::FRAMES_KEPT, |attempt| attempt == 2);
+        let mut fourth = outbox.attach();
+        assert_eq!(take(&outbox, &mut fourth, 1).await, [frame(2)], "its attempt runs");
+        outbox.expire(Instant::now() + limits::FRAMES_KEPT, |_| false);
         outbox.push(3, Keep::UntilTaken, complete(3));
-        assert_eq!(take(&outbox, &mut third, 1).await, [complete(3)]);
+        assert_eq!(take(&outbox, &mut fourth, 1).await, [complete(3)]);
     }
 
     #[tokio::test]
@@ -260,7 +264,7 @@ mod tests {
         let outbox = Outbox::default();
         outbox.push(1, Keep::UntilTaken, complete(1));
         outbox.push(2, Keep::UntilTaken, complete(2));
-        outbox.expire(Instant::now() + limits::FRAMES_KEPT * 100);
+        outbox.expire(Instant::now() + limits::FRAMES_KEPT * 100, |_| false);
 
         outbox.forget(1);
         assert_eq!(outbox.results().len(), 1);

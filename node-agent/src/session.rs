@@ -150,7 +150,7 @@ pub(crate) async fn housekeeping(agent: Arc<Agent>) {
     loop {
         tokio::select! {
             _ = tick.tick() => {
-                agent.outbox.expire(tokio::time::Instant::now());
+                agent.expire_outbox(tokio::time::Instant::now());
                 agent.spool.sweep(tokio::time::Instant::now());
                 if agent.catalogue.is_fetching() {
                     agent.tell_models();

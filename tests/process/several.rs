@@ -4,8 +4,9 @@
 use ingle_membership::election::{Candidate, leader};
 use ingle_membership::{ConnectOptions, Membership, connect};
 use ingle_proto::v1;
-use ingle_tests::client::{Client, counts, embed_job, object};
-use ingle_tests::eventually::eventually;
+use ingle_tests::client::{Answer, Client, counts, embed_job, object, question};
+use ingle_tests::eventually::{eventually, in_time};
+use ingle_tests::models::FakeModel;
 use rustix::process::Signal;
 use std::sync::Arc;
 
@@ -65,6 +66,74 @@ async fn the_leader_is_killed_in_the_middle_and_another_goes_on() {
     let again = Client::to(addresses[at]);
     let spec = v1::JobSpec { model: "words".into(), output: Some(object("vectors")), ..embed_job() };
     assert_eq!(counts(&again.success(spec).await).unchanged, DOCUMENTS as u64);
+}
+
+/// Reads an answer to its end, taking it up again at any of the coordinators whenever it breaks. Answers how often it did.
+async fn read_on(clients: &[Client], mut request: v1::GenerateRequest, answer: &mut Answer, mut at: usize) -> usize {
+    let mut broke = 0;
+    loop {
+        let asked = clients[at % clients.len()].inference.clone().generate(request.clone()).await;
+        if let Ok(response) = asked {
+            let mut frames = response.into_inner();
+            while let Ok(Some(frame)) = in_time("a frame", frames.message()).await {
+                request.resume_token.clone_from(&frame.resume_token);
+                answer.take(frame);
+                if answer.finished.is_some() {
+                    return broke;
+                }
+            }
+        }
+        broke += 1;
+        assert!(broke < 200, "{} tokens came", answer.tokens.len());
+        at += 1;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+/// The leader dies in the middle of an answer: its node goes on, the next leader takes the stream up, the reader comes back
+/// with the token of the last frame it saw, and reads the same text as without all that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_outlives_the_leader() {
+    const TOKENS: u32 = 150;
+    let model = FakeModel::that_answers("talk", TOKENS).at_ms_per_step(40);
+    let Some(mut world) = World::of_several(3, 2, &[model]).await else { return };
+    let members = members(&world).await;
+    let first = leads(&members, None).await;
+    let at = place(&mut world, &first);
+    let clients: Vec<Client> = world.coordinators().map(|process| Client::to(process.address("grpc"))).collect();
+    let mut request = question("What do embers know of winter?");
+    request.sampling = Some(v1::Sampling { seed: Some(42), ..Default::default() });
+    let undisturbed = clients[at].generate(request.clone()).await.expect("an answer");
+    assert_eq!(undisturbed.tokens.len(), TOKENS as usize);
+
+    // Asked of the leader, and of one that hands it on.
+    for by in [at, (at + 1) % 3] {
+        let leading = leads(&members, None).await;
+        let leader_at = place(&mut world, &leading);
+        let by = if by == at { leader_at } else { (leader_at + 1) % 3 };
+        let mut answer = Answer::default();
+        let mut frames = clients[by].inference.clone().generate(request.clone()).await.expect("a stream").into_inner();
+        let mut resumed = request.clone();
+        while answer.tokens.len() < 20 {
+            let frame = in_time("a token", frames.message()).await.expect("no error").expect("more");
+            resumed.resume_token.clone_from(&frame.resume_token);
+            answer.take(frame);
+        }
+        world.coordinators().nth(leader_at).expect("it runs").kill();
+        let broke = frames.message().await;
+        // What was on its way may still come.
+        if let Ok(Some(frame)) = broke {
+            resumed.resume_token.clone_from(&frame.resume_token);
+            answer.take(frame);
+        }
+        drop(frames);
+        let again = read_on(&clients, resumed, &mut answer, leader_at + 1).await;
+        assert_eq!(answer.tokens, undisturbed.tokens, "nothing lost, nothing twice");
+        assert_eq!(answer.text, undisturbed.text);
+        assert_eq!(answer.usage().output_tokens, TOKENS);
+        eprintln!("asked of {by}, led by {leader_at}: taken up after {again} tries");
+        world.coordinators().nth(leader_at).expect("three").restart().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -231,6 +231,9 @@ fn show(out: Out, model: &v1::ModelStatus) -> Result<(), Failure> {
 fn on_its_way(model: &v1::ModelStatus) -> Vec<String> {
     let told = |node: &v1::NodeFetch| {
         let fetch = node.fetch.unwrap_or_default();
+        if fetch.bytes_total == 0 {
+            return format!("waits to be read by {}", node.node_id);
+        }
         let left = fetch.bytes_total.saturating_sub(fetch.bytes) as f64 / fetch.bytes_per_second.max(1.0);
         let left = std::time::Duration::try_from_secs_f64(left).unwrap_or_default();
         format!(

@@ -4,16 +4,17 @@ mod once;
 mod reader;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ingle_daemon::{OnFailure, Tasks, trace};
 use ingle_proto::v1::{self, assign};
-use ingle_proto::{ErrorCode, Problem};
+use ingle_proto::{Epoch, ErrorCode, Problem};
+use tokio::sync::oneshot;
 
-use crate::core::{CallId, Event};
+use crate::core::{Adopted, CallId, Event};
 use crate::driver::Handle;
 use crate::limits;
 
@@ -29,6 +30,11 @@ const KEPT_FOR: Duration = Duration::from_secs(60);
 const KEPT_MAX: usize = 256;
 /// How long a stream goes on without a reader.
 const RESUME_WITHIN: Duration = Duration::from_secs(5);
+/// How long one that another leader began waits for its reader.
+const ADOPTED_FOR: Duration = Duration::from_secs(60);
+/// How long after we began to lead nodes may come with streams that are asked for; and how often we look.
+const REATTACH_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Tokens that a generation is expected to produce if it names no bound; only placement goes by it.
 const EXPECTED_TOKENS: u32 = 512;
 
@@ -40,6 +46,8 @@ struct Inner {
     handle: Handle,
     tasks: Tasks,
     next: AtomicU64,
+    /// When we began to lead.
+    began: Instant,
     table: Mutex<Table>,
 }
 
@@ -50,6 +58,8 @@ struct Table {
     streams: BTreeMap<CallId, Stream>,
     /// Which call an attempt is for; only current ones.
     attempts: BTreeMap<u64, CallId>,
+    /// Streams that were taken up from leaders before us: each once.
+    adopted: BTreeSet<CallId>,
 }
 
 impl Table {
@@ -73,7 +83,7 @@ impl Calls {
     pub fn new(handle: Handle, tasks: Tasks) -> Self {
         // Numbers don't begin at 1: a resume token of an earlier leader must not name a call of this one.
         let next = AtomicU64::new(fastrand::u64(1 << 32..1 << 52));
-        Self(Arc::new(Inner { handle, tasks, next, table: Mutex::default() }))
+        Self(Arc::new(Inner { handle, tasks, next, began: Instant::now(), table: Mutex::default() }))
     }
 
     /// Owns what is spawned for calls.
@@ -134,11 +144,7 @@ impl Calls {
         let id = self.next_id();
         let sampling = request.sampling.get_or_insert_default();
         let seed = *sampling.seed.get_or_insert_with(|| fastrand::u64(..));
-        let text = |part: &v1::ContentPart| match &part.part {
-            Some(v1::content_part::Part::Text(text)) => text.len() as u64,
-            _ => 0,
-        };
-        let bytes = request.messages.iter().flat_map(|message| &message.content).map(text).sum();
+        let bytes = prompt_bytes(&request);
         let event = Event::Call {
             call: id,
             kind: v1::JobKind::Generate,
@@ -155,6 +161,13 @@ impl Calls {
             table.streams.insert(id, stream);
         }
         let frames = Frames::new(self.clone(), id, reader, frames);
+        self.bound(id, ended);
+        self.0.handle.send(event).await?;
+        Ok(frames)
+    }
+
+    /// Ends a stream that takes too long.
+    fn bound(&self, id: CallId, ended: oneshot::Receiver<()>) {
         let calls = self.clone();
         self.0.tasks.spawn("call deadline", OnFailure::Log, async move {
             tokio::select! {
@@ -166,27 +179,67 @@ impl Calls {
             }
             Ok::<(), Problem>(())
         });
-        self.0.handle.send(event).await?;
-        Ok(frames)
+    }
+
+    /// Takes up streams that a node has of leaders before us. What is known here, or was once, is left alone.
+    #[must_use]
+    pub fn adopt(&self, streams: Vec<v1::RunningStream>, epoch: Epoch) -> Vec<Adopted> {
+        let mut adopted = Vec::new();
+        for v1::RunningStream { token, call, work } in streams {
+            let (Some(token), Some(work)) = (token, work) else { continue };
+            let (id, attempt) = (CallId(call), token.attempt);
+            let ours = token.epoch.is_some_and(|born| Epoch::from(born) >= epoch);
+            let mut table = self.lock();
+            if ours || call == 0 || table.streams.contains_key(&id) || !table.adopted.insert(id) {
+                continue;
+            }
+            let (stream, ended) = Stream::adopted(id, attempt, work);
+            let (model, bytes, max_tokens) = stream.size();
+            table.streams.insert(id, stream);
+            table.attempts.insert(attempt, id);
+            drop(table);
+            tracing::info!(call, attempt, "a stream of another leader is taken up");
+            self.bound(id, ended);
+            self.wait_for_reader(id, 0, ADOPTED_FOR);
+            let max_tokens = max_tokens.unwrap_or(EXPECTED_TOKENS);
+            adopted.push(Adopted { call: id, attempt, model, bytes, max_tokens });
+        }
+        adopted
     }
 
     /// Goes on after the frame that the token came with. A reader that is still there loses its place.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for what is no token; `STREAM_GONE` if the stream or the frames after it are no longer kept.
-    pub fn resume(&self, token: &str) -> Result<Frames, Problem> {
+    pub async fn resume(&self, token: &str) -> Result<Frames, Problem> {
         let bad = || Problem::invalid("resume_token", "expected the token of a frame that was received");
         let (call, index) = token.split_once('.').ok_or_else(bad)?;
         let id = CallId(call.parse().map_err(|_| bad())?);
         let index: u64 = index.parse().map_err(|_| bad())?;
+        loop {
+            if let Some(frames) = self.read_on(id, index.saturating_add(1))? {
+                return Ok(frames);
+            }
+            // The node that has it may not have come to a new leader yet, or its first frames.
+            if self.0.began.elapsed() > REATTACH_WITHIN {
+                let words = "the stream is no longer kept; send the request again";
+                return Err(Problem::new(ErrorCode::StreamGone, words));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// A stream's frames from number `from` on; none if it isn't here, or hasn't come so far again.
+    fn read_on(&self, id: CallId, from: u64) -> Result<Option<Frames>, Problem> {
         let mut table = self.lock();
         table.expire(Instant::now());
-        let stream = table.streams.get_mut(&id).ok_or_else(|| {
-            Problem::new(ErrorCode::StreamGone, "the stream is no longer kept; send the request again")
-        })?;
-        let (reader, frames) = stream.reader(index.saturating_add(1))?;
+        let catching_up = table.adopted.contains(&id) && self.0.began.elapsed() <= REATTACH_WITHIN;
+        let Some(stream) = table.streams.get_mut(&id).filter(|stream| !catching_up || stream.next >= from) else {
+            return Ok(None);
+        };
+        let (reader, frames) = stream.reader(from)?;
         drop(table);
-        Ok(Frames::new(self.clone(), id, reader, frames))
+        Ok(Some(Frames::new(self.clone(), id, reader, frames)))
     }
 
     /// What a node is to be sent for a call, and the trace context it belongs to; from now on only this attempt is
@@ -248,7 +301,7 @@ impl Calls {
         let taken = self.take_frame(frame);
         match taken {
             Some((call, Taken::Finished)) => self.0.handle.send(Event::CallEnded { call }).await,
-            Some((call, Taken::TooSlow)) => self.0.handle.send(Event::CallGone { call }).await,
+            Some((call, Taken::TooSlow | Taken::Lost)) => self.0.handle.send(Event::CallGone { call }).await,
             Some((_, Taken::Goes)) | None => Ok(()),
         }
     }
@@ -263,7 +316,7 @@ impl Calls {
         match taken {
             Taken::Goes => {}
             Taken::Finished => drop(table.attempts.remove(&attempt)),
-            Taken::TooSlow => {
+            Taken::TooSlow | Taken::Lost => {
                 table.attempts.remove(&attempt);
                 table.streams.remove(&call);
             }
@@ -295,6 +348,11 @@ impl Calls {
 
     /// A stream's reader left. It may come back for a while.
     fn reader_left(&self, call: CallId, reader: u64) {
+        self.wait_for_reader(call, reader, RESUME_WITHIN);
+    }
+
+    /// Ends a stream that nobody comes to read after its reader of that number.
+    fn wait_for_reader(&self, call: CallId, reader: u64, within: Duration) {
         let abandoned = move |calls: &Self| {
             calls.lock().streams.get(&call).is_some_and(|stream| stream.ended.is_none() && stream.readers == reader)
         };
@@ -304,7 +362,7 @@ impl Calls {
         let calls = self.clone();
         self.0.tasks.spawn("call without reader", OnFailure::Log, async move {
             tokio::select! {
-                () = tokio::time::sleep(RESUME_WITHIN) => {}
+                () = tokio::time::sleep(within) => {}
                 () = calls.0.tasks.shutdown().wait() => return Ok(()),
             }
             let words = "its reader left";
@@ -340,6 +398,15 @@ impl Drop for Gone<'_> {
             );
         }
     }
+}
+
+/// Bytes of text that a model is told.
+fn prompt_bytes(request: &v1::GenerateRequest) -> u64 {
+    let text = |part: &v1::ContentPart| match &part.part {
+        Some(v1::content_part::Part::Text(text)) => text.len() as u64,
+        _ => 0,
+    };
+    request.messages.iter().flat_map(|message| &message.content).map(text).sum()
 }
 
 fn too_long() -> Problem {

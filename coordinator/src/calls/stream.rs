@@ -1,5 +1,6 @@
 //! One generation: what another node needs to go on with it, and what its reader has been and may be sent again.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -27,6 +28,8 @@ pub(super) enum Taken {
     Finished,
     /// Its reader can't keep up and was told so; nobody waits for the rest.
     TooSlow,
+    /// Something of it is missing for good.
+    Lost,
 }
 
 pub(super) struct Stream {
@@ -47,7 +50,7 @@ pub(super) struct Stream {
     kept: VecDeque<v1::GenerateResponse>,
     kept_bytes: usize,
     /// Number of the next frame.
-    next: u64,
+    pub(super) next: u64,
     pub(super) ended: Option<Instant>,
     /// Dropped with the stream or at its end, whichever is first.
     running: Option<oneshot::Sender<()>>,
@@ -86,6 +89,26 @@ impl Stream {
             queue_us: None,
         };
         (stream, ended)
+    }
+
+    /// A stream that another leader began, in the middle: `work` as its node was told it, whose frames from there on follow.
+    pub(super) fn adopted(id: CallId, attempt: u64, work: v1::GenerateWork) -> (Self, oneshot::Receiver<()>) {
+        let request = work.request.unwrap_or_default();
+        let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed).unwrap_or_default();
+        let (mut stream, ended) = Self::new(id, request, seed, String::new());
+        stream.attempt = Some(attempt);
+        stream.moved = true;
+        stream.queue_us = Some(0);
+        stream.started = !work.emitted.is_empty();
+        // The first frame is the start, and each token has one.
+        stream.next = if stream.started { 1 + work.emitted.len() as u64 } else { 0 };
+        (stream.prompt_tokens, stream.emitted, stream.text_sent) = (work.prompt_tokens, work.emitted, work.text_offset);
+        (stream, ended)
+    }
+
+    /// What placing it would go by.
+    pub(super) fn size(&self) -> (String, u64, Option<u32>) {
+        (self.request.model.clone(), super::prompt_bytes(&self.request), self.request.max_tokens)
     }
 
     /// A reader of the frames from number `from` on; the one before loses its place.
@@ -146,8 +169,15 @@ impl Stream {
             }
             Some(Frame::Delta(mut delta)) => {
                 // A node sends again what may not have arrived.
-                if delta.index as usize != self.emitted.len() {
-                    return Taken::Goes;
+                match (delta.index as usize).cmp(&self.emitted.len()) {
+                    Ordering::Less => return Taken::Goes,
+                    Ordering::Equal => {}
+                    // Frames in between are gone: nobody can go on with what isn't known.
+                    Ordering::Greater => {
+                        let words = format!("token {} came where {} was expected", delta.index, self.emitted.len());
+                        self.fail(Problem::new(ErrorCode::StreamGone, words));
+                        return Taken::Lost;
+                    }
                 }
                 self.emitted.push(delta.token);
                 self.only_new(&mut delta.text_offset, &mut delta.text);
@@ -268,10 +298,47 @@ mod tests {
         stream.take(started(2));
         // The new node tells a little of the old text again, and even from within a character.
         stream.take(delta(2, 2, 2, "cé up"));
-        stream.take(delta(2, 4, 8, "gap"));
         let done = v1::GenerateFinished { text: "on".into(), text_offset: 8, ..Default::default() };
         assert_eq!(stream.take(frame(2, Frame::Finished(done))), Taken::Finished);
         assert_eq!(texts(&mut source), ["<42>", "on", "cé", " up", "on|2+3"]);
+    }
+
+    #[test]
+    fn a_stream_of_another_leader_is_taken_up_where_its_reader_was() {
+        let sampling = Some(v1::Sampling { seed: Some(42), ..Default::default() });
+        let request = v1::GenerateRequest { sampling, ..Default::default() };
+        let work = |emitted: &[u32], text_offset| v1::GenerateWork {
+            request: Some(request.clone()),
+            prompt_tokens: vec![7, 8],
+            emitted: emitted.to_vec(),
+            text_offset,
+        };
+        // From its beginning: all frames come again, numbered as they were.
+        let (mut stream, _ended) = Stream::adopted(CallId(3), 1, work(&[], 0));
+        for taken in [started(1), delta(1, 0, 0, "on"), delta(1, 1, 2, "ce")] {
+            assert_eq!(stream.take(taken), Taken::Goes);
+        }
+        let (_, mut source) = stream.reader(2).unwrap();
+        let done = v1::GenerateFinished { text_offset: 4, ..Default::default() };
+        assert_eq!(stream.take(frame(1, Frame::Finished(done))), Taken::Finished);
+        assert_eq!(texts(&mut source), ["ce", "|2+2"]);
+        // Its node had it from another one already.
+        let (mut stream, _ended) = Stream::adopted(CallId(3), 2, work(&[100, 101], 4));
+        stream.take(started(2));
+        stream.take(delta(2, 2, 2, "ce up"));
+        let (_, mut source) = stream.reader(3).unwrap();
+        assert_eq!(texts(&mut source), [" up"]);
+        assert_eq!(stream.reader(2).err().map(|problem| problem.code), Some(ErrorCode::StreamGone), "not known here");
+    }
+
+    #[test]
+    fn a_gap_ends_a_stream() {
+        let (mut stream, _ended) = Stream::new(CallId(3), v1::GenerateRequest::default(), 1, String::new());
+        let (_, source) = stream.reader(0).unwrap();
+        stream.dispatch(1);
+        stream.take(started(1));
+        assert_eq!(stream.take(delta(1, 3, 9, "x")), Taken::Lost);
+        assert_eq!(source.last.lock().unwrap().as_ref().map(|p| p.code), Some(ErrorCode::StreamGone));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Interactive calls: in memory only, placed at once or refused with a delay, moved when their node dies.
 
-use ingle_proto::{ErrorCode, Problem, v1};
+use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
-use super::event::{CallId, Effect};
+use super::event::{Adopted, CallId, Effect};
 use super::placement::{self, Size};
-use super::{Core, Step};
+use super::{Attempt, Core, Owner, Step};
 use crate::limits;
 
 /// A person's call.
@@ -59,6 +59,36 @@ impl Core {
             id,
             Call { kind, model, size, since: self.now.mono_ms, waits_since: self.now.mono_ms, attempt: None, moves: 0 },
         );
+    }
+
+    /// A call that another leader dispatched, and that its node still has. Its time begins anew.
+    pub(super) fn adopt_call(&mut self, node: &NodeId, adopted: Adopted) {
+        let Adopted { call, attempt, model, bytes, max_tokens } = adopted;
+        if self.calls.contains_key(&call) || self.attempts.contains_key(&attempt) {
+            return;
+        }
+        let now = self.now.mono_ms;
+        let size = Size { items: 1, bytes, output_tokens: max_tokens, pages: 0 };
+        let expected_ms = self.terms(node, &model, size).output;
+        let kind = v1::JobKind::Generate;
+        self.calls
+            .insert(call, Call { kind, model, size, since: now, waits_since: now, attempt: Some(attempt), moves: 1 });
+        self.attempts.insert(
+            attempt,
+            Attempt {
+                owner: Owner::Call(call),
+                node: node.clone(),
+                started: now,
+                expected_ms,
+                deadline: now + limits::CALL_WITHIN_MS,
+                bytes_done: 0,
+                items_done: 0,
+                unconfirmed: false,
+            },
+        );
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.attempts.insert(attempt);
+        }
     }
 
     pub(super) fn call_ended(&mut self, id: CallId) {

@@ -40,6 +40,23 @@ pub struct Attached {
     pub loaded: Vec<v1::LoadedModel>,
     /// Attempts it still runs or whose results it still holds.
     pub running: Vec<u64>,
+    /// Generations among them that another leader dispatched, and that we go on with.
+    pub adopted: Vec<Adopted>,
+}
+
+/// A call that another leader took and a node still works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    /// Which call.
+    pub call: CallId,
+    /// Its attempt there.
+    pub attempt: u64,
+    /// Model that was asked for; may be empty.
+    pub model: String,
+    /// Bytes of the prompt.
+    pub bytes: u64,
+    /// Tokens it may write.
+    pub max_tokens: u32,
 }
 
 /// What happened.

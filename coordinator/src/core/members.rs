@@ -27,6 +27,7 @@ impl Core {
             return;
         }
         let id = attached.node.clone();
+        let adopted = attached.adopted.clone();
         let running: std::collections::BTreeSet<u64> = attached.running.iter().copied().collect();
         let hardware = attached.capacity.clone();
         if let Some(before) = self.nodes.get(&id)
@@ -62,6 +63,9 @@ impl Core {
                 let problem = Problem::new(ErrorCode::NoNode, format!("node {id} never received this"));
                 self.give_back(number, &problem);
             }
+        }
+        for call in adopted {
+            self.adopt_call(&id, call);
         }
         for number in running {
             if !self.attempts.contains_key(&number) {

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_proto::{Epoch, NodeId, Problem, v1};
 
-pub use event::{Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
+pub use event::{Adopted, Answer, Attached, BatchWork, CallId, Effect, Event, Now, PublishedBatch, ReplyId, Work};
 pub use record::{BatchRecord, BatchState, Change, JobRecord, Marks, SegmentRecord, SplitRecord, StandingRecord};
 
 use calls::Call;

@@ -50,7 +50,7 @@ impl v1::inference_server::Inference for InferenceService {
             validate_generate_request(&request)?;
             self.api.calls.generate(request).await?
         } else {
-            self.api.calls.resume(&request.resume_token)?
+            self.api.calls.resume(&request.resume_token).await?
         };
         Ok(Response::new(frames))
     }

@@ -128,6 +128,8 @@ async fn open(sessions: &Sessions, record: &NodeRecord) -> Result<Open, Problem>
     }
     let link = sessions.link_of(&node);
     let running: Vec<u64> = welcome.running.iter().map(|token| token.attempt).collect();
+    // Before its frames come, which follow on this stream.
+    let adopted = deps.calls.adopt(welcome.streams, deps.epoch);
     // From here on it can be sent to: the core may dispatch as soon as it hears of the node.
     let (stream, lost) = link.attach(outgoing, &welcome.incarnation, &running);
     for attempt in lost {
@@ -148,6 +150,7 @@ async fn open(sessions: &Sessions, record: &NodeRecord) -> Result<Open, Problem>
         models: welcome.models,
         loaded: welcome.loaded,
         running,
+        adopted,
     };
     deps.handle.send(Event::NodeAttached(Box::new(attached))).await?;
     Ok(Open { node, link, stream, inbound })

@@ -143,6 +143,7 @@ impl Rig {
             ],
             loaded: Vec::new(),
             running: running.to_vec(),
+            adopted: Vec::new(),
         })))
     }
 

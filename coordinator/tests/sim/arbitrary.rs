@@ -244,6 +244,7 @@ impl Rig {
                     models: models(which),
                     loaded: Vec::new(),
                     running: runs.into_iter().map(|at| attempt(at).0).chain([stranger]).collect(),
+                    adopted: Vec::new(),
                 }))
             }
             Op::Node { node: id, what, start } => match what {

@@ -213,6 +213,7 @@ impl World {
             models: self.sees(node, ready),
             loaded: Vec::new(),
             running: self.machines[node].tasks.keys().copied().collect(),
+            adopted: Vec::new(),
         };
         self.ordered(node, 5, Event::NodeAttached(Box::new(attached)));
         if !ready {

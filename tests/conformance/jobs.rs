@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use ingle_coordinator::core::record::Change;
+use ingle_coordinator::core::record::{self, Change};
 use ingle_coordinator::store::conformance::{self, Subject};
-use ingle_coordinator::store::{EtcdStore, JobStore, StoreError};
+use ingle_coordinator::store::{EtcdStore, JobStore, SqliteStore, StoreError, migrate};
 use ingle_membership::etcd::Etcd as Members;
 use ingle_membership::records::LEADER;
 use ingle_membership::{Condition, ConnectOptions, Membership, PutOutcome};
@@ -76,6 +76,42 @@ async fn a_big_job_is_archived_whole() {
     let there = store.load().await.expect("read");
     assert_eq!(there.records.len(), 99);
     assert!(there.records.iter().all(|(key, value)| key.starts_with("parts/2/00") && value == b"new"));
+}
+
+/// From one coordinator to several: everything comes along, once, under a newer generation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_on_disk_moves_into_etcd() {
+    let Some(server) = Etcd::start() else { return };
+    let (dir, options) = (tempfile::tempdir().expect("a directory"), ConnectOptions::default());
+    let job = |n: u64| record::job_key(n);
+    let (store, epoch) = SqliteStore::open(dir.path()).expect("a new store");
+    for number in 1..=300_u64 {
+        let parts = (0..3).map(|batch| put(&record::batch_key(number, batch), &[number as u8; 700]));
+        let changes = std::iter::once(put(&job(number), b"job")).chain(parts).collect();
+        store.commit(epoch, changes).await.expect("room");
+        if number % 2 == 0 {
+            let prefix = record::parts_prefix(number);
+            store.commit(epoch, vec![Change::Archive { prefix }]).await.expect("room");
+        }
+    }
+    let (live, archived) = (store.load().await.expect("read").records, store.archived("").await.expect("read"));
+    assert_eq!((live.len(), archived.len()), (300 + 150 * 3, 150 * 3));
+    drop(store);
+
+    let count = migrate::to_etcd(dir.path(), &server.url(), &options).await.expect("moved");
+    assert_eq!(count, live.len() + archived.len());
+    let (moved, stored) = EtcdStore::open(&server.url(), &options).await.expect("etcd answers");
+    assert!(stored.generation > epoch.generation, "{stored} after {epoch}");
+    assert_eq!(moved.load().await.expect("read").records, live);
+    assert_eq!(moved.archived("").await.expect("read"), archived);
+    assert!(SqliteStore::lies_in(dir.path()).is_none() && dir.path().join("jobs.sqlite.migrated").exists());
+
+    // A second house's jobs can't be put on top of them.
+    let other = tempfile::tempdir().expect("a directory");
+    drop(SqliteStore::open(other.path()).expect("a new store"));
+    let refused = migrate::to_etcd(other.path(), &server.url(), &options).await.expect_err("two houses");
+    assert!(refused.to_string().contains("already"), "{refused}");
+    assert!(SqliteStore::lies_in(other.path()).is_some(), "and stay where they are");
 }
 
 /// A leader that was frozen for as long as one likes: its writes are refused from the moment another has the key.

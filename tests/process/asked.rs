@@ -1,6 +1,31 @@
 //! SIGTERM: daemons finish what they are at, hand back the rest, and end with 0.
 
+use ingle_proto::v1::{NodeState, NodeStatus};
+use ingle_tests::process::binary;
+
 use crate::world::{Jobs, World};
+
+/// One command takes a node out and another in, in the middle of two jobs: the new one has joined and holds the models by the
+/// time the old one gets nothing more, and the old one is empty at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_swapped_for_another_in_the_middle() {
+    let world = World::start(2, &World::slow_models()).await;
+    let jobs = Jobs::in_the_middle(&world).await;
+    let mut command = tokio::process::Command::new(binary("ingle"));
+    let coordinator = format!("http://{}", world.coordinator.address("grpc"));
+    command.args(["nodes", "swap", "node-1", "node-2", "--json", "--coordinator", &coordinator]).kill_on_drop(true);
+    let output = command.output().await.expect("ingle runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let nodes = world.client.nodes().await.expect("nodes");
+    let (old, new) = (&nodes["node-1"], &nodes["node-2"]);
+    assert_eq!((said["old"].as_str(), said["new"].as_str()), (Some(&*old.node_id), Some(&*new.node_id)));
+    assert_eq!((old.state(), old.running), (NodeState::Drained, 0), "{old:?}");
+    let held = |node: &NodeStatus| node.loaded.iter().filter_map(|l| Some(l.model.clone()?.name)).collect::<Vec<_>>();
+    assert!(said["models"].as_array().is_some_and(|models| !models.is_empty()), "{said}");
+    assert!(held(old).iter().all(|model| held(new).contains(model)), "{nodes:?}");
+    jobs.end_well(&world).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_asked_to_end_hands_its_work_over_and_ends_well() {

@@ -12,5 +12,6 @@ mod patience;
 pub(crate) mod sampling;
 pub(crate) mod status;
 pub(crate) mod submit;
+mod swap;
 pub(crate) mod wait;
 pub(crate) mod watching;

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use ingle_proto::v1::{self, NodeState};
 use serde_json::{Value, json};
 
+use super::swap::SwapArgs;
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
 use crate::human::{self, parse_duration};
@@ -13,9 +14,9 @@ use crate::json;
 use crate::out::{Colour, Out};
 
 /// How often a draining node is looked at.
-const POLL: Duration = Duration::from_millis(500);
+pub(super) const POLL: Duration = Duration::from_millis(500);
 
-/// Machines that run models: list, show, drain, uncordon
+/// Machines that run models: list, show, drain, swap, uncordon
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodesCommand {
     /// List the nodes
@@ -27,6 +28,11 @@ pub(crate) enum NodesCommand {
     /// Give a node no more work; batches finish or go back
     #[command(after_help = "Examples:\n  ingle nodes drain node-1 --wait\n  ingle nodes drain node-1 --deadline 5m")]
     Drain(DrainArgs),
+    /// Replace a node by another: wait for the new one, load there what the old one holds, drain the old one
+    #[command(
+        after_help = "Examples:\n  ingle nodes swap nuc-2 strix-1\n  ingle nodes swap nuc-2 strix-1 --deadline 5m"
+    )]
+    Swap(SwapArgs),
     /// Let a drained node take work again
     #[command(after_help = "Examples:\n  ingle nodes uncordon node-1")]
     Uncordon(NodeArgs),
@@ -54,6 +60,7 @@ pub(crate) async fn run(client: &Client, command: NodesCommand) -> Result<(), Fa
     let out = client.out;
     let nodes = list(client).await?;
     match command {
+        NodesCommand::Swap(args) => super::swap::run(client, &args).await,
         NodesCommand::List if out.json => {
             out.json(&json!({ "nodes": nodes.iter().map(json::node).collect::<Value>() }))
         }
@@ -79,12 +86,12 @@ pub(crate) async fn run(client: &Client, command: NodesCommand) -> Result<(), Fa
     }
 }
 
-async fn list(client: &Client) -> Result<Vec<v1::NodeStatus>, Failure> {
+pub(super) async fn list(client: &Client) -> Result<Vec<v1::NodeStatus>, Failure> {
     let mut cluster = client.cluster().await?;
     Ok(client.call(cluster.list_nodes(client.request(v1::ListNodesRequest {}))).await?.nodes)
 }
 
-async fn drained(client: &Client, node_id: &str) -> Result<v1::NodeStatus, Failure> {
+pub(super) async fn drained(client: &Client, node_id: &str) -> Result<v1::NodeStatus, Failure> {
     let waiting = async {
         loop {
             let nodes = list(client).await?;
@@ -108,7 +115,7 @@ async fn drained(client: &Client, node_id: &str) -> Result<v1::NodeStatus, Failu
 }
 
 /// A node by identifier, by name, or by the beginning of its identifier if only one begins so.
-fn find<'a>(nodes: &'a [v1::NodeStatus], wanted: &str) -> Result<&'a v1::NodeStatus, Failure> {
+pub(super) fn find<'a>(nodes: &'a [v1::NodeStatus], wanted: &str) -> Result<&'a v1::NodeStatus, Failure> {
     let exactly = nodes.iter().find(|n| n.node_id == wanted);
     let matching = |test: &dyn Fn(&v1::NodeStatus) -> bool| -> Vec<&'a v1::NodeStatus> {
         nodes.iter().filter(|n| test(n)).collect()

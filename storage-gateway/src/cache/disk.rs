@@ -17,8 +17,9 @@ use crate::buffers;
 const MARK: [u8; 8] = *b"inglpc01";
 /// Mark, length, digest.
 const HEADER_BYTES: usize = 8 + 8 + 32;
-/// Room on the file system that is left to others: this many of a hundred.
+/// Room on the file system that is left to others: this many of a hundred, and no more than so many bytes.
 const FREE_PERCENT: u64 = 10;
+const FREE_BYTES: u64 = 8 << 30;
 
 /// What reading a piece found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +74,10 @@ impl Disk {
     /// Whether there is room beside what others keep on the file system.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        rustix::fs::statvfs(&self.root).is_ok_and(|fs| fs.f_bavail * 100 >= fs.f_blocks * FREE_PERCENT)
+        rustix::fs::statvfs(&self.root).is_ok_and(|fs| {
+            let bytes = |blocks: u64| blocks.saturating_mul(fs.f_frsize);
+            bytes(fs.f_bavail) >= (bytes(fs.f_blocks) / 100 * FREE_PERCENT).min(FREE_BYTES)
+        })
     }
 
     /// Writes a piece.

@@ -108,11 +108,16 @@ pub fn chunks<'a>(
         })
 }
 
+/// So many bytes of a file in the making may be without a place on the disk: the disk then works beside the wire, not after it.
+const WRITE_BACK_BYTES: u64 = 32 << 20;
+
 /// A file in the making, under a name that nobody else makes.
 pub struct Writer {
     export: Arc<dyn Export>,
     temporary: ObjectPath,
     size: u64,
+    /// Written back up to there, or on the way.
+    written_back: u64,
     hasher: blake3::Hasher,
     in_flight: FuturesUnordered<BoxFuture<'static, Result<(), ExportError>>>,
 }
@@ -136,6 +141,7 @@ impl Writer {
             export: Arc::clone(export),
             temporary,
             size: 0,
+            written_back: 0,
             hasher: blake3::Hasher::new(),
             in_flight: FuturesUnordered::new(),
         })
@@ -169,6 +175,11 @@ impl Writer {
             let (export, path, offset) = (Arc::clone(&self.export), self.temporary.clone(), self.size);
             self.size += piece.len() as u64;
             self.in_flight.push(Box::pin(async move { export.write_at(&path, offset, piece).await }));
+            if self.size - self.written_back >= WRITE_BACK_BYTES {
+                self.written_back = self.size;
+                let (export, path) = (Arc::clone(&self.export), self.temporary.clone());
+                self.in_flight.push(Box::pin(async move { export.write_back(&path).await }));
+            }
         }
         Ok(())
     }

@@ -122,6 +122,11 @@ impl Export for Metered {
         Ok(())
     }
 
+    async fn write_back(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.writable(path)?;
+        self.count("commit", self.inner.write_back(path)).await
+    }
+
     async fn commit(&self, path: &ObjectPath) -> Result<(), ExportError> {
         self.writable(path)?;
         self.count("commit", self.inner.commit(path)).await

@@ -4,9 +4,11 @@ mod iscsi;
 mod jobs;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ingle_gateway::export::nfs::{NfsExport, NfsOptions};
 use ingle_gateway::export::{Export, ExportError, User, conformance};
+use ingle_gateway::file::Writer;
 use ingle_proto::ObjectPath;
 use ingle_tests::nas::Ganesha;
 
@@ -44,6 +46,31 @@ async fn nfs_ganesha_conforms() {
     let Some(server) = ganesha(&root) else { return };
     let export = connect(&server.url()).await;
     conformance::all(&export, &root).await;
+}
+
+/// What is written back on the way is not taken for durable: a server that was killed in between is found out at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_write_notices_that_ganesha_was_killed_in_the_middle() {
+    let (_base, root) = root();
+    let Some(mut server) = ganesha(&root) else { return };
+    let export: Arc<dyn Export> = Arc::new(connect(&server.url()).await);
+    let piece = bytes::Bytes::from(vec![7; 1 << 20]);
+    for killed in [true, false] {
+        let mut writer = Writer::begin(&export, &ObjectPath::root()).await.expect("begin");
+        for number in 0..80 {
+            if killed && number == 50 {
+                // Its verifier is the second it was started in.
+                tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+                server.restart().expect("it comes back");
+            }
+            writer.push(piece.clone()).await.expect("writes are repeated");
+        }
+        match writer.seal().await {
+            Err(ExportError::VerifierChanged(_)) => assert!(killed),
+            Ok(sealed) => assert!(!killed && sealed.size == 80 << 20),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 /// The write verifier of a server that was killed is another one: what was not committed must be written again.

@@ -118,6 +118,10 @@ impl Export for Faulty {
         self.call(path, self.inner.write_at(path, offset, data)).await.map(drop)
     }
 
+    async fn write_back(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        self.call(path, self.inner.write_back(path)).await.map(drop)
+    }
+
     async fn commit(&self, path: &ObjectPath) -> Result<(), ExportError> {
         self.call(path, self.inner.commit(path)).await.map(drop)
     }

@@ -193,6 +193,16 @@ pub trait Export: Send + Sync {
     /// Writes at `offset` into a file made by [`Export::create`]; durable after [`Export::commit`].
     async fn write_at(&self, path: &ObjectPath, offset: u64, data: Bytes) -> Result<(), ExportError>;
 
+    /// A hint in the middle of a long write: what was written so far may go to the disk now, beside what follows. Promises
+    /// nothing; [`Export::commit`] does.
+    ///
+    /// # Errors
+    /// Those of a commit that are worth ending the write for.
+    async fn write_back(&self, path: &ObjectPath) -> Result<(), ExportError> {
+        let _ = path;
+        Ok(())
+    }
+
     /// Makes all that was written to the file durable. [`ExportError::VerifierChanged`] if the server restarted since
     /// the first write: everything must be written again.
     async fn commit(&self, path: &ObjectPath) -> Result<(), ExportError>;

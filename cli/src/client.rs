@@ -49,7 +49,7 @@ impl Client {
 
     /// A connection to the coordinator; of several to the first that is there: any of them will do.
     async fn channel(&self) -> Result<Channel, Failure> {
-        let endpoints: Vec<&str> = self.endpoint.split(',').map(str::trim).collect();
+        let endpoints: Vec<&str> = self.endpoint.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
         let options = if endpoints.len() > 1 { ConnectOptions::eager() } else { ConnectOptions::default() };
         let mut unreachable = Vec::new();
         for endpoint in endpoints {

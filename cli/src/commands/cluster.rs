@@ -53,9 +53,9 @@ async fn migrate(client: &Client, args: &MigrateArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::WorkFailed, format!("{}: {error}", program.display())))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        // Its last line says what is wrong; what stands before is its log.
-        let reason = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        let reason = reason.strip_prefix("ingle-coordinator: ").unwrap_or(reason);
+        // One line says what is wrong; the others are its log.
+        let reason = said.lines().rev().find_map(|line| line.strip_prefix("ingle-coordinator: "));
+        let reason = reason.or(said.lines().rev().find(|line| !line.trim().is_empty())).unwrap_or("it said nothing");
         return Err(Failure::new(Exit::WorkFailed, format!("the jobs were not moved: {reason}"))
             .hint("nothing is lost: set right what is wrong and run it again"));
     }

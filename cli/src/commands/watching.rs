@@ -21,7 +21,7 @@ pub(crate) struct WatchArgs {
     /// Take a document once nobody has changed it for so long, 0 to 1h [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = still, requires = "watch", help_heading = "Watching")]
     settle: Option<Duration>,
-    /// Let results leave even if over half of the documents are gone at once: a disk that isn't mounted looks the same
+    /// Let results leave even if over half of the documents, and at least ten, are gone at once: a disk that isn't mounted looks the same
     #[arg(long, help_heading = "Watching")]
     pub(crate) allow_mass_deletion: bool,
 }

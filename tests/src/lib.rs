@@ -8,6 +8,7 @@ pub mod models;
 pub mod nas;
 pub mod papers;
 pub mod parquet;
+pub mod ports;
 pub mod process;
 pub mod share;
 pub mod tgt;

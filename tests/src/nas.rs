@@ -1,12 +1,12 @@
 //! Real NAS servers for tests: NFS-Ganesha on loopback, started and ended by the test that needs it.
 
-use std::io;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::ports::port;
 
 /// Longest that the server may take to answer.
 const READY_MAX: Duration = Duration::from_secs(20);
@@ -58,7 +58,7 @@ impl Ganesha {
         }
         // Ganesha keeps sockets there, and doesn't make the directory itself.
         std::fs::create_dir_all("/var/run/ganesha").map_err(|error| format!("/var/run/ganesha: {error}"))?;
-        let ports = free_ports().map_err(|error| format!("no free port: {error}"))?;
+        let ports = (port(), port());
         let child = launch(home.path(), directory, ports, caching)?;
         let mut server = Self { child, home, directory: directory.to_owned(), ports, caching };
         server.wait_until_ready()?;
@@ -115,12 +115,6 @@ impl Drop for Ganesha {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Two ports that are free now.
-fn free_ports() -> io::Result<(u16, u16)> {
-    let (a, b) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((a.local_addr()?.port(), b.local_addr()?.port()))
 }
 
 fn launch(home: &Path, directory: &Path, (nfs, mount): (u16, u16), caching: bool) -> Result<Child, String> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::eventually::{eventually, patience};
 
@@ -108,13 +108,22 @@ impl Process {
         self.wait_until_it_serves().await;
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After SIGSTOP every thread of it stands still.
     ///
     /// # Panics
     /// It is gone.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, signal).expect("ours");
+        signal_child(&self.child, signal);
+    }
+
+    /// Starts it again if it ended by itself, as a supervisor does, and doesn't wait until it serves. Answers how it ended.
+    ///
+    /// # Panics
+    /// It can't be started.
+    pub fn revive(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.try_wait().expect("ours")?;
+        self.child = spawn(&self.name, &self.program, &self.arguments, &self.home);
+        Some(ended)
     }
 
     /// Asks it to end (SIGTERM) and waits until it has.
@@ -174,6 +183,28 @@ impl Drop for Process {
             for line in lines.iter().skip(lines.len().saturating_sub(TAIL_LINES)) {
                 eprintln!("{line}");
             }
+        }
+    }
+}
+
+/// Sends a child a signal. After SIGSTOP every thread of it stands still: `kill` returns before the last one does, and
+/// whoever goes on at once may be answered by a process that it takes for frozen.
+///
+/// # Panics
+/// It is gone, or not a child of this process.
+pub fn signal_child(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("ours");
+    if signal != Signal::STOP {
+        return;
+    }
+    // It is left for whoever waits for its end.
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    loop {
+        match waitid(WaitId::Pid(pid), options) {
+            Ok(_) => return,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("process {}: {error}", child.id()),
         }
     }
 }

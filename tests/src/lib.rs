@@ -4,6 +4,8 @@ pub mod client;
 pub mod cluster;
 pub mod etcd;
 pub mod eventually;
+pub mod history;
+pub mod hosts;
 pub mod models;
 pub mod nas;
 pub mod papers;

@@ -94,6 +94,19 @@ impl Process {
         self.child.wait().expect("ours");
     }
 
+    /// The same for one that may have ended by itself: answers how, if it had.
+    ///
+    /// # Panics
+    /// It can't be waited for.
+    pub fn kill_if_running(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.try_wait().expect("ours");
+        if ended.is_none() {
+            self.child.kill().expect("ours");
+            self.child.wait().expect("ours");
+        }
+        ended
+    }
+
     /// Starts it again with the same settings; it serves gRPC where it did.
     ///
     /// # Panics
@@ -153,18 +166,8 @@ impl Process {
     /// Its page of metrics.
     pub async fn metrics(&self) -> String {
         let address = self.address("metrics");
-        eventually("a page of metrics", || async {
-            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-            let fetch = async {
-                let mut stream = tokio::net::TcpStream::connect(address).await?;
-                stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
-                let mut page = String::new();
-                stream.read_to_string(&mut page).await?;
-                Ok::<_, std::io::Error>(page)
-            };
-            fetch.await.map_err(|error| error.to_string())
-        })
-        .await
+        eventually("a page of metrics", || async { metrics_page(address).await.map_err(|error| error.to_string()) })
+            .await
     }
 
     fn log(&self) -> PathBuf {
@@ -185,6 +188,19 @@ impl Drop for Process {
             }
         }
     }
+}
+
+/// The page of metrics that is served at an address.
+///
+/// # Errors
+/// Nobody answers there.
+pub async fn metrics_page(address: SocketAddr) -> std::io::Result<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await?;
+    Ok(page)
 }
 
 /// Sends a child a signal. After SIGSTOP every thread of it stands still: `kill` returns before the last one does, and

@@ -127,6 +127,17 @@ impl Node {
         self.dir
     }
 
+    /// Waits until it reads a first document.
+    pub(crate) async fn has_begun(&self) {
+        let reads = || self.gateway.state.object_reads.load(Ordering::SeqCst);
+        let begun = async {
+            while reads() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, begun).await.expect("it reads what it was sent");
+    }
+
     pub(crate) fn begin_stop(&self) {
         self.shutdown.begin();
     }

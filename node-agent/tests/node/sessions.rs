@@ -21,7 +21,7 @@ async fn a_lost_stream_loses_no_work_and_tells_it_once() {
     node.gateway.state.slow_ms.store(300, Ordering::SeqCst);
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one"), ("b.md", b"two")]);
     leader.assign(1, "mini", Work::Batch(work.clone())).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.has_begun().await;
     drop(leader);
     let mut leader = node.lead().await;
     let running: Vec<u64> = leader.welcome.running.iter().map(|token| token.attempt).collect();
@@ -44,7 +44,7 @@ async fn a_result_made_while_nobody_listened_is_heard_by_the_next_leader() {
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
     node.gateway.state.slow_ms.store(200, Ordering::SeqCst);
     leader.assign(7, "mini", Work::Batch(work)).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.has_begun().await;
     drop(leader);
     tokio::time::sleep(Duration::from_millis(600)).await;
     let mut leader = node.lead_at(2).await.unwrap();

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use ingle_daemon::grpc::{ConnectOptions, connect_lazy};
 use ingle_membership::election::{Candidate, leader};
 use ingle_membership::{Membership, Revision, connect};
@@ -107,20 +108,20 @@ impl World {
         for model in Self::models() {
             model.put(&at.join("models"));
         }
-        let mut coordinators = Vec::new();
-        for (number, host) in for_coordinators.iter().enumerate() {
+        // Side by side: each of them waits for itself alone.
+        let starting = for_coordinators.iter().enumerate().map(|(number, host)| {
             let name = name("coordinator", number);
             let mut text = format!("listen = '{}'\nmembership = '{members_url}'\n", host.at(7700));
             let _ = writeln!(text, "state_dir = '{}'", at.join(&name).display());
             text += &certificates.section(&name);
-            coordinators.push(daemon(host, &name, &binary("ingle-coordinator"), &text, at).await);
-        }
+            async move { daemon(host, &name, &binary("ingle-coordinator"), &text, at).await }
+        });
+        let coordinators = join_all(starting).await;
         let mut text = format!("listen = '{}'\nmembership = '{members_url}'\n", for_gateway.at(7720));
         let _ = writeln!(text, "state_dir = '{}'\n[exports.docs]\nurl = '{}'", at.join("gateway").display(), nas.url());
         text += &certificates.section("gateway");
         let gateway = daemon(for_gateway, "gateway", &binary("ingle-gateway"), &text, at).await;
-        let mut nodes = Vec::new();
-        for (number, host) in for_nodes.iter().enumerate() {
+        let starting = for_nodes.iter().enumerate().map(|(number, host)| {
             let name = name("node", number);
             let mut text =
                 format!("name = '{name}'\nlisten = '{}'\nbeat_listen = '{}'\n", host.at(7710), host.at(7711));
@@ -128,8 +129,9 @@ impl World {
             let _ = writeln!(text, "state_dir = '{0}/state'\ncache_dir = '{0}/cache'", at.join(&name).display());
             let _ = writeln!(text, "memory_reserve_bytes = 0\nmeasure_ms = 0\nthreads = 1\ndrain_timeout_s = 10");
             text += &certificates.section(&name);
-            nodes.push(daemon(host, &name, &node_binary(), &text, at).await);
-        }
+            async move { daemon(host, &name, &node_binary(), &text, at).await }
+        });
+        let nodes = join_all(starting).await;
         // A cable that is pulled is noticed as soon as a program notices that wants to.
         let patience = ConnectOptions {
             keepalive: Duration::from_secs(3),

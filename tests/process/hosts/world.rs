@@ -226,11 +226,9 @@ impl World {
     /// Kills a daemon; it stays away until [`World::bring_back`].
     pub(crate) fn kill(&mut self, daemon: Daemon) {
         self.away.insert(daemon);
-        // It may have ended by itself at this very moment, and that is noted.
-        let process = self.process(daemon);
-        match process.kill_if_running() {
-            None => {}
-            Some(status) => self.fell.push((daemon, status.to_string())),
+        // It may have ended by itself at this very moment.
+        if let Some(status) = self.process(daemon).kill_if_running() {
+            self.fell.push((daemon, status.to_string()));
         }
     }
 

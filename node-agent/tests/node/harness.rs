@@ -144,13 +144,15 @@ impl Node {
 
     pub(crate) async fn client(&self) -> NodeClient<tonic::transport::Channel> {
         let endpoint = format!("http://{}", self.work);
-        for _ in 0..200 {
-            if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
-                return client;
+        let connected = async {
+            loop {
+                if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
+                    return client;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the node doesn't answer");
+        };
+        tokio::time::timeout(PATIENCE, connected).await.expect("the node answers")
     }
 
     pub(crate) async fn lead(&self) -> Leader {

@@ -1,6 +1,7 @@
 //! SIGTERM: daemons finish what they are at, hand back the rest, and end with 0.
 
 use ingle_proto::v1::{NodeState, NodeStatus};
+use ingle_tests::eventually::eventually;
 use ingle_tests::process::binary;
 
 use crate::world::{Jobs, World};
@@ -11,6 +12,12 @@ use crate::world::{Jobs, World};
 async fn a_node_is_swapped_for_another_in_the_middle() {
     let world = World::start(2, &World::slow_models()).await;
     let jobs = Jobs::in_the_middle(&world).await;
+    // The first answers may all be the other's.
+    eventually("the old node to hold a model", || async {
+        let nodes = world.client.nodes().await.map_err(|status| status.to_string())?;
+        if nodes["node-1"].loaded.is_empty() { Err(format!("{nodes:?}")) } else { Ok(()) }
+    })
+    .await;
     let mut command = tokio::process::Command::new(binary("ingle"));
     let coordinator = format!("http://{}", world.coordinator.address("grpc"));
     command.args(["nodes", "swap", "node-1", "node-2", "--json", "--coordinator", &coordinator]).kill_on_drop(true);

@@ -72,7 +72,8 @@ async fn an_answer_streams_and_ends_as_it_should() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_is_answered_while_a_job_keeps_the_node_busy() {
-    let model = FakeModel::that_answers("talk", 16).at_ms_per_step(3).with_slots(2);
+    // The job takes four seconds at least: three answers come in less, also where each call is slow.
+    let model = FakeModel::that_answers("talk", 16).at_ms_per_step(6).with_slots(2);
     let cluster = Cluster::of(1).with(model).start().await;
     cluster.share.documents(80);
     let id = cluster.client.submit(generate_job()).await;

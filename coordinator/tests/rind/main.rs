@@ -4,8 +4,6 @@
 
 mod played;
 
-use std::time::Duration;
-
 use futures::StreamExt as _;
 use ingle_proto::v1::cluster_client::ClusterClient;
 use ingle_proto::v1::inference_client::InferenceClient;
@@ -369,7 +367,8 @@ async fn nodes_are_shown_drained_and_given_commands() {
     // A stream that breaks is opened again, and the node stays what it was.
     node.break_off();
     let mut calls = InferenceClient::new(coordinator.channel().await);
-    coordinator.until_attached(1, Duration::from_millis(300)).await;
+    node.opened_again().await;
+    coordinator.until_attached(1).await;
     let frames = calls.generate(ask("after the break")).await.unwrap();
     let assign = node.assigned().await;
     let finished = v1::GenerateFinished { text: "well".into(), ..Default::default() };

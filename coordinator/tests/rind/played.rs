@@ -156,6 +156,16 @@ impl Node {
         *self.say.lock().unwrap() = None;
     }
 
+    /// Waits until a stream that was broken is opened again.
+    pub(crate) async fn opened_again(&self) {
+        in_time("another stream", async {
+            while self.say.lock().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
     async fn hear<T>(&mut self, what: &str, wanted: impl Fn(work_request::Message) -> Option<T>) -> T {
         let id = self.id.clone();
         in_time(&format!("{what} for {id}"), async {
@@ -401,14 +411,13 @@ impl Coordinator {
         });
         let address = in_time("the address", address).await.unwrap();
         let coordinator = Self { address, stop, ended, _state: state };
-        coordinator.until_attached(nodes.len() as u32, Duration::ZERO).await;
+        coordinator.until_attached(nodes.len() as u32).await;
         coordinator
     }
 
-    /// Waits until so many nodes are ready, `after` from now.
-    pub(crate) async fn until_attached(&self, nodes: u32, after: Duration) {
+    /// Waits until so many nodes are ready.
+    pub(crate) async fn until_attached(&self, nodes: u32) {
         let mut cluster = v1::cluster_client::ClusterClient::new(self.channel().await);
-        tokio::time::sleep(after).await;
         in_time("the nodes", async {
             while cluster.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner().nodes_ready != nodes {
                 tokio::time::sleep(Duration::from_millis(10)).await;

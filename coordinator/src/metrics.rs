@@ -108,6 +108,7 @@ pub struct Meters {
     calls_waiting: Gauge,
     calls_running: Gauge,
     attempts_running: Gauge,
+    breakers_open: Gauge,
     eta: FloatGauge,
     placements: Family<PlacementLabels, Counter>,
     attempts: Family<AttemptLabels, Counter>,
@@ -143,6 +144,8 @@ impl Meters {
             calls_waiting: metrics.gauge("coordinator_calls_waiting", "Interactive calls that wait for a node"),
             calls_running: metrics.gauge("coordinator_calls_running", "Interactive calls that nodes work on"),
             attempts_running: metrics.gauge("coordinator_attempts_running", "Attempts that are on nodes"),
+            breakers_open: metrics
+                .gauge("coordinator_breakers_open", "Nodes and models on nodes that are kept from work after failures"),
             eta: metrics.float_gauge(
                 "coordinator_jobs_eta_seconds",
                 "Time until the last of the running jobs is expected to be done; 0 where that isn't known",
@@ -288,6 +291,7 @@ impl Meters {
         self.calls_waiting.set(whole(stand.calls_waiting));
         self.calls_running.set(whole(stand.calls_running));
         self.attempts_running.set(whole(stand.attempts));
+        self.breakers_open.set(whole(stand.breakers_open));
         self.eta.set(stand.eta_ms as f64 / 1e3);
     }
 

@@ -83,6 +83,8 @@ pub struct Stand {
     pub calls_running: u64,
     /// Attempts on nodes.
     pub attempts: u64,
+    /// Nodes that rest after a fault, and models that nodes failed to run: nothing goes there.
+    pub breakers_open: u64,
     /// When the last of the open jobs is expected to be done, milliseconds from now; 0 if that isn't known.
     pub eta_ms: u64,
 }
@@ -155,6 +157,10 @@ impl Core {
             }
             let waits = job.waiting_since.filter(|_| job.record.state() == JobState::Running);
             stand.oldest_ms = stand.oldest_ms.max(waits.map_or(0, |since| self.now.mono_ms.saturating_sub(since)));
+        }
+        for (_, node) in self.nodes.iter().filter(|(_, node)| !node.left) {
+            let rests = node.rest_until > self.now.mono_ms;
+            stand.breakers_open += node.broken_models.len() as u64 + u64::from(rests);
         }
         for call in self.calls.values() {
             if call.attempt.is_some() {

@@ -70,7 +70,7 @@ fn value(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, der) = der.split_first()?;
     let (&first, der) = der.split_first()?;
     let (length, der) = match first {
-        0..0x80 => (usize::from(first), der),
+        0..=0x7f => (usize::from(first), der),
         // A certificate has less than 16 MiB: three bytes of length at most.
         0x81..=0x83 => {
             let (bytes, der) = der.split_at_checked(usize::from(first & 0x7f))?;

@@ -9,16 +9,19 @@ mod input;
 mod json;
 mod out;
 mod pull;
+mod traces;
 mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use tracing::Instrument as _;
 
 use crate::args::{Cli, Command};
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
+use crate::traces::Traces;
 
 fn main() -> ExitCode {
     ingle_daemon::tls::install_provider();
@@ -33,7 +36,7 @@ fn main() -> ExitCode {
         .build()
         .map_err(Failure::from)
         .and_then(|runtime| {
-            let ended = runtime.block_on(Box::pin(run(cli)));
+            let ended = traced(&runtime, cli);
             // A thread may still wait for a line of standard input: it must not keep us.
             runtime.shutdown_timeout(Duration::from_millis(100));
             ended
@@ -45,6 +48,19 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// The command within the trace it belongs to, if it belongs to one. `up` isn't a request: it lasts as long as the house.
+fn traced(runtime: &tokio::runtime::Runtime, cli: Cli) -> Result<(), Failure> {
+    if matches!(cli.command, Command::Up(_)) {
+        return runtime.block_on(Box::pin(run(cli)));
+    }
+    let inside = runtime.enter();
+    let traces = Traces::begin()?;
+    drop(inside);
+    let ended = runtime.block_on(Box::pin(run(cli).instrument(traces.span.clone())));
+    traces.end();
+    ended
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {

@@ -5,10 +5,11 @@ mod walks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt as _;
-use ingle_daemon::{OnFailure, Tasks, trace};
+use ingle_daemon::past::Past;
+use ingle_daemon::{OnFailure, Tasks};
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, assign, input_spec::Input, scan_response, work_request::Message};
 use ingle_proto::{Epoch, ErrorCode, NodeId, Problem};
@@ -109,6 +110,7 @@ impl Perform for Effects {
                 self.spawn("publish", async move { effects.0.publish(job, batch, *request).await });
             }
             Effect::Dispatch { node, attempt, allowed_ms, model, priority, queued_ms, work } => {
+                let placed = SystemTime::now();
                 let within_ms = i64::try_from(allowed_ms.saturating_add(limits::NODE_GRACE_MS)).unwrap_or(i64::MAX);
                 let mut token = v1::AttemptToken {
                     attempt,
@@ -119,16 +121,14 @@ impl Perform for Effects {
                     ..Default::default()
                 };
                 let mut named = 0;
-                let (work, traceparent) = match work {
+                let (work, caller) = match work {
                     Work::Batch { job, batch } => {
                         token.job_id = ingle_proto::job::job_id(job).to_string();
                         token.batch = batch.batch;
                         token.principal.clone_from(&batch.principal);
                         token.readable = readable(&batch.spec);
                         token.place.clone_from(&batch.spec.output);
-                        let span = tracing::info_span!("dispatch", job, batch = batch.batch, attempt, %node);
-                        let traceparent = span.in_scope(trace::current_traceparent);
-                        (assigned(*batch), traceparent.unwrap_or_default())
+                        (assigned(*batch), String::new())
                     }
                     Work::Call { call } => match self.0.calls.dispatch(call, attempt) {
                         Some(work) => {
@@ -139,6 +139,14 @@ impl Perform for Effects {
                         None => return,
                     },
                 };
+                // A millisecond less than it waited: the caller's own span must not begin after its parts.
+                let since = placed - Duration::from_millis(queued_ms.saturating_sub(1));
+                let (number, place) = (attempt.to_string(), node.to_string());
+                let about =
+                    [("job", token.job_id.as_str()), ("attempt", &number), ("node", &place), ("model", &model.name)];
+                let dispatched = Past::begun(&caller, "dispatch", since, &about);
+                dispatched.phase("queue", since, placed, &[]);
+                let traceparent = dispatched.traceparent();
                 let assign = v1::Assign {
                     token: Some(token),
                     priority: priority.into(),
@@ -151,6 +159,7 @@ impl Perform for Effects {
                     call: named,
                 };
                 self.dispatch(node, assign);
+                dispatched.phase("place", placed, SystemTime::now(), &[("node", &place)]);
             }
             Effect::CancelAttempt { node, attempt, reason } => {
                 let cancel = Message::Cancel(v1::CancelAttempt { attempt, reason });

@@ -2,10 +2,13 @@
 
 pub mod args;
 pub mod backoff;
+pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod grpc;
+mod lines;
 pub mod metrics;
+pub mod past;
 pub mod ready;
 pub mod run;
 pub mod shutdown;

@@ -213,6 +213,7 @@ where
     let shutdown = Shutdown::new();
     let tasks = Tasks::new(shutdown.clone());
     let metrics = Metrics::new(service);
+    crate::certificates::tell(&metrics, config.tls());
     let readiness = Readiness::default();
     let drain = config.drain_deadline();
     let signals = match shutdown.clone().on_signal() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::epoch::EpochGuard;
 use crate::error::StartError;
 use crate::executor::Totals;
+use crate::heat::Sensors;
 use crate::loaded::{LoadSettings, Loaded};
 use crate::metrics::NodeMetrics;
 use crate::parsing::Parsers;
@@ -115,6 +116,14 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
     tasks.spawn("housekeeping", OnFailure::Shutdown, async move {
         tokio::select! {
             () = housekeeping(keeper) => {}
+            () = stop.wait() => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let (sensors, stop) = (Sensors::new(Path::new("/"), agent.metrics.heat.clone()), ending.clone());
+    tasks.spawn("sensors", OnFailure::Log, async move {
+        tokio::select! {
+            () = sensors.run() => {}
             () = stop.wait() => {}
         }
         Ok::<(), std::convert::Infallible>(())

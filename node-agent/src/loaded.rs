@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use ingle_daemon::past::phase;
 use ingle_engine::{Engine, LoadOptions};
 use ingle_proto::v1;
 use ingle_proto::{Digest, ErrorCode, Problem};
 use tokio::sync::Notify;
+use tracing::Instrument as _;
 
 use crate::error::Failure;
 use crate::executor::{ModelHandle, Totals};
@@ -118,7 +120,10 @@ impl Loaded {
         // Its files first, as soon as work for it is placed here: copying them stands in no other model's way. From then on
         // they stay until it is unloaded.
         let (model, files, loading) = loop {
-            let (model, files) = self.catalogue.pinned(&wanted.name, digest).await.map_err(not_ready)?;
+            // What is copied now is read in this span; where nothing is, it is short.
+            let fetching = tracing::info_span!("fetch", model = %wanted.name);
+            let (model, files) =
+                self.catalogue.pinned(&wanted.name, digest).instrument(fetching).await.map_err(not_ready)?;
             let loading = Arc::clone(&self.loading).lock_owned().await;
             if let Some(lease) = self.held(&wanted.name, digest) {
                 return Ok(lease);
@@ -137,9 +142,16 @@ impl Loaded {
             drop(loading);
             lease
         });
-        task.await.unwrap_or_else(|error| {
+        let loaded = task.await.unwrap_or_else(|error| {
             Err(Failure::model(ErrorCode::ModelUnusable, format!("loading `{}` failed: {error}", wanted.name)))
-        })
+        });
+        if let Ok(lease) = &loaded
+            && !lease.load.is_zero()
+        {
+            let now = SystemTime::now();
+            phase("load", now - lease.load, now, &[("model", &lease.model.name)]);
+        }
+        loaded
     }
 
     /// Makes room, loads, and counts it among the models in memory. Blocks for the time of the load.
@@ -150,6 +162,7 @@ impl Loaded {
         let handle = Arc::new(self.load_blocking(&model)?);
         let load = begun.elapsed();
         self.metrics.loads.inc();
+        self.metrics.loaded_bytes.inc_by(model.card.weight_bytes);
         self.metrics.load_seconds.observe(load.as_secs_f64());
         tracing::info!(model = %model.name, bytes = handle.memory_bytes(), ?load, "model loaded");
         let users = Arc::new(());
@@ -290,6 +303,11 @@ impl Loaded {
     /// Says that speeds were measured again.
     pub fn note_change(&self) {
         self.metrics.model_bytes.set(i64::try_from(self.reserved()).unwrap_or(i64::MAX));
+        let (kv, slots) = self.lock().held.values().fold((0, 0), |(kv, slots), held| {
+            (held.need.kv.saturating_add(kv), u64::from(held.handle.slots()).saturating_add(slots))
+        });
+        self.metrics.kv_reserved_bytes.set(i64::try_from(kv).unwrap_or(i64::MAX));
+        self.metrics.slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
         self.changed.notify_one();
     }
 

@@ -118,7 +118,9 @@ impl Core {
             self.failed(step, node, number, v1::FailureKind::Node, &problem);
             return;
         }
-        self.drop_attempt(number);
+        if let Some(attempt) = self.drop_attempt(number) {
+            self.note_end(&attempt, "done");
+        }
         self.storage_works(step, job);
         let busy_ms = complete.busy_us as f64 / 1e3;
         let Some(entry) = self.jobs.get_mut(&job) else { return };

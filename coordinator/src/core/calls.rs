@@ -92,9 +92,12 @@ impl Core {
     }
 
     pub(super) fn call_ended(&mut self, id: CallId) {
-        if let Some(attempt) = self.calls.remove(&id).and_then(|call| call.attempt) {
-            self.drop_attempt(attempt);
+        if let Some(number) = self.calls.get(&id).and_then(|call| call.attempt)
+            && let Some(attempt) = self.drop_attempt(number)
+        {
+            self.note_end(&attempt, "done");
         }
+        self.calls.remove(&id);
     }
 
     pub(super) fn call_gone(&mut self, step: &mut Step, id: CallId) {

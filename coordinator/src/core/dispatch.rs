@@ -179,6 +179,7 @@ impl Core {
         };
         let node = chosen.2.clone();
         let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
+        let held = chosen.3.load <= 0.0;
         let batch = match waiting {
             Some(batch) => batch,
             None => {
@@ -273,6 +274,8 @@ impl Core {
         if let Some(entry) = self.nodes.get_mut(&node) {
             entry.attempts.insert(attempt);
         }
+        let kind = self.kind_of(&Owner::Batch { job: number, batch });
+        self.tally.place(kind, held);
         step.effects.push(Effect::Dispatch {
             node,
             attempt,
@@ -426,6 +429,8 @@ impl Core {
                 call.attempt = Some(attempt);
                 call.model = model.clone();
             }
+            let kind = self.kind_of(&Owner::Call(id));
+            self.tally.place(kind, terms.load <= 0.0);
             step.effects.push(Effect::Dispatch {
                 node,
                 attempt,

@@ -97,6 +97,12 @@ impl Core {
             && let Some((number, (problem, loss))) = self.lost.pop_first()
         {
             let Some(attempt) = self.drop_attempt(number) else { continue };
+            let outcome = match loss {
+                Loss::Died => "died",
+                Loss::Late => "late",
+                Loss::Free => "given_back",
+            };
+            self.note_end(&attempt, outcome);
             match (attempt.owner, loss) {
                 (Owner::Batch { job, batch }, Loss::Free) => self.requeue(step, job, batch, &problem, true),
                 (Owner::Batch { job, batch }, _) => self.charge(step, job, batch, &problem, loss == Loss::Died),

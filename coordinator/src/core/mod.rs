@@ -20,6 +20,7 @@ mod ranges;
 pub mod record;
 mod setbacks;
 mod standing;
+pub mod tally;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ use calls::Call;
 use nodes::NodeTable;
 use placement::Speeds;
 use ranges::{DocumentKey, Split};
+use tally::Tally;
 
 /// What a step asks for.
 #[derive(Debug, Default)]
@@ -176,6 +178,7 @@ pub struct Core {
     speeds: Speeds,
     principal_busy: BTreeMap<String, u64>,
     marks: Marks,
+    tally: Tally,
     next_attempt: u64,
     next_job: u64,
     now: Now,
@@ -200,6 +203,7 @@ impl Core {
             speeds: Speeds::default(),
             principal_busy: BTreeMap::new(),
             marks: Marks::default(),
+            tally: Tally::default(),
             next_attempt: 1,
             next_job: 1,
             now,

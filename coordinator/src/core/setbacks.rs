@@ -8,6 +8,19 @@ use super::record::{BatchRecord, BatchState, Change, batch_key};
 use super::{Core, Owner, Step};
 use crate::limits;
 
+/// As metrics name it.
+fn outcome(kind: v1::FailureKind) -> &'static str {
+    match kind {
+        v1::FailureKind::Item => "item",
+        v1::FailureKind::Storage => "storage",
+        v1::FailureKind::Model => "model",
+        v1::FailureKind::Node => "node",
+        v1::FailureKind::Cancelled => "cancelled",
+        v1::FailureKind::Input => "input",
+        v1::FailureKind::Unspecified => "unspecified",
+    }
+}
+
 impl Core {
     pub(super) fn failed(
         &mut self,
@@ -21,6 +34,7 @@ impl Core {
             return;
         }
         let Some(attempt) = self.drop_attempt(number) else { return };
+        self.note_end(&attempt, outcome(kind));
         let kind = match kind {
             v1::FailureKind::Input | v1::FailureKind::Item if problem.code == ErrorCode::EpochStale => {
                 v1::FailureKind::Storage
@@ -78,6 +92,7 @@ impl Core {
         if record.takes_documents() {
             entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
         }
+        self.tally.retry("free");
         record.set_state(BatchState::Queued);
         record.node.clear();
         record.reason = problem.message.clone();
@@ -106,6 +121,7 @@ impl Core {
             }
             entry.work_settled(&record);
             step.changes.push(Change::Delete { key: batch_key(job, batch) });
+            self.tally.retry("halved");
             let half = record.count.div_ceil(2);
             for (first, count) in [(record.first, half), (record.first + half, record.count - half)] {
                 let bytes = entry.range_bytes(record.segment, record.entry(), first, count);
@@ -208,12 +224,14 @@ impl Core {
             }
             record.set_state(BatchState::Quarantined);
             let record = record.clone();
+            self.tally.aside(&record.code, record.stands_for());
             // A page that is set aside is its document's shortcoming, which the document's join tells of.
             entry.counts.quarantined += u64::from(record.stands_for());
             if !record.join {
                 entry.work_settled(&record);
             }
         } else {
+            self.tally.retry("charged");
             record.set_state(BatchState::Queued);
             let tries = record.failures + record.deaths;
             record.not_before_ms = now + backoff(job ^ batch, tries);

@@ -147,6 +147,8 @@ impl Core {
             last_beat_ms: node.last_seen_unix,
             memory_reserved: node.reserved,
             reason,
+            // Heat and power are the rind's to fill in.
+            ..Default::default()
         })
     }
 

@@ -127,6 +127,7 @@ impl Driver {
             pending.effects.extend(step.effects);
         }
         self.flush(pending, shutdown).await?;
+        self.meters.tally(&self.core.take_tally());
         let now = now();
         for query in queries {
             query(&self.core, now);
@@ -134,6 +135,7 @@ impl Driver {
         if self.gauges_at.elapsed() >= GAUGES_EVERY {
             self.gauges_at = Instant::now();
             self.meters.status(&self.core.status());
+            self.meters.stand(&self.core.stand());
         }
         Ok(())
     }
@@ -171,7 +173,10 @@ impl Driver {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         let begun = Instant::now();
         loop {
-            let outcome = match self.store.commit(self.epoch, changes.clone()).await {
+            let tried = Instant::now();
+            let answered = self.store.commit(self.epoch, changes.clone()).await;
+            self.meters.written(tried.elapsed(), answered.as_ref().err());
+            let outcome = match answered {
                 Ok(revision) => {
                     self.revision = revision;
                     Ok(true)

@@ -33,7 +33,8 @@ impl ClusterService {
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for ClusterService {
     async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        let nodes = self.api.handle.query(|core, _| core.nodes()).await?;
+        let mut nodes = self.api.handle.query(|core, _| core.nodes()).await?;
+        self.api.sessions.with_heat(&mut nodes);
         Ok(Response::new(v1::ListNodesResponse { nodes }))
     }
 

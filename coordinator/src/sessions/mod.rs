@@ -1,6 +1,7 @@
 //! One session per node: the leader's `Node.Work` stream and, on a thread of its own, its beats.
 
 mod beats;
+mod heat;
 mod link;
 mod work;
 
@@ -22,6 +23,7 @@ use crate::gateway::Gateway;
 use crate::members::Roster;
 
 use beats::Beats;
+use heat::Heat;
 use link::Link;
 
 /// How long a node may take to load or unload a model.
@@ -52,6 +54,7 @@ pub struct Sessions(Arc<Inner>);
 struct Inner {
     deps: Deps,
     beats: Beats,
+    heat: Heat,
     /// By the record's identity, or for nodes that don't register by their address.
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Of the nodes that answered with their identity.
@@ -72,8 +75,9 @@ impl Sessions {
     /// # Errors
     /// What the system said to another thread.
     pub fn new(deps: Deps) -> std::io::Result<Self> {
-        let beats = Beats::start(&deps)?;
-        Ok(Self(Arc::new(Inner { deps, beats, entries: Mutex::default(), links: Mutex::default() })))
+        let heat = Heat::default();
+        let beats = Beats::start(&deps, &heat)?;
+        Ok(Self(Arc::new(Inner { deps, beats, heat, entries: Mutex::default(), links: Mutex::default() })))
     }
 
     /// A node is there, or says something else of itself than before. One without an identity (it doesn't register) is
@@ -123,6 +127,11 @@ impl Sessions {
             Some(link) => link.send(message),
             None => Err(unconnected(node)),
         }
+    }
+
+    /// Adds what beats said of heat and power to what is known of nodes.
+    pub fn with_heat(&self, nodes: &mut [v1::NodeStatus]) {
+        self.0.heat.add_to(nodes);
     }
 
     /// Loads (or unloads) a model on a node and waits until it says that it is done.

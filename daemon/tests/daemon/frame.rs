@@ -90,6 +90,8 @@ fn child() {
             let listener = ingle_daemon::grpc::bind(context.config.listen).await?;
             context.announce(BTreeMap::from([("grpc".to_owned(), listener.local_addr()?)]))?;
             context.readiness.ready();
+            let span = tracing::info_span!(target: "ingle_sample", "work");
+            span.in_scope(|| tracing::info!(target: "ingle_sample", "inside a span"));
             match context.config.behaviour.as_str() {
                 "fail" => return Err("the dog ate it".into()),
                 "panic" => context.tasks.spawn("jumpy", OnFailure::Shutdown, async {
@@ -186,7 +188,12 @@ fn a_collector_that_is_down_changes_nothing() {
     daemon.signal("-INT");
     let (code, said) = daemon.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.lines().any(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "JSON lines: {said}");
+    let lines: Vec<serde_json::Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(lines.iter().any(|line| line["fields"]["message"] == "stopped"), "JSON lines: {said}");
+    let inside = lines.iter().find(|line| line["fields"]["message"] == "inside a span").expect("it was said");
+    let digits = |key: &str| inside[key].as_str().map_or(0, |id| id.chars().filter(char::is_ascii_hexdigit).count());
+    assert_eq!((digits("trace_id"), digits("span_id")), (32, 16), "a line leads to its trace: {inside}");
+    assert!(lines.iter().all(|line| line["fields"]["message"] != "stopped" || line["trace_id"].is_null()), "{said}");
 }
 
 #[test]

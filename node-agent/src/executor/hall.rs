@@ -120,6 +120,22 @@ impl Hall {
         self.interactive.len() + self.batch.len()
     }
 
+    /// Tokens that generations in the model hold: what they were asked and what they have said.
+    pub(super) fn tokens_held(&self) -> u64 {
+        let held = |guest: &Guest| match &guest.progress {
+            Progress::Generate { request, .. } => {
+                let prompt = match &request.prompt {
+                    Prompt::Tokens(ids) => ids.len(),
+                    // Not told yet: that comes with its first step.
+                    Prompt::Messages(_) => 0,
+                };
+                (prompt + request.resume.emitted.len()) as u64
+            }
+            Progress::Embed { .. } | Progress::Ocr(_) => 0,
+        };
+        self.inside.values().map(held).sum()
+    }
+
     pub(super) fn interactive_waits(&self) -> bool {
         !self.interactive.is_empty()
     }

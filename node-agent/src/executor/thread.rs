@@ -12,6 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::hall::{Guest, Hall};
 use super::{Command, Shared};
 use crate::limits;
+use crate::metrics::NodeMetrics;
 
 /// Runs an engine's code; a panic becomes an error.
 pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
@@ -34,6 +35,7 @@ pub(super) fn run(
 ) {
     let mut hall = Hall::default();
     let mut model = model;
+    let mut share = Share { metrics: &shared.metrics, requests: 0, kv_bytes: 0 };
     while take_mail(&mut hall, &mut model, &mut commands, shared) {
         let worked = let_in(&mut hall, model.as_mut()).and_then(|()| step(&mut hall, model.as_mut(), shared));
         if let Err(error) = worked {
@@ -55,12 +57,36 @@ pub(super) fn run(
                 }
             }
         }
+        share.set(hall.inside.len(), hall.tokens_held().saturating_mul(model.card().kv_bytes_per_token));
         shared.free_slots.store(u64::from(model.free_slots()), Ordering::Relaxed);
         shared.memory_bytes.store(model.memory_bytes(), Ordering::Relaxed);
     }
     let error = EngineError::Compute("the model was unloaded".into());
     hall.fail_all(&error);
     close(&mut commands, &error);
+}
+
+/// What one model adds to gauges that all models share; taken off when its thread ends.
+struct Share<'a> {
+    metrics: &'a NodeMetrics,
+    requests: i64,
+    kv_bytes: i64,
+}
+
+impl Share<'_> {
+    fn set(&mut self, requests: usize, kv_bytes: u64) {
+        let requests = i64::try_from(requests).unwrap_or(i64::MAX);
+        let kv_bytes = i64::try_from(kv_bytes).unwrap_or(i64::MAX);
+        self.metrics.requests.inc_by(requests - self.requests);
+        self.metrics.kv_bytes.inc_by(kv_bytes - self.kv_bytes);
+        (self.requests, self.kv_bytes) = (requests, kv_bytes);
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.set(0, 0);
+    }
 }
 
 /// Takes all commands there are; waits for one if there is nothing to do. False: the thread should end.
@@ -155,6 +181,7 @@ fn step(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) -> Result<(), E
     shared.totals.busy_us.fetch_add(us, Ordering::Relaxed);
     shared.metrics.steps.inc();
     shared.metrics.step_seconds.observe(spent.as_secs_f64());
+    shared.metrics.step_requests.observe(hall.inside.len() as f64);
     let share = us / hall.inside.len() as u64;
     for guest in hall.inside.values() {
         guest.reader.shared.busy_us.fetch_add(share, Ordering::Relaxed);

@@ -1,9 +1,11 @@
 //! Embedding a batch: documents to passages to vectors, staged as one Parquet blob for the join.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use ingle_daemon::past::phase;
 use ingle_engine::{Class, EmbedRequest, EngineError, Request, Task, plan_by_tokens};
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, ItemOutcome};
@@ -267,6 +269,7 @@ pub(super) struct Answer {
 
 /// Sends texts through the model.
 pub(super) async fn vectors(lease: &Lease, class: Class, texts: Vec<String>) -> Result<Answer, EngineError> {
+    let begun = SystemTime::now();
     let mut of: Vec<Option<(Vec<f32>, u32, bool)>> = vec![None; texts.len()];
     let mut ticket = lease.handle.submit(class, Request::Embed(EmbedRequest { texts, normalise: true })).await?;
     loop {
@@ -280,6 +283,8 @@ pub(super) async fn vectors(lease: &Lease, class: Class, texts: Vec<String>) -> 
                 let vectors = of.into_iter().collect::<Option<Vec<_>>>();
                 let vectors = vectors.ok_or_else(|| EngineError::Compute("the model left out a text".into()))?;
                 let busy_us = ticket.busy_us();
+                // An encoder reads, and that is all: waiting for its turn is a part of it.
+                phase("prefill", begun, SystemTime::now(), &[("texts", &vectors.len().to_string())]);
                 return Ok(Answer { vectors, tokens: prompt_tokens, busy_us, prefill: timings.prefill });
             }
             _ => {}

@@ -12,6 +12,7 @@ mod ocr_file;
 mod ocr_join;
 mod pages;
 pub mod passages;
+mod phases;
 pub mod schema;
 pub mod source;
 pub mod template;

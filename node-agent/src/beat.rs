@@ -52,6 +52,7 @@ pub(crate) fn answer(agent: Arc<Agent>, beats: Streaming<v1::BeatRequest>) -> Be
             busy_ms: agent.totals.busy_us.load(Ordering::Relaxed) / 1000,
             memory_available: crate::device::memory_available(),
             draining: agent.draining(),
+            executors: agent.loaded.progress(),
         })
     }))
 }

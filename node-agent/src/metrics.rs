@@ -51,6 +51,8 @@ pub struct NodeMetrics {
     pub storage_retries: Counter,
     /// Model threads that panicked or failed and were reloaded.
     pub model_restarts: Counter,
+    /// Engines that made no step for too long.
+    pub stalled: Counter,
 }
 
 impl NodeMetrics {
@@ -74,6 +76,8 @@ impl NodeMetrics {
             staged_bytes: metrics.counter("node_staged_bytes", "Bytes staged at gateways"),
             storage_retries: metrics.counter("node_storage_retries", "Storage calls tried again"),
             model_restarts: metrics.counter("node_model_restarts", "Models reloaded after a failure of their thread"),
+            stalled: metrics
+                .counter("node_engine_stalls", "Engines that made no step for too long; the node starts anew"),
         }
     }
 }

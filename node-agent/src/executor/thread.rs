@@ -35,7 +35,9 @@ pub(super) fn run(
     let mut hall = Hall::default();
     let mut model = model;
     while take_mail(&mut hall, &mut model, &mut commands, shared) {
-        let worked = let_in(&mut hall, model.as_mut()).and_then(|()| step(&mut hall, model.as_mut(), shared));
+        let worked = shared
+            .moves
+            .within(|| let_in(&mut hall, model.as_mut()).and_then(|()| step(&mut hall, model.as_mut(), shared)));
         if let Err(error) = worked {
             tracing::warn!(reason = %error, "a model failed; loading it again");
             shared.metrics.model_restarts.inc();
@@ -107,7 +109,7 @@ fn dismiss(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) {
     let leaving = std::mem::take(&mut *shared.leaving.lock().unwrap_or_else(PoisonError::into_inner));
     for id in leaving {
         if hall.leave(id) {
-            model.leave(id);
+            shared.moves.within(|| model.leave(id));
         }
     }
 }
@@ -146,6 +148,7 @@ fn step(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) -> Result<(), E
     if hall.inside.is_empty() {
         return Ok(());
     }
+    shared.moves.step(hall.inside.keys());
     let mut out = Vec::new();
     let begun = Instant::now();
     let stepped = guarded(|| model.step(&mut out));

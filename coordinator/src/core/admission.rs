@@ -20,10 +20,10 @@ pub(super) struct Paces(BTreeMap<String, f64>);
 
 impl Paces {
     pub(super) fn learn(&mut self, model: &str, ms: f64) {
-        match self.0.get_mut(model) {
-            Some(mean) => *mean += (ms - *mean) * 0.1,
-            None if self.0.len() < limits::PACES_MAX => drop(self.0.insert(model.to_owned(), ms)),
-            None => {}
+        if let Some(mean) = self.0.get_mut(model) {
+            *mean += (ms - *mean) * 0.1;
+        } else if self.0.len() < limits::PACES_MAX {
+            self.0.insert(model.to_owned(), ms);
         }
     }
 

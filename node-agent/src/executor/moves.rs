@@ -29,7 +29,7 @@ pub struct Progress {
     pub turn: u64,
     /// Engine steps since it was loaded.
     pub steps: u64,
-    /// Requests in the model at the last step.
+    /// Requests in the model while the engine's code runs.
     pub inside: u32,
     /// How long the engine's code has not come back, milliseconds.
     pub still_ms: u64,
@@ -63,12 +63,18 @@ impl Moves {
         }
     }
 
+    /// A request is about to enter.
+    pub(super) fn enters(&self, id: RequestId) {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
     pub(super) fn progress(&self) -> Progress {
+        let turn = self.turn.load(Ordering::Acquire);
         let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner).len();
         Progress {
-            turn: self.turn.load(Ordering::Acquire),
+            turn,
             steps: self.steps.load(Ordering::Relaxed),
-            inside: u32::try_from(inside).unwrap_or(u32::MAX),
+            inside: if turn % 2 == 1 { u32::try_from(inside).unwrap_or(u32::MAX) } else { 0 },
             still_ms: self.still_ms.load(Ordering::Relaxed),
             abandoned: self.abandoned.is_cancelled(),
         }

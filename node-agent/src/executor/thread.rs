@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::hall::{Guest, Hall};
+use super::moves::Moves;
 use super::{Command, Shared};
 use crate::limits;
 
@@ -35,9 +36,9 @@ pub(super) fn run(
     let mut hall = Hall::default();
     let mut model = model;
     while take_mail(&mut hall, &mut model, &mut commands, shared) {
-        let worked = shared
-            .moves
-            .within(|| let_in(&mut hall, model.as_mut()).and_then(|()| step(&mut hall, model.as_mut(), shared)));
+        let worked = shared.moves.within(|| {
+            let_in(&mut hall, model.as_mut(), &shared.moves).and_then(|()| step(&mut hall, model.as_mut(), shared))
+        });
         if let Err(error) = worked {
             tracing::warn!(reason = %error, "a model failed; loading it again");
             shared.metrics.model_restarts.inc();
@@ -115,7 +116,7 @@ fn dismiss(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) {
 }
 
 /// Lets waiting requests into the model while there are slots; for an interactive one a batch request makes room.
-fn let_in(hall: &mut Hall, model: &mut dyn Model) -> Result<(), EngineError> {
+fn let_in(hall: &mut Hall, model: &mut dyn Model, moves: &Moves) -> Result<(), EngineError> {
     while hall.waiting() > 0 {
         if model.free_slots() == 0 {
             let room = hall.interactive_waits().then(|| hall.make_room()).flatten();
@@ -125,6 +126,7 @@ fn let_in(hall: &mut Hall, model: &mut dyn Model) -> Result<(), EngineError> {
             }
         }
         let Some((id, guest, request)) = hall.next() else { return Ok(()) };
+        moves.enters(id);
         let joined = std::panic::catch_unwind(AssertUnwindSafe(|| model.join(id, guest.class, request)));
         match joined {
             Ok(Ok(())) => hall.enter(id, guest),

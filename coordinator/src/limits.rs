@@ -87,3 +87,5 @@ pub const CALL_WAIT: (f64, f64) = (0.4, 20.0);
 pub const PACES_MAX: usize = 512;
 /// Evictions remembered for each node.
 pub const EVICTIONS_PER_NODE_MAX: usize = 64;
+/// A turn of the driver that takes longer is our own standing still: nodes aren't held silent meanwhile, milliseconds.
+pub const STOOD_MS: u64 = 2_000;

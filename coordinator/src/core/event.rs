@@ -257,6 +257,11 @@ pub enum Event {
         /// Which.
         node: NodeId,
     },
+    /// We ourselves stood still for so long, and heard nobody.
+    Stood {
+        /// Milliseconds.
+        ms: u64,
+    },
     /// Time passed.
     Tick,
 }

@@ -304,6 +304,7 @@ impl Core {
             Event::CallGone { call } => self.call_gone(&mut step, call),
             Event::Drain { reply, node, deadline_ms } => self.set_drain(&mut step, reply, &node, Some(deadline_ms)),
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
+            Event::Stood { ms } => self.nodes.forgive(ms, now),
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);

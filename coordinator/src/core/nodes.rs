@@ -261,6 +261,13 @@ impl NodeTable {
         self.half_silent(now) && self.brake_since.is_none_or(|since| now.mono_ms - since < limits::BRAKE_MS)
     }
 
+    /// Silence of so many milliseconds wasn't the nodes'.
+    pub(crate) fn forgive(&mut self, ms: u64, now: Now) {
+        for entry in self.nodes.values_mut() {
+            entry.last_seen = entry.last_seen.saturating_add(ms).min(now.mono_ms);
+        }
+    }
+
     /// Takes note of when that began.
     pub(crate) fn watch_brake(&mut self, now: Now) {
         self.brake_since = if self.half_silent(now) { self.brake_since.or(Some(now.mono_ms)) } else { None };

@@ -111,3 +111,20 @@ fn nodes_that_die_one_after_the_other_are_no_mass_failure() {
     assert_eq!(moved.node, node(other));
     assert!(at <= 4_250, "as fast as ever: {at}");
 }
+
+#[test]
+fn a_coordinator_that_stood_still_itself_blames_nobody() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let stream = sent(&rig.call(7)).remove(0);
+    rig.attach(2, &[]);
+    rig.now.mono_ms += 30_000;
+    rig.now.unix_ms += 30_000;
+    let mut effects = rig.step(Event::Stood { ms: 30_000 });
+    effects.extend(rig.step(Event::Tick));
+    assert_eq!(effects, [], "nothing moves");
+    assert_eq!((state(&rig, 1), state(&rig, 2)), (NodeState::Ready, NodeState::Ready));
+    // From here on silence counts as ever.
+    let (at, moved) = until(&mut rig, &[2], 5_000, |_, sent| sent.first().cloned());
+    assert!(at == limits::STREAMS_MOVE_MS && moved.node == node(2) && stream.node == node(1), "{moved:?} at {at}");
+}

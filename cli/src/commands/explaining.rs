@@ -81,16 +81,30 @@ fn remarks(node: &v1::ModelOnNode) -> Vec<String> {
     }
     for breaker in &node.breakers {
         let what = if breaker.model.is_empty() { "itself" } else { "for it" };
-        let state = match breaker.state() {
-            v1::BreakerState::Open => {
-                let left = Duration::from_millis((breaker.open_until_ms - human::now_ms()).max(0).unsigned_abs());
-                format!("open for {}", human::duration(left))
-            }
-            _ => "half open: one attempt shows whether it works again".to_owned(),
-        };
-        said.push(format!("the breaker of {id} {what} is {state}; {}", human::cut(&breaker.reason, 300)));
+        said.push(format!("the breaker of {id} {what} is {}", state(breaker)));
     }
     said
+}
+
+/// Whether a breaker is open, for how long, and what opened it.
+fn state(breaker: &v1::Breaker) -> String {
+    let state = match breaker.state() {
+        v1::BreakerState::Open => {
+            let left = breaker.open_until_ms.saturating_sub(human::now_ms()).max(0).unsigned_abs();
+            format!("open for {}", human::duration(Duration::from_millis(left)))
+        }
+        _ => "half open: one attempt shows whether it works again".to_owned(),
+    };
+    format!("{state}; {}", human::cut(&breaker.reason, 300))
+}
+
+/// All breakers of a node in one line; empty if none is open.
+pub(super) fn breakers(node: &v1::NodeStatus) -> String {
+    let told = node.breakers.iter().map(|breaker| {
+        let what = if breaker.model.is_empty() { "all work" } else { breaker.model.as_str() };
+        format!("for {what} {}", state(breaker))
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Milliseconds as a person reads them.

@@ -95,10 +95,13 @@ impl Breakers {
             // It was on its way already when the breaker opened.
             return false;
         }
-        let anew = !pieces.iter().any(|piece| breaker.pieces.iter().any(|known| known.meets(piece)));
+        if pieces.iter().any(|piece| breaker.pieces.iter().any(|known| known.meets(piece))) {
+            // What failed here before says nothing new of the place.
+            return false;
+        }
         let room = PIECES_MAX.saturating_sub(breaker.pieces.len());
         breaker.pieces.extend(pieces.iter().take(room));
-        breaker.failures += u32::from(anew);
+        breaker.failures += 1;
         if breaker.opened == 0 && breaker.failures < limits::BREAKER_FAILURES {
             return false;
         }
@@ -202,6 +205,13 @@ impl Core {
         }
     }
 
+    /// Its document has failed alone before, here or elsewhere: it is the likelier culprit.
+    fn failed_alone(&self, attempt: &Attempt) -> bool {
+        let Owner::Batch { job, batch } = attempt.owner else { return false };
+        let record = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
+        record.is_some_and(|record| record.count <= 1 && record.failures + record.deaths > 0)
+    }
+
     /// The model that an attempt needs.
     pub(super) fn model_of(&self, attempt: &Attempt) -> Option<&str> {
         match attempt.owner {
@@ -222,7 +232,7 @@ impl Core {
 
     /// An attempt failed on a node whose fault it may be. With `of_model` it is held against the model there.
     pub(super) fn attempt_failed(&mut self, attempt: &Attempt, of_model: bool, reason: &str) {
-        let Some(piece) = self.piece(attempt) else { return };
+        let Some(piece) = self.piece(attempt).filter(|_| !self.failed_alone(attempt)) else { return };
         let Some(model) = self.model_of(attempt).map(str::to_owned) else { return };
         let (id, now) = (attempt.node.clone(), self.now.mono_ms);
         if let Some(node) = self.nodes.get_mut(&id) {

@@ -181,3 +181,20 @@ fn a_model_whose_engine_stands_still_gets_nothing_and_that_is_told() {
     let gone = rig.step(Event::Stalled { node: node(1), stalls: Default::default() });
     assert_eq!(sent(&gone).len(), 1);
 }
+
+#[test]
+fn the_rest_of_a_job_that_is_all_poison_ends_in_time() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let mut at: Vec<Sent> = rig.job(JobKind::Generate, &[4; 12]);
+    let begun = rig.now.mono_ms;
+    while rig.view().state() == v1::JobState::Running {
+        for each in std::mem::take(&mut at) {
+            at.extend(sent(&rig.fail(&each, FailureKind::Item, ErrorCode::ComputeFailed)));
+        }
+        at.extend(sent(&rig.pass(250, &[1])));
+        let passed = rig.now.mono_ms - begun;
+        assert!(passed < 20 * 60_000, "{:?}", rig.view().counts);
+    }
+    assert_eq!(rig.view().counts.unwrap().quarantined, 12);
+}

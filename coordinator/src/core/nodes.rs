@@ -258,7 +258,8 @@ impl NodeTable {
     /// Whether more than half of the nodes are silent at once: then the fault is likely ours. Nodes whose silence was dealt
     /// with before don't count, and it is believed for a while only: members may be gone for good.
     pub(crate) fn mass_failure(&self, now: Now) -> bool {
-        self.half_silent(now) && self.brake_since.is_none_or(|since| now.mono_ms - since < limits::BRAKE_MS)
+        self.half_silent(now)
+            && self.brake_since.is_none_or(|since| now.mono_ms.saturating_sub(since) < limits::BRAKE_MS)
     }
 
     /// Silence of so many milliseconds wasn't the nodes'.

@@ -71,3 +71,21 @@ pub const ASK_WITHIN_MS: u64 = 10_000;
 pub const TICK_MS: u64 = 250;
 /// How long a full inbox may put that off, milliseconds.
 pub const TICK_LATE_MS: u64 = 1_000;
+/// Failures in a row, of work that shares nothing, after which a node or a model on a node gets none.
+pub const BREAKER_FAILURES: u32 = 3;
+/// How long it gets none, the first time and the longest, milliseconds.
+pub const BREAKER_MS: (u64, u64) = (5_000, 60_000);
+/// The same for a model that could not be loaded there.
+pub const MODEL_BREAKER_MS: (u64, u64) = (60_000, 600_000);
+/// Breakers of one node: its own and those of its models.
+pub const BREAKERS_PER_NODE_MAX: usize = 64;
+/// How long the silence of more than half of the nodes at once is taken for our own fault, milliseconds.
+pub const BRAKE_MS: u64 = 20_000;
+/// Share of the time that a call takes which it may wait before, and the least that is worth a refusal, milliseconds.
+pub const CALL_WAIT: (f64, f64) = (0.4, 20.0);
+/// Models whose calls are timed.
+pub const PACES_MAX: usize = 512;
+/// Evictions remembered for each node.
+pub const EVICTIONS_PER_NODE_MAX: usize = 64;
+/// A turn of the driver that takes longer is our own standing still: nodes aren't held silent meanwhile, milliseconds.
+pub const STOOD_MS: u64 = 2_000;

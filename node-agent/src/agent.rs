@@ -160,6 +160,7 @@ impl Agent {
             loaded: self.loaded.infos(),
             running,
             streams,
+            evictions: self.loaded.evictions(),
         }
     }
 
@@ -399,6 +400,7 @@ impl Agent {
             models: self.catalogue.infos(),
             loaded: self.loaded.infos(),
             memory_reserved: self.loaded.reserved(),
+            evictions: self.loaded.evictions(),
         };
         self.outbox.push(0, Keep::Now, Message::Models(seen));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -31,10 +31,14 @@ use crate::register;
 use crate::session::{NodeService, housekeeping};
 use crate::spool::Spool;
 use crate::storage::Gateways;
+use crate::watchdog;
 use crate::weights::{Cache, Catalogue};
 
 /// How long results may take to be heard once all work has ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How long engines may take to come back from their last step.
+const ENGINES_STOP: Duration = Duration::from_secs(5);
 
 /// Bound sockets, so that callers know the ports.
 pub struct Listeners {
@@ -128,6 +132,17 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
         }
         Ok::<(), std::convert::Infallible>(())
     });
+    let stalled = Arc::new(OnceLock::new());
+    let bound = Duration::from_secs(config.engine_stall_s);
+    let watched = watchdog::run(Arc::clone(&agent), bound, Arc::clone(&stalled), shutdown.clone());
+    let stop = ending.clone();
+    tasks.spawn("watchdog", OnFailure::Shutdown, async move {
+        tokio::select! {
+            () = watched => {}
+            () = stop.wait() => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
     let registration = register::start(&config, &agent, membership, work_address, beat_address).await?;
     serving(BTreeMap::from([("grpc".to_owned(), work_address), ("beat".to_owned(), beat_address)]))
         .map_err(|source| StartError::System { what: "ready file", source })?;
@@ -144,9 +159,11 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
     if !left.is_empty() {
         tracing::debug!(?left, "dropped at the end");
     }
-    agent.loaded.stop().await;
+    if tokio::time::timeout(ENGINES_STOP, agent.loaded.stop()).await.is_err() {
+        tracing::warn!("an engine did not come back from its step; the process ends without it");
+    }
     let _ = tokio::task::spawn_blocking(move || beats.join()).await;
-    match tasks.failure() {
+    match tasks.failure().or_else(|| stalled.get().cloned()) {
         Some(reason) => Err(StartError::Task(reason)),
         None => Ok(()),
     }

@@ -57,6 +57,7 @@ pub(crate) fn answer(agent: Arc<Agent>, beats: Streaming<v1::BeatRequest>) -> Be
             power_watts: heat.power_watts,
             memory_pressure: heat.memory_pressure,
             throttled: heat.throttled,
+            executors: agent.loaded.progress(),
         })
     }))
 }

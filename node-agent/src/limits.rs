@@ -107,3 +107,5 @@ pub const WEIGHTS_RANGE_BYTES: u64 = 4 << 20;
 pub const WEIGHTS_RANGES_IN_FLIGHT: usize = 8;
 /// Idle connections to a gateway's range endpoint that are kept.
 pub const BULK_IDLE_MAX: usize = 8;
+/// Models that left memory and are told of.
+pub const EVICTIONS_KEPT: usize = 64;

@@ -1,6 +1,6 @@
 //! Models in memory: loaded on demand within the budget, idle ones unloaded to make room, those in use never.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 
 use crate::error::Failure;
 use crate::executor::{ModelHandle, Totals};
+use crate::limits;
 use crate::metrics::NodeMetrics;
 use crate::slots::{Need, Refusal, Resident, admit, need};
 use crate::weights::{Catalogue, Pin, ReadyModel};
@@ -37,6 +38,8 @@ struct Held {
     users: Arc<()>,
     need: Need,
     last_used: u64,
+    /// The same for people, Unix milliseconds.
+    last_used_ms: i64,
     /// Its thread loads it again if it has to.
     _files: Pin,
 }
@@ -55,6 +58,24 @@ impl Held {
 struct State {
     held: BTreeMap<String, Held>,
     clock: u64,
+    /// What left memory, oldest first.
+    evictions: VecDeque<v1::Eviction>,
+}
+
+impl State {
+    fn note(&mut self, held: &Held, made_room_for: &str, reason: String) {
+        let model = v1::ModelRef { name: held.model.name.clone(), digest: held.model.digest.to_wire() };
+        self.evictions.push_back(v1::Eviction {
+            model: Some(model),
+            at_ms: ingle_daemon::clock::unix_ms(),
+            bytes: held.bytes(),
+            made_room_for: made_room_for.to_owned(),
+            reason,
+        });
+        while self.evictions.len() > limits::EVICTIONS_KEPT {
+            self.evictions.pop_front();
+        }
+    }
 }
 
 /// The models in memory.
@@ -170,7 +191,9 @@ impl Loaded {
         let mut state = self.lock();
         state.clock += 1;
         let last_used = state.clock;
-        state.held.insert(model.name.clone(), Held { model, handle, users, need, last_used, _files: files });
+        let last_used_ms = ingle_daemon::clock::unix_ms();
+        let held = Held { handle, users, need, last_used, last_used_ms, _files: files, model };
+        state.held.insert(held.model.name.clone(), held);
         Ok(lease)
     }
 
@@ -183,6 +206,7 @@ impl Loaded {
             return None;
         }
         held.last_used = now;
+        held.last_used_ms = ingle_daemon::clock::unix_ms();
         Some(Lease {
             model: Arc::clone(&held.model),
             handle: Arc::clone(&held.handle),
@@ -204,7 +228,12 @@ impl Loaded {
                     Duration::from_secs(2),
                 ));
             }
-            state.held.remove(name)
+            let stale = state.held.remove(name);
+            if let Some(held) = &stale {
+                let why = if held.handle.is_dead() { "its engine had ended" } else { "another content has its name" };
+                state.note(held, name, why.to_owned());
+            }
+            stale
         };
         if let Some(held) = stale {
             held.handle.stop().await;
@@ -236,7 +265,15 @@ impl Loaded {
                     Duration::from_secs(2),
                 ),
             })?;
-            evict.iter().filter_map(|name| state.held.remove(name)).collect()
+            let gone: Vec<Held> = evict.iter().filter_map(|name| state.held.remove(name)).collect();
+            for held in &gone {
+                let words = format!(
+                    "{} bytes were needed, {reserved} of {budget} were taken, and of those not in use it was the longest unused",
+                    need.total
+                );
+                state.note(held, name, words);
+            }
+            gone
         };
         for held in gone {
             tracing::info!(model = %held.model.name, "model unloaded to make room");
@@ -281,7 +318,13 @@ impl Loaded {
                     return Err(Problem::new(ErrorCode::Overloaded, format!("model `{name}` is in use here"))
                         .retry_after(Duration::from_secs(2)));
                 }
-                Some(_) => state.held.remove(name),
+                Some(_) => {
+                    let held = state.held.remove(name);
+                    if let Some(held) = &held {
+                        state.note(held, "", "it was asked to be unloaded".to_owned());
+                    }
+                    held
+                }
             }
         };
         let Some(held) = held else { return Ok(0) };
@@ -331,9 +374,39 @@ impl Loaded {
                 prefill_tokens_per_second: rates.prefill,
                 decode_tokens_per_second: rates.decode,
                 document_bytes_per_second: rates.document_bytes,
+                last_used_ms: held.last_used_ms,
+                in_use: held.busy(),
             }
         };
         state.held.values().filter(|held| !held.handle.is_dead()).map(info).collect()
+    }
+
+    /// What left memory of late, oldest first.
+    #[must_use]
+    pub fn evictions(&self) -> Vec<v1::Eviction> {
+        self.lock().evictions.iter().cloned().collect()
+    }
+
+    /// The threads of all models, those that were given up too.
+    #[must_use]
+    pub fn executors(&self) -> Vec<(String, Arc<ModelHandle>)> {
+        self.lock().held.iter().map(|(name, held)| (name.clone(), Arc::clone(&held.handle))).collect()
+    }
+
+    /// What beats say of them.
+    #[must_use]
+    pub fn progress(&self) -> Vec<v1::ExecutorProgress> {
+        let told = |(model, handle): (String, Arc<ModelHandle>)| {
+            let progress = handle.progress();
+            v1::ExecutorProgress {
+                model,
+                steps: progress.steps,
+                inside: progress.inside,
+                step_ms: progress.still_ms,
+                abandoned: progress.abandoned,
+            }
+        };
+        self.executors().into_iter().map(told).take(limits::MODELS_MAX).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

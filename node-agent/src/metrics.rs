@@ -71,6 +71,8 @@ pub struct NodeMetrics {
     pub model_restarts: Counter,
     /// What the machine says of itself.
     pub heat: HeatMeters,
+    /// Engines that made no step for too long.
+    pub stalled: Counter,
 }
 
 impl NodeMetrics {
@@ -109,6 +111,8 @@ impl NodeMetrics {
             storage_retries: metrics.counter("node_storage_retries", "Storage calls tried again"),
             model_restarts: metrics.counter("node_model_restarts", "Models reloaded after a failure of their thread"),
             heat: HeatMeters::new(metrics),
+            stalled: metrics
+                .counter("node_engine_stalls", "Engines that made no step for too long; the node starts anew"),
         }
     }
 }

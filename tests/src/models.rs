@@ -59,6 +59,12 @@ impl FakeModel {
         self.with("panic", word)
     }
 
+    /// A step with texts that have this word in them never comes back.
+    #[must_use]
+    pub fn hanging_at(self, word: &str) -> Self {
+        self.with("hang", word)
+    }
+
     /// So many requests at once.
     #[must_use]
     pub fn with_slots(self, slots: u32) -> Self {

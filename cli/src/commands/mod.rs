@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod embed;
+mod explaining;
 pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod nodes;

@@ -185,6 +185,7 @@ fn show(out: Out, node: &v1::NodeStatus) -> Result<(), Failure> {
         ("name", node.name.clone()),
         ("state", state(out, node.state())),
         ("reason", node.reason.clone()),
+        ("breakers", super::explaining::breakers(node)),
         ("address", node.address.clone()),
         ("version", node.version.clone()),
         ("processor", format!("{} ({} cores; {})", capacity.cpu, capacity.cores, capacity.instruction_sets.join(" "))),

@@ -35,6 +35,7 @@ pub(crate) struct Script {
     pub(crate) until_asked: bool,
     pub(crate) asked: tokio::sync::Notify,
     pub(crate) explained: Option<v1::ExplainJobResponse>,
+    pub(crate) explained_model: Option<v1::ExplainModelResponse>,
     pub(crate) nodes: Vec<v1::NodeStatus>,
     pub(crate) models: Vec<v1::ModelStatus>,
 }
@@ -167,6 +168,13 @@ impl v1::models_server::Models for Played {
 
     async fn explain_fit(&self, _: Request<v1::ExplainFitRequest>) -> Result<Response<v1::ExplainFitResponse>, Status> {
         not_played()
+    }
+
+    async fn explain_model(
+        &self,
+        _: Request<v1::ExplainModelRequest>,
+    ) -> Result<Response<v1::ExplainModelResponse>, Status> {
+        self.0.explained_model.clone().map_or_else(not_played, |explained| Ok(Response::new(explained)))
     }
 }
 

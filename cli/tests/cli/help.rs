@@ -30,6 +30,7 @@ const COMMANDS: &[&str] = &[
     "models load",
     "models unload",
     "models fit",
+    "models explain",
     "models pull",
     "completions",
     "status",

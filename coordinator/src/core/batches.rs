@@ -130,6 +130,9 @@ impl Core {
         *self.principal_busy.entry(entry.record.principal.clone()).or_default() += busy_ms as u64;
         let Some(record) = entry.batches.get_mut(&batch) else { return };
         let assigned = record.count;
+        if !record.join && complete.count > 0 {
+            self.nodes.worked(node, &model);
+        }
         if !record.join {
             if record.takes_documents() {
                 entry.counts.running = entry.counts.running.saturating_sub(u64::from(assigned));

@@ -5,7 +5,7 @@ use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 use super::event::{BatchWork, CallId, Effect, Work};
 use super::models::UNREAD;
 use super::nodes::{Health, NodeEntry};
-use super::placement::{Size, Speeds, Terms, tie};
+use super::placement::{Decision, Size, Speeds, Terms, tie};
 use super::ranges::DocumentKey;
 use super::record::BatchState;
 use super::{Attempt, Core, Job, Owner, Step};
@@ -87,6 +87,13 @@ impl Core {
         }
         if let Some(problem) = node.broken_models.get(model) {
             return Err(format!("the model failed there: {problem}"));
+        }
+        if let Some(why) = node.breakers.refusal(model, self.now.mono_ms, |number| self.attempts.contains_key(&number))
+        {
+            return Err(why);
+        }
+        if node.stalls.contains_key(model) {
+            return Err("its engine stands still in the middle of a step".into());
         }
         let Some(info) = node.model(model) else {
             return Err(if node.fetches(model) { UNREAD } else { "it doesn't see the model" }.into());
@@ -178,6 +185,11 @@ impl Core {
             return false;
         };
         let node = chosen.2.clone();
+        let decision = Decision {
+            terms: chosen.3,
+            next: scored.iter().find(|other| other.2 != node).map(|other| (other.2.clone(), other.0)),
+            of: scored.len(),
+        };
         let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
         let held = chosen.3.load <= 0.0;
         let batch = match waiting {
@@ -269,10 +281,12 @@ impl Core {
                 bytes_done: 0,
                 items_done: 0,
                 unconfirmed: false,
+                decision: Some(decision),
             },
         );
         if let Some(entry) = self.nodes.get_mut(&node) {
             entry.attempts.insert(attempt);
+            entry.breakers.sent(&model_ref.name, attempt);
         }
         let kind = self.kind_of(&Owner::Batch { job: number, batch });
         self.tally.place(kind, held);
@@ -394,7 +408,7 @@ impl Core {
                             .attempts
                             .iter()
                             .filter(|a| self.attempts.get(a).is_some_and(|a| matches!(a.owner, Owner::Call(_))));
-                        calls.count() < entry.attempts_max()
+                        calls.count() < entry.call_places(&model)
                     })
                 })
                 .map(|(node, _)| {
@@ -420,10 +434,12 @@ impl Core {
                     bytes_done: 0,
                     items_done: 0,
                     unconfirmed: false,
+                    decision: Some(Decision { terms, next: None, of: 1 }),
                 },
             );
             if let Some(entry) = self.nodes.get_mut(&node) {
                 entry.attempts.insert(attempt);
+                entry.breakers.sent(&model, attempt);
             }
             if let Some(call) = self.calls.get_mut(&id) {
                 call.attempt = Some(attempt);
@@ -468,9 +484,10 @@ impl Core {
             .map(|(number, _)| *number)
             .collect();
         for number in late {
-            let Some(attempt) = self.attempts.get(&number) else { continue };
+            let Some(attempt) = self.attempts.get(&number).cloned() else { continue };
+            self.attempt_failed(&attempt, true, "it ran far longer than expected");
             step.effects.push(Effect::CancelAttempt {
-                node: attempt.node.clone(),
+                node: attempt.node,
                 attempt: number,
                 reason: "it ran far longer than expected".into(),
             });

@@ -1,5 +1,7 @@
 //! The closed enums that drive the core: what happened, and what is to be done about it once it is durable.
 
+use std::collections::BTreeMap;
+
 use ingle_proto::{Epoch, NodeId, Problem, v1};
 
 /// Names a caller that waits for an answer.
@@ -164,6 +166,20 @@ pub enum Event {
         /// Bytes its models take.
         reserved: u64,
     },
+    /// Models left a node's memory: all that it remembers of, oldest first.
+    Evicted {
+        /// Which.
+        node: NodeId,
+        /// What.
+        evictions: Vec<v1::Eviction>,
+    },
+    /// Engines on a node stand still, or move again: all that do, with how long their present step takes, milliseconds.
+    Stalled {
+        /// Which.
+        node: NodeId,
+        /// Milliseconds by model.
+        stalls: BTreeMap<String, u64>,
+    },
     /// A batch goes on.
     Progress {
         /// Which attempt.
@@ -240,6 +256,11 @@ pub enum Event {
         reply: ReplyId,
         /// Which.
         node: NodeId,
+    },
+    /// We ourselves stood still for so long, and heard nobody.
+    Stood {
+        /// Milliseconds.
+        ms: u64,
     },
     /// Time passed.
     Tick,

@@ -39,6 +39,10 @@ impl Core {
         // What it runs is adopted; what we believed it to run and it doesn't know is gone with its process.
         let ours: Vec<u64> =
             self.attempts.iter().filter(|(_, attempt)| attempt.node == id).map(|(number, _)| *number).collect();
+        if restarted {
+            let gone: Vec<u64> = ours.iter().copied().filter(|number| !running.contains(number)).collect();
+            self.node_failed(&id, &gone, "its process ended while it worked");
+        }
         for number in ours {
             if running.contains(&number) {
                 self.lost.remove(&number);
@@ -116,15 +120,20 @@ impl Core {
         let Some(node) = self.nodes.get_mut(id) else { return };
         node.left = true;
         // Nothing of it will answer. One that went in order was heard until then; one that fell silent died.
-        if !node.connected {
-            let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
-            let died = node.health(self.now) != Health::Ready;
-            for number in node.attempts.clone() {
-                if died {
-                    self.attempt_lost(number, &problem);
-                } else {
-                    self.give_back(number, &problem);
-                }
+        if node.connected {
+            return;
+        }
+        let died = node.health(self.now) != Health::Ready;
+        let held: Vec<u64> = node.attempts.iter().copied().collect();
+        let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
+        if died {
+            self.node_failed(id, &held, "it fell silent while it worked, and left");
+        }
+        for number in held {
+            if died {
+                self.attempt_lost(number, &problem);
+            } else {
+                self.give_back(number, &problem);
             }
         }
     }
@@ -146,6 +155,9 @@ impl Core {
             let attempts: Vec<u64> =
                 self.nodes.get(&id).map(|n| n.attempts.iter().copied().collect()).unwrap_or_default();
             let problem = Problem::new(ErrorCode::NoNode, format!("node {id} has been silent and is believed dead"));
+            if health >= Health::Quiet && handled < Health::Quiet {
+                self.node_failed(&id, &attempts, "it fell silent while it worked");
+            }
             for number in attempts {
                 let is_call = self.attempts.get(&number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
                 let due =
@@ -221,6 +233,7 @@ impl Core {
                             bytes_done: 0,
                             items_done: 0,
                             unconfirmed: true,
+                            decision: None,
                         },
                     );
                 }

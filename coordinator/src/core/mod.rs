@@ -3,13 +3,16 @@
 //! The driver commits the changes and only then carries out the effects. The same code runs in production, under property
 //! tests and in the simulation.
 
+mod admission;
 mod batches;
+mod breakers;
 pub(crate) mod calls;
 pub mod check;
 mod dispatch;
 mod drains;
 pub mod event;
 pub mod explain;
+mod explain_model;
 mod jobs;
 mod members;
 mod models;
@@ -160,6 +163,8 @@ pub(crate) struct Attempt {
     pub(crate) items_done: u32,
     /// Set after a leader change, until its node reports it.
     pub(crate) unconfirmed: bool,
+    /// Why there; none of what another leader dispatched.
+    pub(crate) decision: Option<placement::Decision>,
 }
 
 /// Jobs, nodes and attempts, and the rules between them.
@@ -176,6 +181,7 @@ pub struct Core {
     lost: BTreeMap<u64, (Problem, members::Loss)>,
     calls: BTreeMap<CallId, Call>,
     speeds: Speeds,
+    paces: admission::Paces,
     principal_busy: BTreeMap<String, u64>,
     marks: Marks,
     tally: Tally,
@@ -201,6 +207,7 @@ impl Core {
             lost: BTreeMap::new(),
             calls: BTreeMap::new(),
             speeds: Speeds::default(),
+            paces: admission::Paces::default(),
             principal_busy: BTreeMap::new(),
             marks: Marks::default(),
             tally: Tally::default(),
@@ -277,6 +284,8 @@ impl Core {
             Event::NodeLeft { node } => self.node_left(&node),
             Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
             Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
+            Event::Evicted { node, evictions } => self.nodes.evicted(&node, evictions),
+            Event::Stalled { node, stalls } => self.nodes.stalled(&node, stalls),
             Event::Progress { attempt, items, bytes } => {
                 if let Some(attempt) = self.attempts.get_mut(&attempt)
                     && let Owner::Batch { job, batch } = attempt.owner
@@ -299,6 +308,7 @@ impl Core {
             Event::CallGone { call } => self.call_gone(&mut step, call),
             Event::Drain { reply, node, deadline_ms } => self.set_drain(&mut step, reply, &node, Some(deadline_ms)),
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
+            Event::Stood { ms } => self.nodes.forgive(ms, now),
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
@@ -313,6 +323,8 @@ impl Core {
     }
 
     fn tick(&mut self, step: &mut Step) {
+        self.nodes.watch_brake(self.now);
+        self.mend_models();
         self.start_scans(step);
         self.watch_nodes(step);
         self.watch_attempts(step);

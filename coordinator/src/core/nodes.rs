@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_proto::{NodeId, v1};
 
+use super::breakers::Breakers;
 use super::event::{Attached, Now};
 use crate::limits;
 
@@ -49,6 +50,12 @@ pub struct NodeEntry {
     pub rest_until: u64,
     /// Its record left membership.
     pub left: bool,
+    /// What failures in a row keep from here.
+    pub(crate) breakers: Breakers,
+    /// Models that left its memory, oldest first.
+    pub(crate) evictions: Vec<v1::Eviction>,
+    /// Models whose engine stands still there, with the milliseconds that its present step takes.
+    pub(crate) stalls: BTreeMap<String, u64>,
 }
 
 impl NodeEntry {
@@ -84,6 +91,14 @@ impl NodeEntry {
         self.attached.loaded.iter().find(|l| l.model.as_ref().is_some_and(|m| m.name == name))
     }
 
+    /// Calls of a model that it computes at once: more of them would wait there, where no other node can help.
+    #[must_use]
+    pub fn call_places(&self, model: &str) -> usize {
+        let slots = self.attached.capacity.slots.clamp(1, 256);
+        let of_model = self.loaded(model).map_or(slots, |loaded| loaded.slots.max(1));
+        slots.min(of_model) as usize
+    }
+
     /// Batches and calls it may hold.
     #[must_use]
     pub fn attempts_max(&self) -> usize {
@@ -109,6 +124,8 @@ pub struct NodeTable {
     nodes: BTreeMap<NodeId, NodeEntry>,
     /// Those that shall take no work, attached or not, with the deadline of their drain: Unix milliseconds, or 0.
     cordoned: BTreeMap<NodeId, i64>,
+    /// Since when more than half of them are silent.
+    brake_since: Option<u64>,
 }
 
 impl NodeTable {
@@ -147,6 +164,10 @@ impl NodeTable {
             broken_models: BTreeMap::new(),
             rest_until: 0,
             left: false,
+            // A process that ends again and again is what they are for.
+            breakers: before.map(|e| e.breakers.clone()).unwrap_or_default(),
+            evictions: before.filter(|_| same).map(|e| e.evictions.clone()).unwrap_or_default(),
+            stalls: BTreeMap::new(),
             fetching,
             attached,
         };
@@ -182,11 +203,35 @@ impl NodeTable {
         if let Some(entry) = self.nodes.get_mut(node) {
             if entry.attached.models != models {
                 entry.broken_models.clear();
+                entry.breakers.forget_models();
                 entry.attached.models = models;
             }
             entry.attached.loaded = loaded;
             entry.fetching = fetching;
             entry.reserved = reserved;
+        }
+    }
+
+    /// Work of a model was done there.
+    pub(crate) fn worked(&mut self, node: &NodeId, model: &str) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.breakers.succeeded(model);
+        }
+    }
+
+    /// Takes what left its memory.
+    pub(crate) fn evicted(&mut self, node: &NodeId, mut evictions: Vec<v1::Eviction>) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            let over = evictions.len().saturating_sub(limits::EVICTIONS_PER_NODE_MAX);
+            evictions.drain(..over);
+            entry.evictions = evictions;
+        }
+    }
+
+    /// Takes which engines stand still.
+    pub(crate) fn stalled(&mut self, node: &NodeId, stalls: BTreeMap<String, u64>) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.stalls = stalls;
         }
     }
 
@@ -206,11 +251,37 @@ impl NodeTable {
         &self.cordoned
     }
 
-    /// Whether more than half of the nodes are silent at once: then the fault is likely ours.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut NodeEntry> {
+        self.nodes.values_mut()
+    }
+
+    /// Whether more than half of the nodes are silent at once: then the fault is likely ours. Nodes whose silence was dealt
+    /// with before don't count, and it is believed for a while only: members may be gone for good.
     pub(crate) fn mass_failure(&self, now: Now) -> bool {
-        let counted: Vec<_> = self.nodes.values().filter(|entry| !entry.left).collect();
-        let silent = counted.iter().filter(|entry| entry.health(now) > Health::Suspect).count();
-        counted.len() > 2 && silent * 2 > counted.len()
+        self.half_silent(now)
+            && self.brake_since.is_none_or(|since| now.mono_ms.saturating_sub(since) < limits::BRAKE_MS)
+    }
+
+    /// Silence of so many milliseconds wasn't the nodes'.
+    pub(crate) fn forgive(&mut self, ms: u64, now: Now) {
+        for entry in self.nodes.values_mut() {
+            entry.last_seen = entry.last_seen.saturating_add(ms).min(now.mono_ms);
+        }
+    }
+
+    /// Takes note of when that began.
+    pub(crate) fn watch_brake(&mut self, now: Now) {
+        self.brake_since = if self.half_silent(now) { self.brake_since.or(Some(now.mono_ms)) } else { None };
+    }
+
+    fn half_silent(&self, now: Now) -> bool {
+        let counted = self.nodes.values().filter(|entry| !entry.left && entry.handled < Health::Lost);
+        let (mut all, mut silent) = (0, 0);
+        for entry in counted {
+            all += 1;
+            silent += usize::from(entry.health(now) != Health::Ready);
+        }
+        all > 2 && silent * 2 > all
     }
 
     /// Drops nodes that left and hold nothing.

@@ -25,6 +25,17 @@ impl Terms {
     }
 }
 
+/// Why work went where it went.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Decision {
+    /// Of the node it went to.
+    pub terms: Terms,
+    /// The next best, and when it would have been done there.
+    pub next: Option<(NodeId, f64)>,
+    /// Nodes that could have taken it.
+    pub of: usize,
+}
+
 /// Size of a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Size {

@@ -44,6 +44,7 @@ impl Core {
             v1::FailureKind::Storage if !mends(problem) => v1::FailureKind::Item,
             kind => kind,
         };
+        self.hold_against(&attempt, kind, problem);
         match kind {
             v1::FailureKind::Node => {
                 if let Some(entry) = self.nodes.get_mut(node) {
@@ -63,7 +64,19 @@ impl Core {
             _ => {}
         }
         match attempt.owner {
-            Owner::Call(call) => self.call_failed(step, call, kind, problem),
+            Owner::Call(call) => {
+                if problem.code == ErrorCode::EngineStalled
+                    && let Some(call) = self.calls.get_mut(&call)
+                {
+                    // Two engines that it brought to a stand are enough.
+                    call.moves += 2;
+                }
+                self.call_failed(step, call, kind, problem);
+            }
+            // As if the node had died with it: it has to, and what brings engines to a stand must not wander through all.
+            Owner::Batch { job, batch } if problem.code == ErrorCode::EngineStalled => {
+                self.charge(step, job, batch, problem, true);
+            }
             Owner::Batch { job, batch } => match kind {
                 v1::FailureKind::Input => self.end_failed(step, job, problem),
                 v1::FailureKind::Item | v1::FailureKind::Unspecified => {

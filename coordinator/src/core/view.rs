@@ -147,6 +147,7 @@ impl Core {
             last_beat_ms: node.last_seen_unix,
             memory_reserved: node.reserved,
             reason,
+            breakers: node.breakers.view(None, self.now),
             // Heat and power are the rind's to fill in.
             ..Default::default()
         })
@@ -173,6 +174,12 @@ impl Core {
         }
         if node.rest_until > self.now.mono_ms {
             return (v1::NodeState::Ready, "rests after a fault of its own".into());
+        }
+        if let Some((model, ms)) = node.stalls.first_key_value() {
+            return (v1::NodeState::Ready, format!("the engine of {model} has stood still for {} s", ms / 1000));
+        }
+        if let Some(why) = node.breakers.refusal("", self.now.mono_ms, |number| self.attempts.contains_key(&number)) {
+            return (v1::NodeState::Ready, why);
         }
         (v1::NodeState::Ready, String::new())
     }

@@ -76,6 +76,7 @@ impl Driver {
         let mut ticks = tokio::time::interval(Duration::from_millis(limits::TICK_MS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticked = Instant::now();
+        let mut awake_ms = now().mono_ms;
         let mut inputs = Vec::with_capacity(limits::EVENTS_PER_COMMIT);
         loop {
             tokio::select! {
@@ -93,6 +94,13 @@ impl Driver {
                 ticked = Instant::now();
                 inputs.push(Input::Event(Event::Tick));
             }
+            // The loop comes round at every tick: a long way round was ours, frozen, asleep or at a commit.
+            let stood = now().mono_ms.saturating_sub(awake_ms);
+            if stood >= limits::STOOD_MS {
+                tracing::warn!(ms = stood, "this process stood still; the silence of nodes meanwhile isn't theirs");
+                inputs.insert(0, Input::Event(Event::Stood { ms: stood }));
+            }
+            awake_ms = now().mono_ms;
             self.turn(&mut inputs, &shutdown).await?;
         }
         self.inbox.inputs.close();

@@ -1,5 +1,6 @@
 //! Beats of all nodes, on one thread, one runtime and connections of their own: no amount of work here can starve them.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -25,6 +26,11 @@ const EVERY: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Answers that wait for the driver; later ones are dropped, for the next says the same.
 const ANSWERS_MAX: usize = 1_024;
+
+/// A step that takes longer keeps new work of its model away: steps take some tens of milliseconds, and hardly ever seconds.
+const STALL_MS: u64 = 30_000;
+/// Executors of one beat that are looked at.
+const EXECUTORS_MAX: usize = 512;
 
 struct Watch {
     id: String,
@@ -133,6 +139,8 @@ async fn try_beat(watch: &Watch, heard: &Heard, tls: &TlsConfig, epoch: Epoch) -
     let _ = requests.try_send(request(sequence));
     let opened = tokio::time::timeout(ANSWER_WITHIN, client.beat(ReceiverStream::new(outgoing)));
     let mut answers = opened.await.map_err(silent)?.map_err(|status| Problem::from_status(&status))?.into_inner();
+    // The first answer tells, also that nothing stands still any more.
+    let mut stalled = true;
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -149,6 +157,18 @@ async fn try_beat(watch: &Watch, heard: &Heard, tls: &TlsConfig, epoch: Epoch) -
             ));
         }
         heard.heat.told(&node, &answer);
+        let stands: BTreeMap<String, u64> = answer
+            .executors
+            .iter()
+            .take(EXECUTORS_MAX)
+            .filter(|executor| executor.step_ms >= STALL_MS || executor.abandoned)
+            .map(|executor| (executor.model.clone(), executor.step_ms))
+            .collect();
+        if (!stands.is_empty() || stalled)
+            && heard.events.try_send(Event::Stalled { node: node.clone(), stalls: stands.clone() }).is_ok()
+        {
+            stalled = !stands.is_empty();
+        }
         let _ = heard.events.try_send(Event::Beat { node, incarnation: answer.incarnation, busy_ms: answer.busy_ms });
         ticks.tick().await;
         sequence += 1;

@@ -153,6 +153,7 @@ async fn open(sessions: &Sessions, record: &NodeRecord) -> Result<Open, Problem>
         adopted,
     };
     deps.handle.send(Event::NodeAttached(Box::new(attached))).await?;
+    deps.handle.send(Event::Evicted { node: node.clone(), evictions: welcome.evictions }).await?;
     Ok(Open { node, link, stream, inbound })
 }
 
@@ -218,6 +219,7 @@ async fn take(sessions: &Sessions, open: &Open, message: Option<Message>) -> Res
             Event::Failed { node, attempt: token.attempt, kind, problem }
         }
         Some(Message::Models(seen)) => {
+            deps.handle.send(Event::Evicted { node: node.clone(), evictions: seen.evictions }).await?;
             Event::Models { node, models: seen.models, loaded: seen.loaded, reserved: seen.memory_reserved }
         }
         Some(Message::Embed(done)) => {

@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod breakers;
 mod calls;
 mod drains;
+mod explained;
 mod lateness;
 mod models;
 mod outage;
 mod outdated;
+mod overload;
 mod progress;
 mod setbacks;
+mod silence;
 mod standing;
 
 use std::collections::BTreeMap;
@@ -27,6 +31,8 @@ struct Rig {
     now: Now,
     epoch: u64,
     live: BTreeMap<String, Vec<u8>>,
+    /// Bytes for models on nodes that attach; 0: not told.
+    budget: u64,
 }
 
 /// A dispatch as it was asked for.
@@ -80,7 +86,7 @@ impl Rig {
     fn new() -> Self {
         let now = Now { mono_ms: 5_000, unix_ms: 1_700_000_000_000 };
         let core = Core::load(Epoch { generation: 1, revision: 1 }, now, []).unwrap();
-        Self { core, now, epoch: 1, live: BTreeMap::new() }
+        Self { core, now, epoch: 1, live: BTreeMap::new(), budget: 0 }
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
@@ -120,6 +126,25 @@ impl Rig {
     }
 
     fn attach(&mut self, number: u32, running: &[u64]) -> Vec<Effect> {
+        self.attach_as(number, format!("i{number}"), 1, running)
+    }
+
+    fn attach_with(&mut self, number: u32, slots: u32) -> Vec<Effect> {
+        self.attach_as(number, format!("i{number}"), slots, &[])
+    }
+
+    /// The node has so many bytes for models.
+    fn budget(&mut self, number: u32, bytes: u64) -> Vec<Effect> {
+        self.budget = bytes;
+        self.attach(number, &[])
+    }
+
+    /// Its process ended, and another began; both beat as `pass` lets them.
+    fn restarted(&mut self, number: u32, time: u32) -> Vec<Effect> {
+        self.attach_as(number, format!("i{number} again {time}"), 1, &[])
+    }
+
+    fn attach_as(&mut self, number: u32, incarnation: String, slots: u32, running: &[u64]) -> Vec<Effect> {
         let info = |name: &str, kind: v1::JobKind| v1::ModelInfo {
             model: Some(v1::ModelRef { name: name.into(), digest: vec![7; 32].into() }),
             kind: kind.into(),
@@ -128,10 +153,16 @@ impl Rig {
             bytes_per_token: 80_000_000,
             ..Default::default()
         };
-        let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
+        let capacity = v1::Capacity {
+            memory_budget_bytes: self.budget,
+            slots,
+            compute_f32: 1e11,
+            memory_bandwidth: 1e10,
+            ..Default::default()
+        };
         self.step(Event::NodeAttached(Box::new(Attached {
             node: node(number),
-            incarnation: format!("i{number}"),
+            incarnation,
             name: format!("machine {number}"),
             address: String::new(),
             version: String::new(),

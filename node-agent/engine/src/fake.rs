@@ -8,7 +8,7 @@
 //!
 //! Only `task` (`embed`, `generate` or `ocr`) is required. Its pages say what their first channel spells: each row is a line of UTF-8 up to the
 //! first zero. `poison` makes requests whose text holds that substring fail, `panic` makes
-//! them panic the model's thread, `output_tokens` fixes the natural length of a generation, `weight_bytes` the size it claims.
+//! them panic the model's thread, `hang` makes a step with them never come back, `output_tokens` fixes the natural length of a generation, `weight_bytes` the size it claims.
 //! A file `weights.bin` beside it, if there, belongs to the model too (so that tests can fetch something big).
 
 mod embed;
@@ -51,6 +51,7 @@ struct Config {
     output_tokens: Option<u32>,
     poison: Option<String>,
     panic: Option<String>,
+    hang: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -167,6 +168,7 @@ struct Joined {
 enum Trap {
     Poison,
     Panic,
+    Hang,
 }
 
 struct FakeModel {
@@ -182,6 +184,7 @@ impl FakeModel {
         let holds = |text: &str, word: &Option<String>| word.as_ref().is_some_and(|word| text.contains(word.as_str()));
         texts.into_iter().find_map(|text| match () {
             () if holds(text, &self.config.panic) => Some(Trap::Panic),
+            () if holds(text, &self.config.hang) => Some(Trap::Hang),
             () if holds(text, &self.config.poison) => Some(Trap::Poison),
             () => None,
         })
@@ -191,6 +194,9 @@ impl FakeModel {
         let joined = &mut self.joined[at];
         match joined.trap {
             Some(Trap::Panic) => panic!("the fake model panics, as its file asks"),
+            Some(Trap::Hang) => loop {
+                std::thread::park();
+            },
             Some(Trap::Poison) => {
                 let error = EngineError::Compute("poisonous text, as the model's file asks".into());
                 out.push(Output::Failed { id: joined.id, error });

@@ -372,12 +372,20 @@ pub enum EngineError {
     /// The computation itself failed.
     #[error("computation failed: {0}")]
     Compute(String),
+    /// The engine's code did not come back from a step, and is waited for no more.
+    #[error("the engine made no step for {seconds} s")]
+    Stalled {
+        /// For how long.
+        seconds: u64,
+        /// The request was in the model then, and so may be what keeps it.
+        inside: bool,
+    },
 }
 
 impl EngineError {
     /// Whether the same request may succeed on another try or another node.
     #[must_use]
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Memory { .. } | Self::Compute(_))
+        matches!(self, Self::Full { .. } | Self::Memory { .. } | Self::Compute(_) | Self::Stalled { .. })
     }
 }

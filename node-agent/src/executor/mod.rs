@@ -3,11 +3,13 @@
 //! A panic or an error of the model fails what is in it, not the agent: the thread loads the model again and goes on.
 
 mod hall;
+mod moves;
 mod rates;
 mod thread;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ingle_engine::{
     Class, Engine, EngineError, Finish, LoadOptions, Model, ModelCard, Request, RequestId, Timings, Tokens,
@@ -16,6 +18,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::limits;
 use crate::metrics::NodeMetrics;
+use moves::Moves;
+pub use moves::Progress;
 pub use rates::Rates;
 
 /// What a request hands back, in order; `Done` is last.
@@ -130,6 +134,7 @@ struct Shared {
     rates: Mutex<Rates>,
     totals: Arc<Totals>,
     metrics: NodeMetrics,
+    moves: Moves,
 }
 
 /// A loaded model. Dropping the last handle and ticket ends its thread.
@@ -165,6 +170,7 @@ impl ModelHandle {
             rates: Mutex::default(),
             totals,
             metrics,
+            moves: Moves::default(),
         });
         let (mailbox, commands) = mpsc::channel(limits::MAILBOX_COMMANDS);
         let (ended_tx, ended) = watch::channel(false);
@@ -227,18 +233,42 @@ impl ModelHandle {
         self.shared.dead.load(Ordering::Acquire)
     }
 
-    /// Asks the thread to end and waits until the model's memory is free. What is in the model fails.
+    /// How far its thread has come.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.shared.moves.progress()
+    }
+
+    /// Its thread has been in the same piece of the engine's code for so long; zero: it moves.
+    pub fn saw_still(&self, still: Duration) {
+        self.shared.moves.saw_still(still);
+    }
+
+    /// Gives the thread up, for it can't be ended from outside: whatever was with it fails now, and the model counts as dead.
+    pub fn abandon(&self) {
+        self.shared.dead.store(true, Ordering::Release);
+        self.shared.moves.abandon();
+    }
+
+    /// Asks the thread to end and waits until the model's memory is free. What is in the model fails. One that was given up is
+    /// not waited for.
     pub async fn stop(&self) {
-        let _ = self.mailbox.send(Command::Stop).await;
-        let mut ended = self.ended.clone();
-        // An error means that the thread is gone, which is what we wait for.
-        let _ = ended.wait_for(|ended| *ended).await;
+        let ended = async {
+            let _ = self.mailbox.send(Command::Stop).await;
+            let mut ended = self.ended.clone();
+            // An error means that the thread is gone, which is what we wait for.
+            let _ = ended.wait_for(|ended| *ended).await;
+        };
+        tokio::select! {
+            () = ended => {}
+            () = self.shared.moves.abandoned.cancelled() => {}
+        }
     }
 
     /// Hands a request to the model. It waits there until a slot is free.
     ///
     /// # Errors
-    /// [`EngineError::Compute`] if the model's thread has ended.
+    /// [`EngineError::Compute`] if the model's thread has ended, [`EngineError::Stalled`] if it was given up.
     pub async fn submit(&self, class: Class, request: Request) -> Result<Ticket, EngineError> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let capacity = match &request {
@@ -251,10 +281,13 @@ impl ModelHandle {
         let reader = Reader { events, shared: Arc::clone(&shared) };
         let ticket =
             Ticket { id, events: received, shared, owner: Arc::clone(&self.shared), mailbox: self.mailbox.clone() };
-        self.mailbox
-            .send(Command::Join(Join { id, class, request, reader }))
-            .await
-            .map_err(|_| EngineError::Compute("the model's thread has ended".into()))?;
+        tokio::select! {
+            biased;
+            () = self.shared.moves.abandoned.cancelled() => return Err(self.shared.moves.stalled(id)),
+            sent = self.mailbox.send(Command::Join(Join { id, class, request, reader })) => {
+                sent.map_err(|_| EngineError::Compute("the model's thread has ended".into()))?;
+            }
+        }
         Ok(ticket)
     }
 }
@@ -303,7 +336,13 @@ impl Ticket {
     /// # Errors
     /// Why the request ended without [`Event::Done`].
     pub async fn next(&mut self) -> Result<Event, EngineError> {
-        match self.events.recv().await {
+        let event = tokio::select! {
+            // What it said before comes first.
+            biased;
+            event = self.events.recv() => event,
+            () = self.owner.moves.abandoned.cancelled() => return Err(self.owner.moves.stalled(self.id)),
+        };
+        match event {
             Some(event) => Ok(event),
             None => Err(self
                 .shared

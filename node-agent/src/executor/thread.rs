@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::hall::{Guest, Hall};
+use super::moves::Moves;
 use super::{Command, Shared};
 use crate::limits;
 use crate::metrics::NodeMetrics;
@@ -37,7 +38,9 @@ pub(super) fn run(
     let mut model = model;
     let mut share = Share { metrics: &shared.metrics, requests: 0, kv_bytes: 0 };
     while take_mail(&mut hall, &mut model, &mut commands, shared) {
-        let worked = let_in(&mut hall, model.as_mut()).and_then(|()| step(&mut hall, model.as_mut(), shared));
+        let worked = shared.moves.within(|| {
+            let_in(&mut hall, model.as_mut(), &shared.moves).and_then(|()| step(&mut hall, model.as_mut(), shared))
+        });
         if let Err(error) = worked {
             tracing::warn!(reason = %error, "a model failed; loading it again");
             shared.metrics.model_restarts.inc();
@@ -133,13 +136,13 @@ fn dismiss(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) {
     let leaving = std::mem::take(&mut *shared.leaving.lock().unwrap_or_else(PoisonError::into_inner));
     for id in leaving {
         if hall.leave(id) {
-            model.leave(id);
+            shared.moves.within(|| model.leave(id));
         }
     }
 }
 
 /// Lets waiting requests into the model while there are slots; for an interactive one a batch request makes room.
-fn let_in(hall: &mut Hall, model: &mut dyn Model) -> Result<(), EngineError> {
+fn let_in(hall: &mut Hall, model: &mut dyn Model, moves: &Moves) -> Result<(), EngineError> {
     while hall.waiting() > 0 {
         if model.free_slots() == 0 {
             let room = hall.interactive_waits().then(|| hall.make_room()).flatten();
@@ -149,6 +152,7 @@ fn let_in(hall: &mut Hall, model: &mut dyn Model) -> Result<(), EngineError> {
             }
         }
         let Some((id, guest, request)) = hall.next() else { return Ok(()) };
+        moves.enters(id);
         let joined = std::panic::catch_unwind(AssertUnwindSafe(|| model.join(id, guest.class, request)));
         match joined {
             Ok(Ok(())) => hall.enter(id, guest),
@@ -172,6 +176,7 @@ fn step(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) -> Result<(), E
     if hall.inside.is_empty() {
         return Ok(());
     }
+    shared.moves.step(hall.inside.keys());
     let mut out = Vec::new();
     let begun = Instant::now();
     let stepped = guarded(|| model.step(&mut out));

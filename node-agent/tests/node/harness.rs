@@ -69,14 +69,7 @@ impl Engine for Slow {
 impl Node {
     /// A node over local fake models.
     pub(crate) async fn start(models: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("models");
-        std::fs::create_dir_all(&root).unwrap();
-        for (name, config) in models {
-            model(&root, name, config);
-        }
-        let gateway = Gateway::start().await;
-        Self::start_in(dir, gateway, &root.display().to_string()).await
+        Self::start_with(models, |_| {}).await
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir, gateway: Gateway, models: &str) -> Self {
@@ -89,7 +82,29 @@ impl Node {
         gateway: Gateway,
         models: &str,
     ) -> Self {
-        let config = NodeConfig {
+        Self::start_set(engine, dir, gateway, models, |_| {}).await
+    }
+
+    /// A node over local fake models, whose settings `set` changes.
+    pub(crate) async fn start_with(models: &[(&str, &str)], set: impl FnOnce(&mut NodeConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("models");
+        std::fs::create_dir_all(&root).unwrap();
+        for (name, config) in models {
+            model(&root, name, config);
+        }
+        let (gateway, root) = (Gateway::start().await, root.display().to_string());
+        Self::start_set(Arc::new(FakeEngine::new()), dir, gateway, &root, set).await
+    }
+
+    async fn start_set(
+        engine: Arc<dyn Engine>,
+        dir: tempfile::TempDir,
+        gateway: Gateway,
+        models: &str,
+        set: impl FnOnce(&mut NodeConfig),
+    ) -> Self {
+        let mut config = NodeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             beat_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics: None,
@@ -104,6 +119,7 @@ impl Node {
             drain_timeout_s: 10,
             ..NodeConfig::default()
         };
+        set(&mut config);
         let listeners = Listeners::bind(&config).await.unwrap();
         let (work, beat) = (listeners.work.local_addr().unwrap(), listeners.beat.local_addr().unwrap());
         let shutdown = Shutdown::new();
@@ -136,6 +152,11 @@ impl Node {
             }
         };
         tokio::time::timeout(PATIENCE, begun).await.expect("it reads what it was sent");
+    }
+
+    /// It ends without being asked to.
+    pub(crate) async fn ends(self) -> Result<(), StartError> {
+        tokio::time::timeout(PATIENCE, self.running).await.expect("it ends").expect("no panic")
     }
 
     pub(crate) fn begin_stop(&self) {

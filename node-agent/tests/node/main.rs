@@ -9,4 +9,5 @@ mod copies;
 mod gateway;
 mod harness;
 mod sessions;
+mod stalls;
 mod weights;

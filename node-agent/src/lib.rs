@@ -14,6 +14,7 @@ pub mod device;
 pub mod epoch;
 pub mod error;
 pub mod executor;
+mod leaving;
 pub mod limits;
 pub mod loaded;
 pub mod metrics;

@@ -21,6 +21,7 @@ pub mod record;
 mod setbacks;
 mod standing;
 mod view;
+mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -174,6 +175,8 @@ pub struct Core {
     lost: BTreeMap<u64, (Problem, members::Loss)>,
     calls: BTreeMap<CallId, Call>,
     speeds: Speeds,
+    /// When each model was last given work, monotonic milliseconds: what is hot.
+    used: BTreeMap<String, u64>,
     principal_busy: BTreeMap<String, u64>,
     marks: Marks,
     next_attempt: u64,
@@ -198,6 +201,7 @@ impl Core {
             lost: BTreeMap::new(),
             calls: BTreeMap::new(),
             speeds: Speeds::default(),
+            used: BTreeMap::new(),
             principal_busy: BTreeMap::new(),
             marks: Marks::default(),
             next_attempt: 1,
@@ -270,7 +274,10 @@ impl Core {
             Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
             Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
             Event::NodeDetached { node } => self.nodes.detached(&node, now),
-            Event::NodeLeft { node } => self.node_left(&node),
+            Event::NodeLeft { node } => self.node_left(&mut step, &node),
+            Event::Leaving { node, within_ms } => self.node_leaving(&mut step, &node, within_ms),
+            Event::Goodbye { node } => self.node_goodbye(&mut step, &node),
+            Event::Warmed { node, model, to, result } => self.warmed(&mut step, &node, &model, &to, result),
             Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
             Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
             Event::Progress { attempt, items, bytes } => {
@@ -293,7 +300,9 @@ impl Core {
             }
             Event::CallEnded { call } => self.call_ended(call),
             Event::CallGone { call } => self.call_gone(&mut step, call),
-            Event::Drain { reply, node, deadline_ms } => self.set_drain(&mut step, reply, &node, Some(deadline_ms)),
+            Event::Drain { reply, node, deadline_ms, leaves } => {
+                self.set_drain(&mut step, reply, &node, Some((deadline_ms, leaves)));
+            }
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
             Event::Tick => self.tick(&mut step),
         }

@@ -191,6 +191,13 @@ impl Cluster {
         }
     }
 
+    /// Starts another node, or one again that has ended: `node-{number}`, with what lies in its directories.
+    pub async fn start_node(&mut self, number: usize) {
+        let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{}", self.address));
+        let node = Node::start(self._home.path(), &format!("node-{number}"), &self.models, &meeting).await;
+        self.nodes.push(node);
+    }
+
     /// Ends the coordinator and starts it again at the same address; what it had in memory is gone.
     ///
     /// # Panics
@@ -226,6 +233,10 @@ impl Daemon {
 
     async fn stop(self) {
         self.shutdown.begin();
+        self.ended().await;
+    }
+
+    async fn ended(self) {
         let ended = in_time(&self.name, self.running).await;
         ended.unwrap_or_else(|error| panic!("{}: {error}", self.name)).unwrap_or_else(|error| {
             panic!("{}: {error}", self.name);
@@ -364,6 +375,14 @@ impl Node {
     /// It ends with an error, or not in time.
     pub async fn stop(self) {
         self.daemon.stop().await;
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// It ends with an error, or not in time.
+    pub async fn ended(self) {
+        self.daemon.ended().await;
     }
 }
 

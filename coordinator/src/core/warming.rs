@@ -127,7 +127,8 @@ impl Core {
         let info = self.nodes.get(&to).and_then(|node| node.model(name));
         let needs_ms = info.map_or(0.0, |info| Speeds::load_ms(info, false)) as u64;
         if needs_ms > left_ms || left_ms == 0 {
-            let words = format!("loading it takes about {} s and {} s are left", needs_ms / 1000, left_ms / 1000);
+            let words =
+                format!("loading it takes about {} s and {} s are left", needs_ms.div_ceil(1000), left_ms / 1000);
             warming.give_up(words);
             return;
         }

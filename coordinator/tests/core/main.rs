@@ -5,11 +5,13 @@
 mod calls;
 mod drains;
 mod lateness;
+mod leaving;
 mod models;
 mod outage;
 mod outdated;
 mod progress;
 mod setbacks;
+mod spread;
 mod standing;
 
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ struct Rig {
     now: Now,
     epoch: u64,
     live: BTreeMap<String, Vec<u8>>,
+    /// What nodes have that attach from now on.
+    capacity: v1::Capacity,
 }
 
 /// A dispatch as it was asked for.
@@ -80,7 +84,8 @@ impl Rig {
     fn new() -> Self {
         let now = Now { mono_ms: 5_000, unix_ms: 1_700_000_000_000 };
         let core = Core::load(Epoch { generation: 1, revision: 1 }, now, []).unwrap();
-        Self { core, now, epoch: 1, live: BTreeMap::new() }
+        let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
+        Self { core, now, epoch: 1, live: BTreeMap::new(), capacity }
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
@@ -120,6 +125,11 @@ impl Rig {
     }
 
     fn attach(&mut self, number: u32, running: &[u64]) -> Vec<Effect> {
+        self.attach_as(number, &format!("i{number}"), running)
+    }
+
+    /// What every node sees.
+    fn models() -> Vec<v1::ModelInfo> {
         let info = |name: &str, kind: v1::JobKind| v1::ModelInfo {
             model: Some(v1::ModelRef { name: name.into(), digest: vec![7; 32].into() }),
             kind: kind.into(),
@@ -128,19 +138,19 @@ impl Rig {
             bytes_per_token: 80_000_000,
             ..Default::default()
         };
-        let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
+        vec![info("pages", v1::JobKind::Ocr), info("words", v1::JobKind::Generate), info("vectors", v1::JobKind::Embed)]
+    }
+
+    /// The same as another start of its process.
+    fn attach_as(&mut self, number: u32, incarnation: &str, running: &[u64]) -> Vec<Effect> {
         self.step(Event::NodeAttached(Box::new(Attached {
             node: node(number),
-            incarnation: format!("i{number}"),
+            incarnation: incarnation.into(),
             name: format!("machine {number}"),
             address: String::new(),
             version: String::new(),
-            capacity,
-            models: vec![
-                info("pages", v1::JobKind::Ocr),
-                info("words", v1::JobKind::Generate),
-                info("vectors", v1::JobKind::Embed),
-            ],
+            capacity: self.capacity.clone(),
+            models: Self::models(),
             loaded: Vec::new(),
             running: running.to_vec(),
             adopted: Vec::new(),
@@ -218,7 +228,22 @@ impl Rig {
     }
 
     fn drain(&mut self, number: u32, deadline_ms: i64) -> Vec<Effect> {
-        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms })
+        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms, leaves: false })
+    }
+
+    /// Drains it for good: its process is to end.
+    fn drain_away(&mut self, number: u32, deadline_ms: i64) -> Vec<Effect> {
+        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms, leaves: true })
+    }
+
+    /// A node says which models it has loaded.
+    fn holds(&mut self, number: u32, names: &[&str]) {
+        let loaded = names.iter().map(|name| v1::LoadedModel {
+            model: Some(v1::ModelRef { name: (*name).into(), digest: vec![7; 32].into() }),
+            ..Default::default()
+        });
+        let loaded = loaded.collect();
+        self.step(Event::Models { node: node(number), models: Self::models(), loaded, reserved: 0 });
     }
 
     fn uncordon(&mut self, number: u32) -> Vec<Effect> {

@@ -127,6 +127,11 @@ impl Node {
         self.dir
     }
 
+    /// Waits until it has ended by itself, without an error.
+    pub(crate) async fn ended(self) {
+        tokio::time::timeout(PATIENCE, self.running).await.expect("it ends").expect("no panic").expect("no error");
+    }
+
     pub(crate) fn begin_stop(&self) {
         self.shutdown.begin();
     }

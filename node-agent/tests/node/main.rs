@@ -8,5 +8,6 @@ mod calls;
 mod copies;
 mod gateway;
 mod harness;
+mod leaving;
 mod sessions;
 mod weights;

@@ -305,24 +305,29 @@ async fn a_node_drained_in_the_middle_of_a_job_ends_and_loses_nothing_and_a_new_
     let model = FakeModel::that_answers("talk", 6).at_ms_per_step(4).with_slots(2);
     let mut cluster = Cluster::of(2).with(model).start().await;
     cluster.share.documents(240);
-    let first = cluster.client.nodes().await.expect("nodes")["node-1"].node_id.clone();
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    let (first, second) = (nodes["node-1"].node_id.clone(), nodes["node-2"].node_id.clone());
     let id = cluster.client.submit(generate_job()).await;
     cluster.client.job_that(&id, "both to work", |job| job.nodes.len() == 2).await;
     let deadline_ms = ingle_daemon::clock::unix_ms() + 60_000;
-    let drain = v1::DrainNodeRequest { node_id: first, deadline_ms, ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: first.clone(), deadline_ms, ..Default::default() };
     cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
     cluster.nodes.remove(0).ended().await;
+    let job = cluster.client.end_of(&id).await;
+    assert_eq!((job.state(), counts(&job).published), (JobState::Succeeded, 240), "{job:?}");
     cluster.start_node(3).await;
-    eventually("the new node to have worked", || async {
-        let nodes = cluster.client.nodes().await.map_err(|status| status.to_string())?;
-        match nodes.get("node-3") {
-            Some(node) if node.running > 0 || node.busy_ms > 0 => Ok(()),
-            other => Err(format!("{other:?}")),
+    let drain = v1::DrainNodeRequest { node_id: second.clone(), stay: true, ..Default::default() };
+    cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
+    eventually("the new node to answer", || async {
+        let answer = cluster.client.generate(ingle_tests::client::question("and who are you?")).await;
+        let node = answer.map_err(|status| format!("{status:?}"))?.started.map(|started| started.node_id);
+        if node.as_ref().is_some_and(|node| *node != first && *node != second) {
+            Ok(())
+        } else {
+            Err(format!("{node:?}"))
         }
     })
     .await;
-    let job = cluster.client.end_of(&id).await;
-    assert_eq!((job.state(), counts(&job).published), (JobState::Succeeded, 240), "{job:?}");
     cluster.stop().await;
 }
 

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, EXPORT};
-use crate::eventually::in_time;
+use crate::eventually::{eventually, in_time};
 use crate::models::FakeModel;
 use crate::share::Share;
 
@@ -193,8 +193,14 @@ impl Cluster {
 
     /// Starts another node, or one again that has ended: `node-{number}`, with what lies in its directories.
     pub async fn start_node(&mut self, number: usize) {
+        let (home, name) = (self._home.path(), format!("node-{number}"));
+        let state = home.join(&name).join("state");
+        eventually("its directory to be let go", || async {
+            ingle_membership::Identity::open(&state).map(drop).map_err(|error| error.to_string())
+        })
+        .await;
         let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{}", self.address));
-        let node = Node::start(self._home.path(), &format!("node-{number}"), &self.models, &meeting).await;
+        let node = Node::start(home, &name, &self.models, &meeting).await;
         self.nodes.push(node);
     }
 

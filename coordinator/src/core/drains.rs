@@ -86,6 +86,7 @@ impl Core {
                 Some(cordon)
             }
             None => {
+                self.gone.remove(id);
                 if before.is_some() {
                     step.changes.push(Change::Delete { key: cordon_key(id) });
                 }
@@ -141,10 +142,20 @@ impl Core {
         step.effects.push(Effect::Farewell { node: id.clone() });
     }
 
-    /// Whether a node whose record is gone was told to end, and did.
-    pub(super) fn has_gone(&self, id: &NodeId) -> bool {
-        self.nodes.get(id).is_none_or(|node| !node.connected)
-            && self.nodes.cordons().get(id).is_some_and(|cordon| cordon.leaves && !cordon.told.is_empty())
+    /// A node whose record is gone was told to end before: it did, and is forgotten. Answers whether that is so.
+    pub(super) fn node_gone(&mut self, step: &mut Step, id: &NodeId) -> bool {
+        if self.nodes.get(id).is_some_and(|node| node.connected) {
+            return false;
+        }
+        let cordon = self.nodes.cordons().get(id).filter(|cordon| cordon.leaves && !cordon.told.is_empty());
+        let Some(cordon) = cordon.cloned() else { return false };
+        // Nobody heard its goodbye: should the same process come back, its drain goes on.
+        if self.gone.len() >= limits::CORDONS_MAX {
+            self.gone.pop_first();
+        }
+        self.gone.insert(id.clone(), cordon);
+        self.forget_node(step, id);
+        true
     }
 
     /// Forgets a node, and its cordon unless it was to stay: started again it takes work.
@@ -159,8 +170,13 @@ impl Core {
         self.nodes.remove(id);
     }
 
-    /// A node that was told to end and comes back as another process has been started again on purpose.
+    /// A node that was told to end and comes back as another process has been started again on purpose; as the same one it had
+    /// not heard.
     pub(super) fn came_back(&mut self, step: &mut Step, id: &NodeId, incarnation: &str) {
+        if let Some(cordon) = self.gone.remove(id).filter(|cordon| cordon.told == incarnation) {
+            step.put(cordon_key(id), &cordon.record(id));
+            self.nodes.cordon(id, Some(cordon));
+        }
         self.uncordon_gone(step, id, |cordon| cordon.leaves && !cordon.told.is_empty() && cordon.told != incarnation);
     }
 

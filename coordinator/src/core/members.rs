@@ -105,8 +105,7 @@ impl Core {
     }
 
     pub(super) fn node_left(&mut self, step: &mut Step, id: &NodeId) {
-        if self.has_gone(id) {
-            self.forget_node(step, id);
+        if self.node_gone(step, id) {
             return;
         }
         let Some(node) = self.nodes.get_mut(id) else { return };

@@ -177,6 +177,8 @@ pub struct Core {
     speeds: Speeds,
     /// When each model was last given work, monotonic milliseconds: what is hot.
     used: BTreeMap<String, u64>,
+    /// Nodes that were told to end and whose record went without a goodbye: they may only have been cut off.
+    gone: BTreeMap<NodeId, drains::Cordon>,
     principal_busy: BTreeMap<String, u64>,
     marks: Marks,
     next_attempt: u64,
@@ -202,6 +204,7 @@ impl Core {
             calls: BTreeMap::new(),
             speeds: Speeds::default(),
             used: BTreeMap::new(),
+            gone: BTreeMap::new(),
             principal_busy: BTreeMap::new(),
             marks: Marks::default(),
             next_attempt: 1,

@@ -248,6 +248,10 @@ fn a_node_that_was_away_during_its_drain_is_drained_when_it_returns() {
     assert_eq!(rig.cordons(), 1);
     rig.step(Event::NodeLeft { node: node(1) });
     assert!(rig.core.nodes().is_empty() && rig.cordons() == 0);
+    // Or it had not even heard that it should: the same process is still drained.
+    let mut effects = rig.attach(1, &[]);
+    effects.extend(rig.pass(250, &[1]));
+    assert_eq!((told_to_end(&effects), rig.cordons()), (vec![node(1)], 1));
 }
 
 #[test]

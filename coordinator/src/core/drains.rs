@@ -208,7 +208,7 @@ impl Core {
             if !step.has_room() {
                 break;
             }
-            self.watch_warming(&id);
+            self.watch_warming(step, &id);
             self.let_go(step, &id);
         }
         self.forget_use();

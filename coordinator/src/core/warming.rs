@@ -157,30 +157,34 @@ impl Core {
                 self.warm_next(step, id, &mut warming);
             }
         }
-        if let Some(place) =
-            self.nodes.get_mut(id).and_then(|node| node.going.as_mut()).and_then(|going| going.warming.get_mut(at))
-        {
+        self.put_warming(id, at, warming);
+    }
+
+    fn put_warming(&mut self, id: &NodeId, at: usize, warming: Warming) {
+        let going = self.nodes.get_mut(id).and_then(|node| node.going.as_mut());
+        if let Some(place) = going.and_then(|going| going.warming.get_mut(at)) {
             *place = warming;
         }
     }
 
-    /// A drain goes on without what was not loaded in time; what another node has meanwhile needs no more waiting.
-    pub(super) fn watch_warming(&mut self, id: &NodeId) {
-        let now = self.now.mono_ms;
-        let Some(going) = self.nodes.get(id).and_then(|node| node.going.as_ref()) else { return };
-        if going.warming.iter().all(|warming| warming.done) {
-            return;
-        }
-        let held: Vec<bool> =
-            going.warming.iter().map(|warming| self.held_elsewhere(id, &warming.model.name)).collect();
-        let Some(going) = self.nodes.get_mut(id).and_then(|node| node.going.as_mut()) else { return };
-        let over = now >= going.warm_until;
-        for (warming, held) in going.warming.iter_mut().zip(held).filter(|(warming, _)| !warming.done) {
-            if held {
+    /// A drain goes on without what was not loaded in time; what another node has meanwhile needs no more waiting; where the
+    /// one that loads it leaves too, or is gone, another is asked.
+    pub(super) fn watch_warming(&mut self, step: &mut Step, id: &NodeId) {
+        let Some(going) = self.nodes.get(id).and_then(|node| node.going.clone()) else { return };
+        let over = self.now.mono_ms >= going.warm_until;
+        for (at, mut warming) in going.warming.into_iter().enumerate().filter(|(_, warming)| !warming.done) {
+            let to = warming.to.as_ref().and_then(|to| self.nodes.get(to));
+            if self.held_elsewhere(id, &warming.model.name) {
                 warming.done = true;
             } else if over {
                 warming.give_up("it was not loaded elsewhere in time".to_owned());
+            } else if to.is_none_or(|to| to.draining || to.left || !to.connected) {
+                "the node that was to load it left too".clone_into(&mut warming.problem);
+                self.warm_next(step, id, &mut warming);
+            } else {
+                continue;
             }
+            self.put_warming(id, at, warming);
         }
     }
 }

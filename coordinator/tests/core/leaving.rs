@@ -180,6 +180,21 @@ fn another_node_is_tried_where_one_fails_to_load_it() {
 }
 
 #[test]
+fn nodes_that_leave_together_do_not_wait_for_each_other() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    rig.attach(2, &[]);
+    rig.holds(1, &["words"]);
+    rig.call(7);
+    rig.step(Event::CallEnded { call: CallId(7) });
+    assert_eq!(warms(&rig.step(Event::Leaving { node: node(1), within_ms: 25_000 })).len(), 1);
+    assert!(warms(&rig.step(Event::Leaving { node: node(2), within_ms: 25_000 })).is_empty());
+    assert_eq!(told_to_end(&rig.pass(250, &[1, 2])), [node(1), node(2)]);
+    let models = rig.status(1).models;
+    assert!(models[0].done && !models[0].problem.is_empty(), "{models:?}");
+}
+
+#[test]
 fn loading_elsewhere_takes_no_longer_than_the_deadline() {
     let mut rig = Rig::new();
     rig.attach(1, &[]);

@@ -139,6 +139,21 @@ pub(crate) fn node(node: &v1::NodeStatus) -> Value {
             "backend": capacity.backend, "slots": capacity.slots, "devices": capacity.devices,
         },
         "loaded": loaded.collect::<Value>(), "breakers": node.breakers.iter().map(breaker).collect::<Value>(),
+        "drain": node.drain.as_ref().map(drain),
+    })
+}
+
+/// How far a node's drain is.
+fn drain(drain: &v1::DrainStatus) -> Value {
+    let models = drain.models.iter().map(|warming| {
+        json!({
+            "model": warming.model, "node_id": warming.node_id, "done": warming.done, "problem": warming.problem,
+        })
+    });
+    json!({
+        "phase": word(drain.phase().as_str_name(), "DRAIN_PHASE_"), "stays": drain.stays,
+        "deadline_ms": none_if_zero(drain.deadline_ms), "batches": drain.batches, "calls": drain.calls,
+        "models": models.collect::<Value>(),
     })
 }
 

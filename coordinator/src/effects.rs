@@ -168,9 +168,26 @@ impl Perform for Effects {
                 }
             }
             Effect::SetDrain { node, drain } => {
-                if let Err(problem) = self.0.sessions.send(&node, Message::Drain(v1::DrainCommand { drain })) {
+                if let Err(problem) =
+                    self.0.sessions.send(&node, Message::Drain(v1::DrainCommand { drain, leave: false }))
+                {
                     tracing::debug!(%node, %problem, "the node hears of it when its stream is back");
                 }
+            }
+            Effect::Leave { node } => {
+                let leave = v1::DrainCommand { drain: true, leave: true };
+                if let Err(problem) = self.0.sessions.send(&node, Message::Drain(leave)) {
+                    tracing::debug!(%node, %problem, "the node is told to end again later");
+                }
+            }
+            Effect::Farewell { node } => {
+                if let Err(problem) = self.0.sessions.send(&node, Message::Farewell(v1::Farewell {})) {
+                    tracing::debug!(%node, %problem, "the node ends without our answer");
+                }
+            }
+            Effect::Warm { node, model, to, within_ms } => {
+                let effects = self.clone();
+                self.spawn("warm", async move { effects.0.warm(node, model, to, within_ms).await });
             }
             Effect::CallFailed { call, problem } => self.0.calls.failed(call, &problem),
             // The driver's own.
@@ -212,6 +229,23 @@ impl Inner {
             self.handle.send(event).await.map_err(Walk::Ended)?;
         }
         Err(Walk::Failed(Problem::new(ErrorCode::StorageProtocol, "the gateway's walk broke off before its end")))
+    }
+
+    /// Loads a model on another node than the one that leaves.
+    async fn warm(&self, node: NodeId, model: v1::ModelRef, to: NodeId, within_ms: u64) -> Result<(), Problem> {
+        let (name, within) = (model.name.clone(), Duration::from_millis(within_ms));
+        let loading = self.sessions.command(&to, model, true);
+        let result = match tokio::time::timeout(within, loading).await {
+            Ok(done) => done.map(drop),
+            Err(_) => Err(Problem::new(ErrorCode::Deadline, format!("it was not loaded within {within:?}"))),
+        };
+        match &result {
+            Ok(()) => tracing::info!(model = name, %to, leaves = %node, "a hot model is loaded elsewhere"),
+            Err(problem) => {
+                tracing::warn!(model = name, %to, leaves = %node, %problem, "a hot model isn't loaded there")
+            }
+        }
+        self.handle.send(Event::Warmed { node, model: name, to, result }).await
     }
 
     async fn publish(&self, job: u64, batch: u64, request: v1::PublishRequest) -> Result<(), Problem> {

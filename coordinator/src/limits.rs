@@ -12,6 +12,16 @@ pub const CALLS_WAITING_MAX: usize = 256;
 pub const NODES_MAX: usize = 4_096;
 /// Nodes that people drained, attached or not.
 pub const CORDONS_MAX: usize = 4_096;
+/// How long ago a model was used to count as hot: a node that leaves has it loaded elsewhere first. Milliseconds.
+pub const HOT_MS: u64 = 10 * 60_000;
+/// How long loading a hot model elsewhere may hold up a drain without a deadline, milliseconds.
+pub const WARM_WITHIN_MS: u64 = 10 * 60_000;
+/// Nodes that are tried for one model before a drain goes on without it.
+pub const WARM_TRIES_MAX: usize = 3;
+/// Names of models whose use is remembered.
+pub const MODELS_USED_MAX: usize = 4_096;
+/// How often a node that shall end is told so again, milliseconds.
+pub const LEAVE_AGAIN_MS: u64 = 5_000;
 /// Segments of one job: a million documents.
 pub const SEGMENTS_MAX: u32 = 1_000_000;
 /// Failures of an item alone before it is set aside.

@@ -86,8 +86,8 @@ pub struct Deps {
     pub parser: PathBuf,
 }
 
-/// Runs a node until `shutdown`, then drains: running batches end after the item they are at, calls go back, results are
-/// heard, and the node leaves membership. `serving` is called once with the addresses (`grpc`, `beat`).
+/// Runs a node until `shutdown`, or until the coordinator lets it go after a drain. Then it drains: running batches end after
+/// the item they are at, calls go back, results are heard, the coordinator's farewell too, and the node leaves membership. `serving` is called once with the addresses (`grpc`, `beat`).
 ///
 /// # Errors
 /// [`StartError`] if it can't start, or if a task it can't do without ends.
@@ -151,6 +151,7 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
     tokio::select! {
         () = shutdown.wait() => {}
         () = ending.wait() => {}
+        () = agent.leaving.asked() => {}
     }
     readiness.waiting("draining");
     drain(&agent, config.drain_deadline(), &ending).await;
@@ -246,14 +247,15 @@ fn serve(agent: &Arc<Agent>, listener: TcpListener, config: &NodeConfig, ending:
     Ok(())
 }
 
-/// Lets running work end: batches after their item, calls for half the time, then they go back to be moved.
+/// Lets running work end: batches after their item, calls for half the time, then they go back to be moved. For as long the
+/// coordinator may load elsewhere what only we hold.
 async fn drain(agent: &Agent, deadline: Duration, ending: &Shutdown) {
-    agent.leave();
+    agent.leave(deadline);
     let begun = tokio::time::Instant::now();
     let mut handed_back = false;
     while begun.elapsed() < deadline && !ending.begun() {
         let (running, interactive) = agent.running();
-        if running == 0 {
+        if running == 0 && (!agent.waits_to_go() || begun.elapsed() > deadline / 2) {
             break;
         }
         if interactive > 0 && !handed_back && begun.elapsed() > deadline / 2 {
@@ -269,6 +271,9 @@ async fn drain(agent: &Agent, deadline: Duration, ending: &Shutdown) {
     let ended = tokio::time::Instant::now();
     while ended.elapsed() < LAST_WORDS && agent.outbox.listening() && agent.outbox.untaken() {
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    if !ending.begun() {
+        agent.say_goodbye().await;
     }
     // What was taken from the outbox still has to leave the socket.
     tokio::time::sleep(Duration::from_millis(50)).await;

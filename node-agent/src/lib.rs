@@ -15,6 +15,7 @@ pub mod epoch;
 pub mod error;
 pub mod executor;
 pub mod heat;
+mod leaving;
 pub mod limits;
 pub mod loaded;
 pub mod metrics;

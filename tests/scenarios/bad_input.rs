@@ -154,7 +154,7 @@ async fn values_that_no_list_knows_are_refused_with_those_it_does() {
     let nodes = cluster.client.nodes().await.expect("nodes");
     let node_id = nodes["node-1"].node_id.clone();
     for deadline_ms in [-1, i64::MAX] {
-        let drain = v1::DrainNodeRequest { node_id: node_id.clone(), deadline_ms };
+        let drain = v1::DrainNodeRequest { node_id: node_id.clone(), deadline_ms, stay: true };
         let status = cluster.client.cluster.clone().drain_node(drain).await.expect_err("a deadline");
         assert_eq!(field_of(&status), "deadline_ms", "{status:?}");
     }

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, EXPORT};
-use crate::eventually::in_time;
+use crate::eventually::{eventually, in_time};
 use crate::models::FakeModel;
 use crate::share::Share;
 
@@ -191,6 +191,19 @@ impl Cluster {
         }
     }
 
+    /// Starts another node, or one again that has ended: `node-{number}`, with what lies in its directories.
+    pub async fn start_node(&mut self, number: usize) {
+        let (home, name) = (self._home.path(), format!("node-{number}"));
+        let state = home.join(&name).join("state");
+        eventually("its directory to be let go", || async {
+            ingle_membership::Identity::open(&state).map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+        let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{}", self.address));
+        let node = Node::start(home, &name, &self.models, &meeting).await;
+        self.nodes.push(node);
+    }
+
     /// Ends the coordinator and starts it again at the same address; what it had in memory is gone.
     ///
     /// # Panics
@@ -226,6 +239,10 @@ impl Daemon {
 
     async fn stop(self) {
         self.shutdown.begin();
+        self.ended().await;
+    }
+
+    async fn ended(self) {
         let ended = in_time(&self.name, self.running).await;
         ended.unwrap_or_else(|error| panic!("{}: {error}", self.name)).unwrap_or_else(|error| {
             panic!("{}: {error}", self.name);
@@ -364,6 +381,14 @@ impl Node {
     /// It ends with an error, or not in time.
     pub async fn stop(self) {
         self.daemon.stop().await;
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// It ends with an error, or not in time.
+    pub async fn ended(self) {
+        self.daemon.ended().await;
     }
 }
 

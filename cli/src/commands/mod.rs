@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod cluster;
 pub(crate) mod completions;
+mod drain;
 pub(crate) mod embed;
 mod explaining;
 pub(crate) mod jobs;

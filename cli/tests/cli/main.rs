@@ -2,6 +2,7 @@
 
 mod chat;
 mod coordinator;
+mod draining;
 mod help;
 mod hub;
 #[path = "../../../tests/src/ports.rs"]

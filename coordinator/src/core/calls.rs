@@ -152,7 +152,8 @@ impl Core {
             let Some(info) = node.model(model) else { continue };
             let needed = placement::fit(info, info.context.min(4096), 1).needed;
             let has = node.attached.capacity.memory_budget_bytes;
-            if node.draining {
+            // One that ends by itself may be started again in a moment; a person's drain is for longer.
+            if self.nodes.cordons().contains_key(id) {
                 drained.push(id.as_str());
             } else if let Some(problem) = node.broken_models.get(model) {
                 let words = format!("model {model} failed on every node that may run it; {id}: {problem}");

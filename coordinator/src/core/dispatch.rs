@@ -23,6 +23,10 @@ enum Cut {
 
 /// After this long in the queue batch work counts as interactive, milliseconds.
 const AGEING_MS: u64 = 10 * 60_000;
+/// How much of a batch is in the way of a call that enters beside it.
+const BATCHES_BESIDE_CALLS: f64 = 0.05;
+/// The most of it, as a share of what the call itself takes: between alike nodes it decides, against another call never.
+const BATCHES_BESIDE_CALLS_MAX: f64 = 0.05;
 
 impl Core {
     /// Hands out work until no node takes more.
@@ -113,15 +117,8 @@ impl Core {
         let loaded = node.loaded(model);
         let (prefill, output) = self.speeds.estimate(id, &node.attached.capacity, info, loaded, size);
         let slots = f64::from(node.attached.capacity.slots.max(1));
-        let backlog: f64 = node
-            .attempts
-            .iter()
-            .filter_map(|number| self.attempts.get(number))
-            .map(|attempt| {
-                let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
-                (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
-            })
-            .sum();
+        let (calls, batches) = self.backlogs(node);
+        let backlog = calls + batches;
         Terms { backlog: backlog / slots, load: Speeds::load_ms(info, loaded.is_some()), prefill, output }
     }
 
@@ -209,6 +206,7 @@ impl Core {
         };
         let attempt = self.new_attempt(step);
         let allowed_ms = limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as u64);
+        self.note_use(&model);
         let Some(job) = self.jobs.get_mut(&number) else { return false };
         let queued_ms = job.waiting_since.take().map_or(0, |since| now.mono_ms.saturating_sub(since));
         job.hold = String::new();
@@ -412,9 +410,7 @@ impl Core {
                     })
                 })
                 .map(|(node, _)| {
-                    let mut terms = self.terms(&node, &model, size);
-                    // Batch work steps aside: only other calls are in the way.
-                    terms.backlog = self.call_backlog(&node);
+                    let terms = self.call_terms(&node, &model, size);
                     (terms, tie(id.0, &node), node)
                 })
                 .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
@@ -423,6 +419,7 @@ impl Core {
                 continue;
             };
             let attempt = self.new_attempt(step);
+            self.note_use(&model);
             self.attempts.insert(
                 attempt,
                 Attempt {
@@ -459,19 +456,27 @@ impl Core {
         }
     }
 
-    fn call_backlog(&self, node: &NodeId) -> f64 {
-        self.nodes.get(node).map_or(0.0, |entry| {
-            entry
-                .attempts
-                .iter()
-                .filter_map(|number| self.attempts.get(number))
-                .filter(|attempt| matches!(attempt.owner, Owner::Call(_)))
-                .map(|attempt| {
-                    let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
-                    (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
-                })
-                .sum()
-        })
+    /// The terms of a call on a node that can run the model. It enters beside batch work between two steps of the engine:
+    /// other calls are in its way, batches only a little, and never so much that calls crowd where there are none.
+    fn call_terms(&self, id: &NodeId, model: &str, size: Size) -> Terms {
+        let terms = self.terms(id, model, size);
+        let (calls, batches) = self.nodes.get(id).map_or((0.0, 0.0), |node| self.backlogs(node));
+        let own = terms.prefill + terms.output;
+        Terms { backlog: calls + (batches * BATCHES_BESIDE_CALLS).min(own * BATCHES_BESIDE_CALLS_MAX), ..terms }
+    }
+
+    /// What a node still has to do, as far as anybody knows, milliseconds: of calls, and of batches.
+    fn backlogs(&self, node: &NodeEntry) -> (f64, f64) {
+        let mut backlogs = (0.0, 0.0);
+        for attempt in node.attempts.iter().filter_map(|number| self.attempts.get(number)) {
+            let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
+            let left = (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1);
+            match attempt.owner {
+                Owner::Call(_) => backlogs.0 += left,
+                Owner::Batch { .. } => backlogs.1 += left,
+            }
+        }
+        backlogs
     }
 
     /// Attempts that ran far past what was expected, by our clock, are given up, and that counts as a failure of what is in
@@ -499,7 +504,7 @@ impl Core {
 }
 
 impl Job {
-    fn has_work(&self, unix_ms: i64) -> bool {
+    pub(super) fn has_work(&self, unix_ms: i64) -> bool {
         !self.uncut.is_empty()
             || !self.uncut_pages.is_empty()
             || self.queued.iter().any(|batch| self.batches.get(batch).is_some_and(|b| b.not_before_ms <= unix_ms))

@@ -249,6 +249,31 @@ pub enum Event {
         node: NodeId,
         /// Unix milliseconds after which its work is taken back; 0 for never, in the past for at once.
         deadline_ms: i64,
+        /// Its process shall end when it has nothing left.
+        leaves: bool,
+    },
+    /// A node was asked to end, and says so.
+    Leaving {
+        /// Which.
+        node: NodeId,
+        /// Milliseconds that it gives its work to end.
+        within_ms: u64,
+    },
+    /// A node that leaves has nothing left, and told everything.
+    Goodbye {
+        /// Which.
+        node: NodeId,
+    },
+    /// Loading a model elsewhere, for a node that leaves, has ended.
+    Warmed {
+        /// The node that leaves.
+        node: NodeId,
+        /// Which model.
+        model: String,
+        /// Where it was to be loaded.
+        to: NodeId,
+        /// What came of it.
+        result: Result<(), Problem>,
     },
     /// Give it work again.
     Uncordon {
@@ -393,6 +418,27 @@ pub enum Effect {
         node: NodeId,
         /// Which of both.
         drain: bool,
+    },
+    /// Tell a node that nothing is waited for any more: its process is to end.
+    Leave {
+        /// Which.
+        node: NodeId,
+    },
+    /// Answer a node's goodbye.
+    Farewell {
+        /// Which.
+        node: NodeId,
+    },
+    /// Load a model on a node, since the only one that holds it leaves.
+    Warm {
+        /// The node that leaves.
+        node: NodeId,
+        /// Which model.
+        model: v1::ModelRef,
+        /// Where.
+        to: NodeId,
+        /// How long that may take, milliseconds.
+        within_ms: u64,
     },
     /// Watchers of a job should look.
     JobChanged {

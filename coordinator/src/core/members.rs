@@ -29,12 +29,9 @@ impl Core {
         let id = attached.node.clone();
         let adopted = attached.adopted.clone();
         let running: std::collections::BTreeSet<u64> = attached.running.iter().copied().collect();
-        let hardware = attached.capacity.clone();
-        if let Some(before) = self.nodes.get(&id)
-            && before.attached.capacity.cpu != hardware.cpu
-        {
-            self.speeds.forget(&id);
-        }
+        // What was learned on other hardware says nothing of this.
+        self.speeds.runs_on(&id, &attached.capacity);
+        self.came_back(step, &id, &attached.incarnation);
         let restarted = self.nodes.attach(attached, self.now).is_some();
         // What it runs is adopted; what we believed it to run and it doesn't know is gone with its process.
         let ours: Vec<u64> =
@@ -82,7 +79,8 @@ impl Core {
         }
         // Whether it is drained is ours to know: it may have been told otherwise by a leader before, or missed it.
         let drain = self.nodes.get(&id).is_some_and(|node| node.draining);
-        step.effects.push(Effect::SetDrain { node: id, drain });
+        step.effects.push(Effect::SetDrain { node: id.clone(), drain });
+        self.begin_going(step, &id);
     }
 
     /// The attempt is gone with its node.
@@ -116,7 +114,10 @@ impl Core {
         }
     }
 
-    pub(super) fn node_left(&mut self, id: &NodeId) {
+    pub(super) fn node_left(&mut self, step: &mut Step, id: &NodeId) {
+        if self.node_gone(step, id) {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(id) else { return };
         node.left = true;
         // Nothing of it will answer. One that went in order was heard until then; one that fell silent died.

@@ -25,6 +25,7 @@ mod setbacks;
 mod standing;
 pub mod tally;
 mod view;
+mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -182,6 +183,10 @@ pub struct Core {
     calls: BTreeMap<CallId, Call>,
     speeds: Speeds,
     paces: admission::Paces,
+    /// When each model was last given work, monotonic milliseconds: what is hot.
+    used: BTreeMap<String, u64>,
+    /// Nodes that were told to end and whose record went without a goodbye: they may only have been cut off.
+    gone: BTreeMap<NodeId, drains::Cordon>,
     principal_busy: BTreeMap<String, u64>,
     marks: Marks,
     tally: Tally,
@@ -208,6 +213,8 @@ impl Core {
             calls: BTreeMap::new(),
             speeds: Speeds::default(),
             paces: admission::Paces::default(),
+            used: BTreeMap::new(),
+            gone: BTreeMap::new(),
             principal_busy: BTreeMap::new(),
             marks: Marks::default(),
             tally: Tally::default(),
@@ -281,7 +288,10 @@ impl Core {
             Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
             Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
             Event::NodeDetached { node } => self.nodes.detached(&node, now),
-            Event::NodeLeft { node } => self.node_left(&node),
+            Event::NodeLeft { node } => self.node_left(&mut step, &node),
+            Event::Leaving { node, within_ms } => self.node_leaving(&mut step, &node, within_ms),
+            Event::Goodbye { node } => self.node_goodbye(&mut step, &node),
+            Event::Warmed { node, model, to, result } => self.warmed(&mut step, &node, &model, &to, result),
             Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
             Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
             Event::Evicted { node, evictions } => self.nodes.evicted(&node, evictions),
@@ -306,7 +316,9 @@ impl Core {
             }
             Event::CallEnded { call } => self.call_ended(call),
             Event::CallGone { call } => self.call_gone(&mut step, call),
-            Event::Drain { reply, node, deadline_ms } => self.set_drain(&mut step, reply, &node, Some(deadline_ms)),
+            Event::Drain { reply, node, deadline_ms, leaves } => {
+                self.set_drain(&mut step, reply, &node, Some((deadline_ms, leaves)));
+            }
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
             Event::Stood { ms } => self.nodes.forgive(ms, now),
             Event::Tick => self.tick(&mut step),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ingle_proto::{NodeId, v1};
 
 use super::breakers::Breakers;
+use super::drains::{Cordon, Going};
 use super::event::{Attached, Now};
 use crate::limits;
 
@@ -32,8 +33,10 @@ pub struct NodeEntry {
     pub last_seen: u64,
     /// The same for people.
     pub last_seen_unix: i64,
-    /// A person wants it to take no work.
+    /// It is to take no work: a person wants that, or it leaves.
     pub draining: bool,
+    /// How far its drain is; none while it may work.
+    pub(crate) going: Option<Going>,
     /// Attempts here.
     pub attempts: BTreeSet<u64>,
     /// Milliseconds busy since it started.
@@ -122,8 +125,8 @@ fn unread(info: &v1::ModelInfo) -> bool {
 #[derive(Debug, Default)]
 pub struct NodeTable {
     nodes: BTreeMap<NodeId, NodeEntry>,
-    /// Those that shall take no work, attached or not, with the deadline of their drain: Unix milliseconds, or 0.
-    cordoned: BTreeMap<NodeId, i64>,
+    /// Those that shall take no work, attached or not.
+    cordoned: BTreeMap<NodeId, Cordon>,
     /// Since when more than half of them are silent.
     brake_since: Option<u64>,
 }
@@ -151,12 +154,14 @@ impl NodeTable {
         let id = attached.node.clone();
         let before = self.nodes.get(&id);
         let same = before.is_some_and(|entry| entry.attached.incarnation == attached.incarnation);
-        let draining = self.cordoned.contains_key(&id);
+        let going = before.filter(|_| same).and_then(|entry| entry.going.clone()).map(Going::on_another_stream);
+        let draining = self.cordoned.contains_key(&id) || going.as_ref().is_some_and(|going| going.by_itself);
         let entry = NodeEntry {
             connected: true,
             last_seen: now.mono_ms,
             last_seen_unix: now.unix_ms,
             draining,
+            going: going.filter(|_| draining),
             attempts: before.filter(|_| same).map(|e| e.attempts.clone()).unwrap_or_default(),
             busy_ms: 0,
             reserved: before.filter(|_| same).map_or(0, |e| e.reserved),
@@ -235,19 +240,28 @@ impl NodeTable {
         }
     }
 
-    /// Cordons with a deadline, or takes the cordon away.
-    pub(crate) fn cordon(&mut self, node: &NodeId, deadline_ms: Option<i64>) {
-        match deadline_ms {
-            Some(deadline_ms) => drop(self.cordoned.insert(node.clone(), deadline_ms)),
+    /// Cordons, or takes the cordon away. A node that leaves by itself takes no work either way.
+    pub(crate) fn cordon(&mut self, node: &NodeId, cordon: Option<Cordon>) {
+        let cordoned = cordon.is_some();
+        match cordon {
+            Some(cordon) => drop(self.cordoned.insert(node.clone(), cordon)),
             None => drop(self.cordoned.remove(node)),
         }
         if let Some(entry) = self.nodes.get_mut(node) {
-            entry.draining = deadline_ms.is_some();
+            entry.draining = cordoned || entry.going.as_ref().is_some_and(|going| going.by_itself);
+            if !entry.draining {
+                entry.going = None;
+            }
         }
     }
 
-    /// Nodes that shall take no work, and the deadlines of their drains.
-    pub(crate) fn cordons(&self) -> &BTreeMap<NodeId, i64> {
+    /// Forgets a node that has left.
+    pub(crate) fn remove(&mut self, node: &NodeId) {
+        self.nodes.remove(node);
+    }
+
+    /// Nodes that shall take no work, and how they are drained.
+    pub(crate) fn cordons(&self) -> &BTreeMap<NodeId, Cordon> {
         &self.cordoned
     }
 

@@ -294,6 +294,12 @@ pub struct CordonRecord {
     /// Unix milliseconds after which its work is taken back; 0 for never.
     #[prost(int64, tag = "2")]
     pub deadline_ms: i64,
+    /// Its process shall end when it has nothing left.
+    #[prost(bool, tag = "3")]
+    pub leaves: bool,
+    /// The start of its process that was told to end; empty if none was. Another start of it has come back on purpose.
+    #[prost(string, tag = "4")]
+    pub told: String,
 }
 
 /// High-water marks: numbers below them may have been used.

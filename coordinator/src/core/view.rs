@@ -130,7 +130,8 @@ impl Core {
     pub fn node(&self, id: &NodeId) -> Option<v1::NodeStatus> {
         let Some(node) = self.nodes.get(id) else {
             let cordoned = self.nodes.cordons().contains_key(id);
-            return cordoned.then(|| Self::absent(id, "it is cordoned, and not attached"));
+            let drain = self.drain_status(id);
+            return cordoned.then(|| v1::NodeStatus { drain, ..Self::absent(id, "it is cordoned, and not attached") });
         };
         let health = node.health(self.now);
         let (state, reason) = self.node_state(node, health);
@@ -148,6 +149,7 @@ impl Core {
             memory_reserved: node.reserved,
             reason,
             breakers: node.breakers.view(None, self.now),
+            drain: self.drain_status(id),
             // Heat and power are the rind's to fill in.
             ..Default::default()
         })
@@ -165,9 +167,7 @@ impl Core {
             return (v1::NodeState::Lost, why.into());
         }
         if node.draining {
-            let idle = node.attempts.is_empty();
-            let state = if idle { v1::NodeState::Drained } else { v1::NodeState::Draining };
-            return (state, format!("{} attempts left", node.attempts.len()));
+            return Self::draining_state(node);
         }
         if health != Health::Ready || !node.connected {
             return (v1::NodeState::Suspect, "silent for over 3 s or not connected".into());

@@ -42,13 +42,13 @@ impl v1::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        let v1::DrainNodeRequest { node_id, deadline_ms } = request.into_inner();
+        let v1::DrainNodeRequest { node_id, deadline_ms, stay } = request.into_inner();
         let latest = ingle_daemon::clock::unix_ms().saturating_add(DEADLINE_AHEAD_MS);
         if !(0..=latest).contains(&deadline_ms) {
             let words = format!("expected 0, or Unix milliseconds up to {latest} (366 days ahead), got {deadline_ms}");
             return Err(Problem::invalid("deadline_ms", words).into());
         }
-        let node = self.steer(&node_id, |reply, node| Event::Drain { reply, node, deadline_ms }).await?;
+        let node = self.steer(&node_id, |reply, node| Event::Drain { reply, node, deadline_ms, leaves: !stay }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node }))
     }
 

@@ -110,12 +110,19 @@ impl Sessions {
         if self.link(id).is_none_or(|link| !link.open()) {
             entry.stop.cancel();
         }
-        let (handle, node) = (self.0.deps.handle.clone(), id.clone());
-        self.0.deps.tasks.spawn(
-            "node left",
-            OnFailure::Log,
-            async move { handle.send(Event::NodeLeft { node }).await },
-        );
+        let (sessions, node) = (self.clone(), id.clone());
+        self.0.deps.tasks.spawn("node left", OnFailure::Log, async move { sessions.tell_left(node).await });
+    }
+
+    /// Tells that a node is gone, unless it is a member again: then another session stands for it, and the end of an older
+    /// one, whose stream may have been dead for a while, says nothing.
+    async fn tell_left(&self, node: NodeId) -> Result<(), Problem> {
+        let link = self.link_of(&node);
+        let _order = link.order.lock().await;
+        if lock(&self.0.entries).contains_key(node.as_str()) {
+            return Ok(());
+        }
+        self.0.deps.handle.send(Event::NodeLeft { node }).await
     }
 
     /// Sends to a node without waiting.

@@ -7,6 +7,7 @@ mod calls;
 mod drains;
 mod explained;
 mod lateness;
+mod leaving;
 mod models;
 mod outage;
 mod outdated;
@@ -14,6 +15,7 @@ mod overload;
 mod progress;
 mod setbacks;
 mod silence;
+mod spread;
 mod standing;
 
 use std::collections::BTreeMap;
@@ -33,6 +35,8 @@ struct Rig {
     live: BTreeMap<String, Vec<u8>>,
     /// Bytes for models on nodes that attach; 0: not told.
     budget: u64,
+    /// What nodes have that attach from now on.
+    capacity: v1::Capacity,
 }
 
 /// A dispatch as it was asked for.
@@ -86,7 +90,8 @@ impl Rig {
     fn new() -> Self {
         let now = Now { mono_ms: 5_000, unix_ms: 1_700_000_000_000 };
         let core = Core::load(Epoch { generation: 1, revision: 1 }, now, []).unwrap();
-        Self { core, now, epoch: 1, live: BTreeMap::new(), budget: 0 }
+        let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
+        Self { core, now, epoch: 1, live: BTreeMap::new(), budget: 0, capacity }
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
@@ -126,11 +131,11 @@ impl Rig {
     }
 
     fn attach(&mut self, number: u32, running: &[u64]) -> Vec<Effect> {
-        self.attach_as(number, format!("i{number}"), 1, running)
+        self.attach_as(number, &format!("i{number}"), running)
     }
 
     fn attach_with(&mut self, number: u32, slots: u32) -> Vec<Effect> {
-        self.attach_as(number, format!("i{number}"), slots, &[])
+        self.attach_slots(number, &format!("i{number}"), slots, &[])
     }
 
     /// The node has so many bytes for models.
@@ -141,10 +146,11 @@ impl Rig {
 
     /// Its process ended, and another began; both beat as `pass` lets them.
     fn restarted(&mut self, number: u32, time: u32) -> Vec<Effect> {
-        self.attach_as(number, format!("i{number} again {time}"), 1, &[])
+        self.attach_as(number, &format!("i{number} again {time}"), &[])
     }
 
-    fn attach_as(&mut self, number: u32, incarnation: String, slots: u32, running: &[u64]) -> Vec<Effect> {
+    /// What every node sees.
+    fn models() -> Vec<v1::ModelInfo> {
         let info = |name: &str, kind: v1::JobKind| v1::ModelInfo {
             model: Some(v1::ModelRef { name: name.into(), digest: vec![7; 32].into() }),
             kind: kind.into(),
@@ -153,25 +159,24 @@ impl Rig {
             bytes_per_token: 80_000_000,
             ..Default::default()
         };
-        let capacity = v1::Capacity {
-            memory_budget_bytes: self.budget,
-            slots,
-            compute_f32: 1e11,
-            memory_bandwidth: 1e10,
-            ..Default::default()
-        };
+        vec![info("pages", v1::JobKind::Ocr), info("words", v1::JobKind::Generate), info("vectors", v1::JobKind::Embed)]
+    }
+
+    /// The same as another start of its process.
+    fn attach_as(&mut self, number: u32, incarnation: &str, running: &[u64]) -> Vec<Effect> {
+        self.attach_slots(number, incarnation, self.capacity.slots, running)
+    }
+
+    fn attach_slots(&mut self, number: u32, incarnation: &str, slots: u32, running: &[u64]) -> Vec<Effect> {
+        let capacity = v1::Capacity { memory_budget_bytes: self.budget, slots, ..self.capacity.clone() };
         self.step(Event::NodeAttached(Box::new(Attached {
             node: node(number),
-            incarnation,
+            incarnation: incarnation.into(),
             name: format!("machine {number}"),
             address: String::new(),
             version: String::new(),
             capacity,
-            models: vec![
-                info("pages", v1::JobKind::Ocr),
-                info("words", v1::JobKind::Generate),
-                info("vectors", v1::JobKind::Embed),
-            ],
+            models: Self::models(),
             loaded: Vec::new(),
             running: running.to_vec(),
             adopted: Vec::new(),
@@ -249,7 +254,22 @@ impl Rig {
     }
 
     fn drain(&mut self, number: u32, deadline_ms: i64) -> Vec<Effect> {
-        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms })
+        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms, leaves: false })
+    }
+
+    /// Drains it for good: its process is to end.
+    fn drain_away(&mut self, number: u32, deadline_ms: i64) -> Vec<Effect> {
+        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms, leaves: true })
+    }
+
+    /// A node says which models it has loaded.
+    fn holds(&mut self, number: u32, names: &[&str]) {
+        let loaded = names.iter().map(|name| v1::LoadedModel {
+            model: Some(v1::ModelRef { name: (*name).into(), digest: vec![7; 32].into() }),
+            ..Default::default()
+        });
+        let loaded = loaded.collect();
+        self.step(Event::Models { node: node(number), models: Self::models(), loaded, reserved: 0 });
     }
 
     fn uncordon(&mut self, number: u32) -> Vec<Effect> {

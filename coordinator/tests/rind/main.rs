@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod members;
 mod played;
 
 use futures::StreamExt as _;
@@ -355,7 +356,7 @@ async fn nodes_are_shown_drained_and_given_commands() {
     let fit = v1::ExplainFitRequest { model: "words".into(), ..Default::default() };
     assert!(models.explain_fit(fit).await.unwrap().into_inner().nodes[0].fits);
 
-    let drain = v1::DrainNodeRequest { node_id: "n-1".into(), ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: "n-1".into(), stay: true, ..Default::default() };
     cluster.drain_node(drain).await.unwrap();
     assert!(node.draining().await, "the node is told");
     let uncordon = v1::UncordonNodeRequest { node_id: "n-1".into() };

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-type Say = mpsc::Sender<Result<v1::WorkResponse, Status>>;
+pub(crate) type Say = mpsc::Sender<Result<v1::WorkResponse, Status>>;
 
 /// Long enough that only a defect reaches it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +39,7 @@ async fn listen() -> (tokio::net::TcpListener, String) {
 
 /// A node played by the test.
 pub(crate) struct Node {
-    id: String,
+    pub(crate) id: String,
     pub(crate) address: String,
     heard: mpsc::Receiver<work_request::Message>,
     say: Arc<Mutex<Option<Say>>>,
@@ -149,6 +149,32 @@ impl Node {
     pub(crate) async fn say(&self, message: Message) {
         let say = self.say.lock().unwrap().clone().expect("the coordinator has dialled");
         say.send(Ok(v1::WorkResponse { message: Some(message) })).await.expect("the stream is open");
+    }
+
+    /// Its end of the stream that there is now; kept, it outlives the next one, as that of a cut cable does.
+    pub(crate) fn stream(&self) -> Say {
+        self.say.lock().unwrap().clone().expect("the coordinator has dialled")
+    }
+
+    /// Waits for a message that says whether it is drained: every stream begins with one.
+    pub(crate) async fn attached(&mut self) {
+        self.draining().await;
+    }
+
+    pub(crate) async fn told_to_end(&mut self) {
+        self.hear("its leave", |message| match message {
+            work_request::Message::Drain(drain) if drain.leave => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    pub(crate) async fn farewell(&mut self) {
+        self.hear("a farewell", |message| match message {
+            work_request::Message::Farewell(_) => Some(()),
+            _ => None,
+        })
+        .await;
     }
 
     /// Breaks the stream.
@@ -424,6 +450,11 @@ impl Coordinator {
             }
         })
         .await;
+    }
+
+    /// Where its members register.
+    pub(crate) fn registry(&self) -> String {
+        format!("registry://{}", self.address)
     }
 
     pub(crate) async fn channel(&self) -> Channel {

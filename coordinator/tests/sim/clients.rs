@@ -213,7 +213,7 @@ impl World {
             Command::Resume(plan) => job(plan).map(|job| Event::Resume { reply, job }),
             Command::Drain(node, finish) => {
                 let deadline_ms = finish.map_or(0, |ms| 1_700_000_000_000 + self.now as i64 + ms);
-                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms })
+                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms, leaves: false })
             }
             Command::Uncordon(node) => Some(Event::Uncordon { reply, node: self.machines[node].id.clone() }),
             Command::Call(call) => Some(Event::Call {

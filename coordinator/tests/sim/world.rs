@@ -498,6 +498,8 @@ impl World {
             }
             // What a walk has told is on its way, and the leader hears it all the same.
             Effect::StopScan { .. } | Effect::CallFailed { .. } | Effect::JobChanged { .. } => {}
+            // Drains are for good nowhere here, and nodes of this world hold no models.
+            Effect::Leave { .. } | Effect::Farewell { .. } | Effect::Warm { .. } => {}
         }
     }
 

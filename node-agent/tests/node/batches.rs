@@ -246,13 +246,13 @@ async fn a_drain_ends_a_batch_after_its_item() {
             _ => None,
         })
         .await;
-    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: true })).await;
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: true, leave: false })).await;
     let complete = leader.ended(1).await.unwrap();
     assert!(complete.count >= 1 && complete.count < 30, "{}", complete.count);
     assert_eq!(manifest(&leader.gateway, &complete).items.len(), complete.count as usize);
     leader.assign(2, "slow", Work::Batch(work)).await;
     let refused = leader.ended(2).await.unwrap_err();
     assert_eq!((refused.kind(), refused.code.as_str()), (FailureKind::Node, "SHUTTING_DOWN"));
-    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false })).await;
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false, leave: false })).await;
     node.stop().await;
 }

@@ -159,6 +159,11 @@ impl Node {
         tokio::time::timeout(PATIENCE, self.running).await.expect("it ends").expect("no panic")
     }
 
+    /// Waits until it has ended by itself, without an error.
+    pub(crate) async fn ended(self) {
+        self.ends().await.expect("no error");
+    }
+
     pub(crate) fn begin_stop(&self) {
         self.shutdown.begin();
     }
@@ -181,11 +186,17 @@ impl Node {
     }
 
     pub(crate) async fn lead_at(&self, revision: u64) -> Result<Leader, tonic::Status> {
+        self.lead_as(revision, false).await
+    }
+
+    /// A leader that answers a node which leaves, or an older one that doesn't know how.
+    pub(crate) async fn lead_as(&self, revision: u64, answers_leaving: bool) -> Result<Leader, tonic::Status> {
         let (to, requests) = mpsc::channel(64);
         let hello = v1::Hello {
             epoch: Some(v1::Epoch { generation: 1, revision }),
             coordinator_id: "c-test".into(),
             gateway: self.gateway.address.to_string(),
+            answers_leaving,
         };
         send(&to, work_request::Message::Hello(hello)).await;
         let mut from = self.client().await.work(ReceiverStream::new(requests)).await?.into_inner();

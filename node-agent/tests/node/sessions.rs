@@ -300,7 +300,7 @@ async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
         }
     }
     // Each attach says so of a node that nobody drained.
-    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false })).await;
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false, leave: false })).await;
     leader.assign(2, "slow", Work::Batch(work)).await;
     let mut ends = std::collections::BTreeMap::new();
     while ends.len() < 2 {

@@ -34,7 +34,7 @@ fn vectors_are_those_of_sentence_transformers() {
     assert!(golden.texts.len() >= 24);
 
     let mut model = CandleEngine::new(2).load(&LoadOptions { dir, threads: 2, context: 4096, slots: 1 }).unwrap();
-    let texts = golden.texts.iter().map(|entry| entry.text.clone()).collect();
+    let texts = golden.texts.iter().map(|entry| entry.text.as_str().into()).collect();
     let request = Request::Embed(EmbedRequest { texts, normalise: false });
     model.join(RequestId(1), Class::Batch, request).unwrap();
     let mut out = Vec::new();

@@ -2,6 +2,7 @@
 
 mod asked;
 mod killed;
+mod moved;
 mod pages;
 mod several;
 mod streams;

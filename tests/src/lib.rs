@@ -4,6 +4,7 @@ pub mod client;
 pub mod cluster;
 pub mod etcd;
 pub mod eventually;
+pub mod held;
 pub mod models;
 pub mod nas;
 pub mod papers;

@@ -49,22 +49,22 @@ async fn lost(harm: impl FnOnce(&mut Process)) {
         client.cluster.clone().uncordon_node(uncordon).await.expect("uncordoned");
         harm(&mut goes);
     };
-    let left = held.lose(client, harm).await;
+    let left = Box::pin(held.lose(client, harm)).await;
     let written = counted(&cluster.nodes[0].metrics.text(), "ingle_node_tokens_written_total");
     assert_eq!(written, left, "no token is written a second time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_a_killed_process_go_on_from_every_token() {
-    lost(Process::kill).await;
+    Box::pin(lost(Process::kill)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_a_frozen_process_go_on_from_every_token() {
-    lost(|process| process.signal(Signal::STOP)).await;
+    Box::pin(lost(|process| process.signal(Signal::STOP))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_a_process_that_is_asked_to_end_go_on_from_every_token() {
-    lost(|process| process.signal(Signal::TERM)).await;
+    Box::pin(lost(|process| process.signal(Signal::TERM))).await;
 }

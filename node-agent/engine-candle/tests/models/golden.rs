@@ -60,6 +60,27 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
+fn parts_between_blanks_have_the_ids_of_the_whole() {
+    let Some(dir) = starter::embedding() else { return };
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let golden: Golden = serde_json::from_slice(&fs::read(fixtures.join("golden_embeddings.json")).unwrap()).unwrap();
+    let model = CandleEngine::new(2).load(&LoadOptions { dir, threads: 2, context: 4096, slots: 1 }).unwrap();
+    let tokens = model.tokens();
+    assert!(tokens.same_between_blanks(), "passages of this model needn't be tokenised twice");
+    let mut cuts = 0;
+    for GoldenText { name, text, .. } in &golden.texts {
+        let whole = tokens.encode(text).unwrap().ids;
+        let blanks = text.bytes().enumerate().filter(|(_, byte)| b" \n\t\r".contains(byte));
+        for (at, _) in blanks.take(20) {
+            let parts = [&text[..at], &text[at..]].map(|part| tokens.encode(part).unwrap().ids);
+            assert_eq!(parts.concat(), whole, "{name}, cut at {at}");
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 50, "{cuts} cuts");
+}
+
+#[test]
 fn the_starter_folder_is_known_for_what_it_is() {
     let Some(dir) = starter::embedding() else { return };
     let engine = CandleEngine::new(2);

@@ -16,7 +16,8 @@ fn batches(nodes: u32, documents: usize, ms: u64) -> Vec<u32> {
         let next = waiting.remove(0);
         let Some(batch) = next.batch.as_ref().filter(|batch| !batch.join) else { continue };
         counts.push(batch.count);
-        rig.pass(100, &(1..=nodes).collect::<Vec<_>>());
+        let passed = rig.pass(100, &(1..=nodes).collect::<Vec<_>>());
+        waiting.extend(sent(&passed));
         let done = rig.complete_in(&next, u64::from(batch.count) * ms * 1_000);
         waiting.extend(sent(&done));
     }

@@ -1,6 +1,6 @@
 # Each target is a line or two that calls cargo, xtask or a script.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check test-rollout soak bench-main bench-ocr bench-storage clean-demo
+.PHONY: help build demo test check test-rollout soak bench-main bench-ocr bench-cluster bench-storage clean-demo
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ bench-main: ## Speed, beside peers where there are any (KEEP=1 keeps the results
 
 bench-ocr: ## Pages per second, beside rapidocr and Tesseract
 	cargo run --release --locked --package ingle-benches -- ocr
+
+bench-cluster: ## Chats beside a backlog, and what the cluster costs beside its bare engines
+	cargo build --release --locked
+	cargo run --release --locked --package ingle-benches -- cluster
 
 bench-storage: ## The NAS and the way from it, beside libnfs, nfs3_client, libiscsi and plain servers
 	cargo run --release --locked --package ingle-benches -- storage

@@ -38,6 +38,8 @@ pub const LOST_MS: u64 = 10_000;
 pub const REATTACH_MS: u64 = 20_000;
 /// How long a batch should take, milliseconds.
 pub const BATCH_TARGET_MS: f64 = 4_000.0;
+/// What a batch should take at least, milliseconds: sharing out less than that costs more than it brings.
+pub const BATCH_LEAST_MS: f64 = 500.0;
 /// Items of one batch.
 pub const BATCH_ITEMS_MAX: u32 = 256;
 /// Pages of one batch of a document in ranges: as few as are worth reading the document for, and as many as may be lost with

@@ -3,6 +3,7 @@
 mod asked;
 mod hosts;
 mod killed;
+mod moved;
 mod pages;
 mod several;
 mod streams;

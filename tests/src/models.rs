@@ -65,6 +65,12 @@ impl FakeModel {
         self.with("hang", word)
     }
 
+    /// An answer to a text that says `hold at N` waits before its token N until this file is there.
+    #[must_use]
+    pub fn held_until(self, released: &Path) -> Self {
+        self.with("hold_until", released.display().to_string())
+    }
+
     /// So many requests at once.
     #[must_use]
     pub fn with_slots(self, slots: u32) -> Self {

@@ -322,12 +322,13 @@ impl Core {
         let output_tokens = job.record.spec().generate.as_ref().map_or(0, |g| g.max_tokens);
         let measured = fit.iter().any(|id| self.speeds.measured(id, model));
         let ceiling = if measured { limits::BATCH_ITEMS_MAX } else { 4 } as usize;
-        // The last of a job is shared out.
-        let fair = (job.uncut_items() as usize).div_ceil(2 * fit.len().max(1)).max(1);
+        // The last of a job is shared out, but not in crumbs.
+        let fair = job.uncut_items().div_ceil(2 * fit.len().max(1) as u64).max(1);
         let mut size = Size { items: 0, bytes: 0, output_tokens, pages: 0 };
-        for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling).min(fair)) {
+        for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling)) {
             let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
-            if size.items > 0 && expected(grown) > limits::BATCH_TARGET_MS {
+            let most = if u64::from(size.items) < fair { limits::BATCH_TARGET_MS } else { limits::BATCH_LEAST_MS };
+            if size.items > 0 && expected(grown) > most {
                 break;
             }
             size = grown;

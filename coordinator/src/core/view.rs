@@ -93,6 +93,12 @@ impl Core {
         Some(view)
     }
 
+    /// Whether a job has ended, and not long ago.
+    #[must_use]
+    pub fn has_ended(&self, number: u64) -> bool {
+        self.ended.contains_key(&number)
+    }
+
     /// Whether an idempotency key names a job.
     #[must_use]
     pub fn knows_key(&self, key: &str) -> bool {

@@ -133,6 +133,10 @@ impl Driver {
             pending.changes.extend(step.changes);
             pending.bytes += bytes;
             pending.effects.extend(step.effects);
+            // What changes nothing that is stored, as a person's call, needn't wait for the commit of what came after it.
+            if pending.changes.is_empty() {
+                self.flush(std::mem::take(&mut pending), shutdown).await?;
+            }
         }
         self.flush(pending, shutdown).await?;
         self.meters.tally(&self.core.take_tally());
@@ -169,7 +173,7 @@ impl Driver {
         for effect in pending.effects {
             match effect {
                 Effect::Reply { reply, answer } => self.inbox.shared.answer(reply, answer),
-                Effect::JobChanged { job } => self.inbox.shared.job_changed(job),
+                Effect::JobChanged { job } => self.inbox.shared.job_changed(job, self.core.has_ended(job)),
                 other => self.perform.perform(other, self.epoch),
             }
         }

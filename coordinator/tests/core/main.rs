@@ -4,6 +4,7 @@
 
 mod breakers;
 mod calls;
+mod cutting;
 mod drains;
 mod explained;
 mod lateness;
@@ -225,6 +226,16 @@ impl Rig {
 
     /// A node has done its batch; documents at `splits` are too long for it.
     fn complete(&mut self, sent: &Sent, splits: &[u32]) -> Vec<Effect> {
+        self.complete_with(sent, splits, 0, 1_000)
+    }
+
+    /// A node has done its batch of documents of a KiB each, and was busy with it for so long.
+    fn complete_in(&mut self, sent: &Sent, busy_us: u64) -> Vec<Effect> {
+        let count = sent.batch.as_ref().expect("a batch").count;
+        self.complete_with(sent, &[], u64::from(count) << 10, busy_us)
+    }
+
+    fn complete_with(&mut self, sent: &Sent, splits: &[u32], bytes: u64, busy_us: u64) -> Vec<Effect> {
         let count = sent.batch.as_ref().expect("a batch").count;
         let splits: Vec<_> = splits.iter().map(|index| v1::SplitDocument { index: *index, pages: 9 }).collect();
         let committed = count - splits.len() as u32;
@@ -235,7 +246,8 @@ impl Rig {
             committed,
             outputs: committed,
             splits,
-            busy_us: 1_000,
+            bytes,
+            busy_us,
             ..Default::default()
         };
         self.step(Event::Complete { node: sent.node.clone(), complete: Box::new(complete) })

@@ -1,7 +1,10 @@
 //! One OS thread per loaded model with a bounded mailbox: requests enter between two steps, interactive before batch.
 //!
+//! While a person is served by one model, the others of the node do batch work only now and then (`courtesy.rs`).
+//!
 //! A panic or an error of the model fails what is in it, not the agent: the thread loads the model again and goes on.
 
+mod courtesy;
 mod hall;
 mod moves;
 mod rates;
@@ -18,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::limits;
 use crate::metrics::NodeMetrics;
+pub use courtesy::Courtesy;
 use moves::Moves;
 pub use moves::Progress;
 pub use rates::Rates;
@@ -77,6 +81,8 @@ pub struct Totals {
     pub steps: AtomicU64,
     /// Microseconds spent in them.
     pub busy_us: AtomicU64,
+    /// People who are served now, by any model.
+    pub courtesy: Courtesy,
 }
 
 enum Command {
@@ -255,6 +261,7 @@ impl ModelHandle {
     pub async fn stop(&self) {
         let ended = async {
             let _ = self.mailbox.send(Command::Stop).await;
+            self.shared.totals.courtesy.mail();
             let mut ended = self.ended.clone();
             // An error means that the thread is gone, which is what we wait for.
             let _ = ended.wait_for(|ended| *ended).await;
@@ -279,8 +286,11 @@ impl ModelHandle {
         let (events, received) = mpsc::channel(capacity);
         let shared = Arc::new(TicketShared::default());
         let reader = Reader { events, shared: Arc::clone(&shared) };
-        let ticket =
-            Ticket { id, events: received, shared, owner: Arc::clone(&self.shared), mailbox: self.mailbox.clone() };
+        if class == Class::Interactive {
+            self.shared.totals.courtesy.enter();
+        }
+        let (owner, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
+        let ticket = Ticket { id, class, events: received, shared, owner, mailbox };
         tokio::select! {
             biased;
             () = self.shared.moves.abandoned.cancelled() => return Err(self.shared.moves.stalled(id)),
@@ -288,6 +298,7 @@ impl ModelHandle {
                 sent.map_err(|_| EngineError::Compute("the model's thread has ended".into()))?;
             }
         }
+        self.shared.totals.courtesy.mail();
         Ok(ticket)
     }
 }
@@ -324,6 +335,7 @@ fn start(
 /// A request in a model. Dropping it takes the request out.
 pub struct Ticket {
     id: RequestId,
+    class: Class,
     events: mpsc::Receiver<Event>,
     shared: Arc<TicketShared>,
     owner: Arc<Shared>,
@@ -366,6 +378,11 @@ impl Drop for Ticket {
         self.owner.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
         // A full mailbox wakes the thread as well.
         let _ = self.mailbox.try_send(Command::Wake);
+        let courtesy = &self.owner.totals.courtesy;
+        match self.class {
+            Class::Interactive => courtesy.leave(),
+            Class::Batch => courtesy.mail(),
+        }
     }
 }
 

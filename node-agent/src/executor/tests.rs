@@ -1,5 +1,7 @@
 //! The executor with the fake engine: order of entry, bounds, cancellation, and a model whose thread fails.
 
+mod preemption;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ fn load(dir: &Path, config: &str) -> ModelHandle {
 }
 
 fn embed(texts: &[&str]) -> Request {
-    Request::Embed(EmbedRequest { texts: texts.iter().map(ToString::to_string).collect(), normalise: true })
+    Request::Embed(EmbedRequest { texts: texts.iter().map(|text| (*text).into()).collect(), normalise: true })
 }
 
 fn generate(text: &str, max_tokens: u32) -> Request {

@@ -37,10 +37,18 @@ pub(super) fn run(
     let mut hall = Hall::default();
     let mut model = model;
     let mut share = Share { metrics: &shared.metrics, requests: 0, kv_bytes: 0 };
+    let mut stepped = Instant::now();
     while take_mail(&mut hall, &mut model, &mut commands, shared) {
-        let worked = shared.moves.within(|| {
-            let_in(&mut hall, model.as_mut(), &shared.moves).and_then(|()| step(&mut hall, model.as_mut(), shared))
-        });
+        let entered = shared.moves.within(|| let_in(&mut hall, model.as_mut(), &shared.moves));
+        // Giving way is waiting on purpose: no sign of an engine that stands still.
+        if entered.is_ok()
+            && hall.only_batch_inside()
+            && !shared.totals.courtesy.give_way(stepped, || !commands.is_empty() || commands.is_closed())
+        {
+            continue;
+        }
+        stepped = Instant::now();
+        let worked = entered.and_then(|()| shared.moves.within(|| step(&mut hall, model.as_mut(), shared)));
         if let Err(error) = worked {
             tracing::warn!(reason = %error, "a model failed; loading it again");
             shared.metrics.model_restarts.inc();
@@ -193,11 +201,12 @@ fn step(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) -> Result<(), E
     }
     let stepped = stepped?;
     for output in out {
-        if let Output::Done { prompt_tokens, output_tokens, timings, .. } = &output {
+        if let Output::Done { id, prompt_tokens, timings, .. } = &output {
+            let (said, since_entry) = hall.said(*id);
             shared.metrics.tokens_in.inc_by(u64::from(*prompt_tokens));
-            shared.metrics.tokens_out.inc_by(u64::from(*output_tokens));
+            shared.metrics.tokens_out.inc_by(u64::from(said));
             let mut rates = shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
-            rates.request(*prompt_tokens, *output_tokens, *timings);
+            rates.request(*prompt_tokens, since_entry, *timings);
         }
         if let Some(gone) = hall.route(output) {
             model.leave(gone);

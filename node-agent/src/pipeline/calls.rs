@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ingle_engine::{Class, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task};
+use ingle_engine::{Class, EmbedText, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task};
 use ingle_proto::job::{validate_embed_request, validate_generate_request};
 use ingle_proto::v1::{self, generate_response::Frame, work_response};
 use ingle_proto::{ErrorCode, MESSAGE_BYTES_MAX, Problem};
@@ -33,7 +33,8 @@ pub async fn embed(attempt: &Attempt, request: v1::EmbedRequest) -> Result<Outco
             format!("at most {most} texts of this model's vectors fit one answer, got {}", request.texts.len()),
         )));
     }
-    let answer = embed::vectors(&lease, Class::Interactive, request.texts).await.map_err(|e| Failure::engine(&e))?;
+    let texts = request.texts.into_iter().map(EmbedText::from).collect();
+    let answer = embed::vectors(&lease, Class::Interactive, texts).await.map_err(|e| Failure::engine(&e))?;
     if request.fail_on_truncation
         && let Some(at) = answer.vectors.iter().position(|(_, _, truncated)| *truncated)
     {

@@ -9,5 +9,6 @@ pub mod nas;
 pub mod papers;
 pub mod parquet;
 pub mod process;
+pub mod prometheus;
 pub mod share;
 pub mod tgt;

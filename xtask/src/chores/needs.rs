@@ -47,6 +47,13 @@ const NEEDS: &[Need] = &[
     },
     Need { program: "mke2fs", probe: None, package: "e2fsprogs", without: "tests on ext4 volumes", vital: false },
     Need {
+        program: "promtool",
+        probe: None,
+        package: "prometheus",
+        without: "alert rules' own tests, and dashboards against a real Prometheus",
+        vital: false,
+    },
+    Need {
         program: "iscsi-perf",
         probe: None,
         package: "libiscsi-bin",

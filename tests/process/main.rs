@@ -1,6 +1,7 @@
 //! Real processes, killed with -9, frozen and asked to end in the middle of their work.
 
 mod asked;
+mod dashboards;
 mod hosts;
 mod killed;
 mod moved;

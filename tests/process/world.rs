@@ -111,6 +111,14 @@ impl World {
         Self { client, share, nodes: started, gateway, coordinator, others, etcd, _nfs: nfs, _home: home }
     }
 
+    /// All that daemons have said so far.
+    pub(crate) fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self._home.path()).expect("a directory");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        let logs = paths.filter(|path| path.extension().is_some_and(|ending| ending == "log"));
+        logs.map(|path| std::fs::read_to_string(path).expect("a log")).collect()
+    }
+
     /// Where members and jobs are.
     pub(crate) fn etcd_url(&self) -> String {
         self.etcd.as_ref().expect("a world of several").url()

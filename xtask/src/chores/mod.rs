@@ -4,6 +4,7 @@ mod needs;
 mod rollout;
 mod round;
 mod skips;
+mod watching;
 
 use std::path::Path;
 
@@ -106,6 +107,7 @@ fn scripts(round: &mut Round) -> anyhow::Result<()> {
     for script in ending_with(".sh").iter().map(String::as_str).chain([".ci/run"]) {
         round.step(&format!("{script} parses"), "bash", &["-n", script])?;
     }
+    watching::check(round, &tree)?;
     if tree.has("ansible/site.yml") {
         let inventory = ["--syntax-check", "-i", "ansible/inventory.example/home.yml", "ansible/site.yml"];
         round.step_if_there("playbook parses", "ansible-playbook", &inventory)?;

@@ -79,6 +79,13 @@ const NEEDS: &[Need] = &[
     Need { program: "ssh", probe: None, package: "openssh-client", without: "the rollout to guests", vital: false },
     Need { program: "openssl", probe: None, package: "openssl", without: "certificates in tests", vital: false },
     Need {
+        program: "promtool",
+        probe: None,
+        package: "prometheus",
+        without: "alert rules' own tests, and dashboards against a real Prometheus",
+        vital: false,
+    },
+    Need {
         program: "iscsi-perf",
         probe: None,
         package: "libiscsi-bin",

@@ -18,6 +18,10 @@ pub const SEGMENTS_MAX: u32 = 1_000_000;
 pub const ITEM_FAILURES_MAX: u32 = 5;
 /// Nodes that may die with an item alone before it is set aside.
 pub const ITEM_DEATHS_MAX: u32 = 3;
+/// The same of attempts that those nodes never said they had: they may have died on their way, so they count for less.
+pub const ITEM_UNSEEN_DEATHS_MAX: u32 = 9;
+/// How long a node may still be at what it was told to stop, milliseconds.
+pub const CANCEL_WITHIN_MS: u64 = 3_000;
 /// Silence after which a node gets no new work, milliseconds.
 pub const SUSPECT_MS: u64 = 3_000;
 /// Silence after which its streams move, milliseconds.

@@ -88,6 +88,9 @@ impl Core {
     pub(super) fn complete(&mut self, step: &mut Step, node: &NodeId, complete: v1::Complete) {
         let Some(token) = &complete.token else { return };
         let number = token.attempt;
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.ending.remove(&number);
+        }
         // A late attempt from a node believed dead, or a replay: its staged files are never looked at.
         let Some(attempt) = self.attempts.get(&number).filter(|attempt| attempt.node == *node) else { return };
         let Owner::Batch { job, batch } = attempt.owner else { return };
@@ -143,6 +146,8 @@ impl Core {
             if done < assigned {
                 // Drained or preempted: what is left becomes a batch of its own, free of charge.
                 let (segment, document, first, bucket) = (record.segment, record.document, record.first, record.bucket);
+                // It was not reached: what it may do to a node is as unknown as before.
+                let suspect = record.suspect;
                 let bytes = |from, count| entry.range_bytes(segment, document.checked_sub(1), from, count);
                 let rest = BatchRecord {
                     segment,
@@ -151,6 +156,7 @@ impl Core {
                     count: assigned - done,
                     bucket,
                     bytes: bytes(first + done, assigned - done),
+                    suspect,
                     ..Default::default()
                 };
                 let kept = bytes(first, done);

@@ -84,6 +84,8 @@ impl Core {
                 bytes_done: 0,
                 items_done: 0,
                 unconfirmed: false,
+                alone: false,
+                seen: true,
             },
         );
         if let Some(entry) = self.nodes.get_mut(node) {

@@ -139,7 +139,7 @@ impl Core {
         }
         // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.
         let suspect = job.due(now.unix_ms, true);
-        let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.batches_on(node).next().is_none());
+        let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.is_empty(node));
         let fit = match &ward {
             Some(node) => vec![node.clone()],
             None => {
@@ -255,6 +255,9 @@ impl Core {
             pages: of_pages.then_some(v1::PageRange { first, count }),
             document,
         };
+        let alone = self.is_empty(&node);
+        self.joined_by_another(&node);
+        let Some(job) = self.jobs.get(&number) else { return false };
         let priority = job.record.spec().priority();
         let model_ref = v1::ModelRef { name: model, digest: job.record.model_digest.clone().into() };
         self.attempts.insert(
@@ -268,6 +271,8 @@ impl Core {
                 bytes_done: 0,
                 items_done: 0,
                 unconfirmed: false,
+                alone,
+                seen: false,
             },
         );
         if let Some(entry) = self.nodes.get_mut(&node) {
@@ -327,6 +332,33 @@ impl Core {
             Owner::Batch { job, batch } => self.jobs.get(&job)?.batches.get(&batch),
             Owner::Call(_) => None,
         })
+    }
+
+    /// Whether no batch is at a node, and none that was called back may still be.
+    fn is_empty(&self, node: &NodeId) -> bool {
+        self.batches_on(node).next().is_none() && self.nodes.get(node).is_none_or(|entry| entry.ending.is_empty())
+    }
+
+    /// What is at a node gets company: no single item can be blamed any more if the node dies.
+    fn joined_by_another(&mut self, node: &NodeId) {
+        let Self { nodes, attempts, .. } = self;
+        for number in nodes.get(node).into_iter().flat_map(|entry| &entry.attempts) {
+            if let Some(attempt) = attempts.get_mut(number) {
+                attempt.alone = false;
+            }
+        }
+    }
+
+    /// Remembers which batches nodes are told to stop until they have. A call that is given up keeps no node from others.
+    pub(super) fn note_cancels(&mut self, step: &Step) {
+        let until = self.now.mono_ms + limits::CANCEL_WITHIN_MS;
+        for effect in &step.effects {
+            if let Effect::CancelAttempt { node, attempt, .. } = effect
+                && let Some(entry) = self.nodes.get_mut(node)
+            {
+                entry.ending.insert(*attempt, until);
+            }
+        }
     }
 
     /// Nodes that are kept for suspect batches which wait.
@@ -417,6 +449,8 @@ impl Core {
                     bytes_done: 0,
                     items_done: 0,
                     unconfirmed: false,
+                    alone: false,
+                    seen: false,
                 },
             );
             if let Some(entry) = self.nodes.get_mut(&node) {

@@ -158,6 +158,10 @@ pub(crate) struct Attempt {
     pub(crate) items_done: u32,
     /// Set after a leader change, until its node reports it.
     pub(crate) unconfirmed: bool,
+    /// No other batch was at its node since it was sent there: if the node dies, nothing else can have done it.
+    pub(crate) alone: bool,
+    /// Its node has said that it has it. What died on its way there, or after its node, did the node no harm.
+    pub(crate) seen: bool,
 }
 
 /// Jobs, nodes and attempts, and the rules between them.
@@ -257,6 +261,7 @@ impl Core {
     pub fn step(&mut self, now: Now, event: Event) -> Step {
         self.now = now;
         let mut step = Step::default();
+        let of_a_call = matches!(event, Event::CallGone { .. });
         match event {
             Event::Submit { reply, spec, idempotency_key, spec_digest, principal } => {
                 self.submit(&mut step, reply, *spec, idempotency_key, spec_digest, principal);
@@ -281,6 +286,7 @@ impl Core {
                     let most = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
                     let (count, size) = most.map_or((0, 0), |batch| (batch.count, batch.bytes));
                     attempt.items_done = items.min(count);
+                    attempt.seen = true;
                     attempt.bytes_done = bytes.min(size);
                     step.effects.push(Effect::JobChanged { job });
                 }
@@ -299,7 +305,20 @@ impl Core {
         }
         self.settle_lost(&mut step);
         self.schedule(&mut step);
+        if !of_a_call {
+            self.note_cancels(&step);
+        }
         step
+    }
+
+    /// Whether an effect is still wanted. Many steps are made durable at once: an attempt that one of them began and another
+    /// ended must not reach its node, which it might kill once more after its item was set aside for that.
+    #[must_use]
+    pub fn wants(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Dispatch { attempt, .. } => self.attempts.contains_key(attempt) && !self.lost.contains_key(attempt),
+            _ => true,
+        }
     }
 
     /// This leader's epoch.

@@ -35,6 +35,8 @@ pub struct NodeEntry {
     pub draining: bool,
     /// Attempts here.
     pub attempts: BTreeSet<u64>,
+    /// Attempts that it was told to stop and may still be at, each with the monotonic milliseconds after which that is over.
+    pub ending: BTreeMap<u64, u64>,
     /// Milliseconds busy since it started.
     pub busy_ms: u64,
     /// Bytes its models take.
@@ -141,6 +143,7 @@ impl NodeTable {
             last_seen_unix: now.unix_ms,
             draining,
             attempts: before.filter(|_| same).map(|e| e.attempts.clone()).unwrap_or_default(),
+            ending: BTreeMap::new(),
             busy_ms: 0,
             reserved: before.filter(|_| same).map_or(0, |e| e.reserved),
             handled: Health::Ready,
@@ -213,8 +216,11 @@ impl NodeTable {
         counted.len() > 2 && silent * 2 > counted.len()
     }
 
-    /// Drops nodes that left and hold nothing.
+    /// Drops nodes that left and hold nothing, and what nodes have had time enough to stop.
     pub(crate) fn forget_departed(&mut self, now: Now) {
+        for entry in self.nodes.values_mut() {
+            entry.ending.retain(|_, until| *until > now.mono_ms);
+        }
         self.nodes.retain(|_, entry| {
             !(entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost)
         });

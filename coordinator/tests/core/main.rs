@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod blame;
 mod calls;
 mod drains;
 mod lateness;
@@ -119,7 +120,26 @@ impl Rig {
         assert_eq!(self.core.check(), Vec::<String>::new());
     }
 
+    /// The same where one node beats, by a later start of its process.
+    fn pass_of(&mut self, ms: u64, number: u32, start: u32) -> Vec<Effect> {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms as i64;
+        let beat = Event::Beat { node: node(number), incarnation: format!("i{number}-{start}"), busy_ms: 1 };
+        let mut effects = self.step(beat);
+        effects.extend(self.step(Event::Tick));
+        effects
+    }
+
     fn attach(&mut self, number: u32, running: &[u64]) -> Vec<Effect> {
+        self.attach_as(number, format!("i{number}"), running)
+    }
+
+    /// A later start of a node's process, which runs nothing.
+    fn attach_again(&mut self, number: u32, start: u32) -> Vec<Effect> {
+        self.attach_as(number, format!("i{number}-{start}"), &[])
+    }
+
+    fn attach_as(&mut self, number: u32, incarnation: String, running: &[u64]) -> Vec<Effect> {
         let info = |name: &str, kind: v1::JobKind| v1::ModelInfo {
             model: Some(v1::ModelRef { name: name.into(), digest: vec![7; 32].into() }),
             kind: kind.into(),
@@ -131,7 +151,7 @@ impl Rig {
         let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
         self.step(Event::NodeAttached(Box::new(Attached {
             node: node(number),
-            incarnation: format!("i{number}"),
+            incarnation,
             name: format!("machine {number}"),
             address: String::new(),
             version: String::new(),

@@ -132,6 +132,10 @@ pub fn label(assign: &v1::Assign) -> &'static str {
 /// # Errors
 /// [`Failure`] with whose fault it is.
 pub async fn run(attempt: Attempt, assign: v1::Assign) -> Result<Outcome, Failure> {
+    if matches!(assign.work, Some(Work::Batch(_) | Work::Join(_))) {
+        // Said before anything of it is touched: if this process dies now, the leader knows what it had.
+        attempt.progress(0, 0, "begun");
+    }
     match assign.work {
         Some(Work::Batch(work)) => match work.kind() {
             v1::JobKind::Embed => Box::pin(embed::batch(&attempt, work)).await,

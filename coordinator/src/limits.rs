@@ -10,6 +10,12 @@ pub const CALLS_MAX: usize = 1_024;
 pub const CALLS_WAITING_MAX: usize = 256;
 /// Nodes.
 pub const NODES_MAX: usize = 4_096;
+/// Nodes up to which each decision weighs all of them.
+pub const NODES_ALL_MAX: usize = 64;
+/// Of more nodes so many with room are looked at for one decision, and so many of them weighed against each other.
+pub const NODES_LOOKED_AT: usize = 64;
+/// See there.
+pub const NODES_WEIGHED: usize = 16;
 /// Nodes that people drained, attached or not.
 pub const CORDONS_MAX: usize = 4_096;
 /// Segments of one job: a million documents.

@@ -28,7 +28,7 @@ impl Core {
     /// Hands out work until no node takes more.
     pub(super) fn schedule(&mut self, step: &mut Step) {
         self.schedule_calls(step);
-        if self.nodes.mass_failure(self.now) {
+        if self.braked() {
             return;
         }
         // A commit is bounded: what doesn't fit waits for the next event, at the latest a tick.
@@ -72,7 +72,7 @@ impl Core {
             .collect()
     }
 
-    fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
+    pub(super) fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
         if node.draining {
             return Err("it is draining".into());
         }
@@ -122,8 +122,15 @@ impl Core {
         let now = self.now;
         let Some(job) = self.jobs.get(&number) else { return false };
         let model = job.record.model.clone();
-        let candidates = self.candidates(&model);
-        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
+        let suspect = job.due(now.unix_ms, true);
+        let some = if suspect.is_none() { self.some_of_many(&model) } else { None };
+        if some.as_ref().is_some_and(Vec::is_empty) && !self.looks_at_all() {
+            return false;
+        }
+        let candidates =
+            if some.as_ref().is_some_and(|some| !some.is_empty()) { Vec::new() } else { self.candidates(&model) };
+        let all = || candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
+        let fit: Vec<NodeId> = some.filter(|some| !some.is_empty()).unwrap_or_else(all);
         if fit.is_empty() {
             if let Some(problem) = self.broken_everywhere(&model) {
                 self.end_failed(step, number, &problem);
@@ -138,7 +145,7 @@ impl Core {
             return false;
         }
         // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.
-        let suspect = job.due(now.unix_ms, true);
+        let Some(job) = self.jobs.get(&number) else { return false };
         let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.is_empty(node));
         let fit = match &ward {
             Some(node) => vec![node.clone()],
@@ -153,10 +160,10 @@ impl Core {
         }
         // The next batch: one that waits already, else a new one cut to what the nodes have shown they can do.
         let waiting = if ward.is_some() { suspect } else { job.due(now.unix_ms, false) };
-        let probe = match waiting {
-            Some(batch) => job.size(&job.batches[&batch]),
+        let (probe, cut) = match waiting {
+            Some(batch) => (job.size(&job.batches[&batch]), None),
             None => match self.next_cut(job, &model, &fit) {
-                Some((_, size)) => size,
+                Some((cut, size)) => (size, Some(cut)),
                 None => return false,
             },
         };
@@ -179,21 +186,12 @@ impl Core {
         };
         let node = chosen.2.clone();
         let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
-        let batch = match waiting {
-            Some(batch) => batch,
-            None => {
-                let Some((cut, _)) = self.jobs.get(&number).and_then(|job| self.next_cut(job, &model, &fit)) else {
-                    return false;
-                };
-                let Some(batch) = self.jobs.get_mut(&number).and_then(|job| match cut {
-                    Cut::Entries(segment, count) => job.cut(segment, count),
-                    Cut::Pages(key, count) => job.cut_pages(key, count),
-                }) else {
-                    return false;
-                };
-                batch
-            }
-        };
+        let made = self.jobs.get_mut(&number).and_then(|job| match cut {
+            Some(Cut::Entries(segment, count)) => job.cut(segment, count),
+            Some(Cut::Pages(key, count)) => job.cut_pages(key, count),
+            None => waiting,
+        });
+        let Some(batch) = made else { return false };
         let attempt = self.new_attempt(step);
         let allowed_ms = limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as u64);
         let Some(job) = self.jobs.get_mut(&number) else { return false };
@@ -314,14 +312,15 @@ impl Core {
         let ceiling = if measured { limits::BATCH_ITEMS_MAX } else { 4 } as usize;
         // The last of a job is shared out.
         let fair = (job.uncut_items() as usize).div_ceil(2 * fit.len().max(1)).max(1);
+        // Sizes of the first so many entries. More of them never take less time: the last that fits is found by halving.
+        let mut sizes: Vec<Size> = Vec::new();
         let mut size = Size { items: 0, bytes: 0, output_tokens, pages: 0 };
         for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling).min(fair)) {
-            let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
-            if size.items > 0 && expected(grown) > limits::BATCH_TARGET_MS {
-                break;
-            }
-            size = grown;
+            size = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
+            sizes.push(size);
         }
+        let fits = sizes.partition_point(|size| size.items == 1 || expected(*size) <= limits::BATCH_TARGET_MS);
+        let size = *sizes.get(fits.checked_sub(1)?)?;
         Some((Cut::Entries(segment, size.items), size))
     }
 
@@ -524,22 +523,12 @@ impl Job {
     }
 
     pub(super) fn uncut_items(&self) -> u64 {
-        self.uncut
-            .iter()
-            .filter_map(|index| self.segments.get(index))
-            .map(|segment| u64::from(segment.info().to_do - segment.cut))
-            .sum()
+        self.uncut_left.items
     }
 
     /// Of documents that no node has.
     pub(super) fn remaining_bytes(&self) -> u64 {
-        let uncut: u64 = self
-            .uncut
-            .iter()
-            .filter_map(|index| self.segments.get(index))
-            .map(|s| s.info().size_kib[s.cut as usize..].iter().map(|k| u64::from(*k) << 10).sum::<u64>())
-            .sum();
-        uncut
+        self.uncut_left.bytes
             + self.uncut_page_bytes()
             + self.queued.iter().filter_map(|batch| self.batches.get(batch)).map(|b| b.bytes).sum::<u64>()
     }

@@ -287,6 +287,7 @@ impl Job {
                 BatchState::Published => {}
             }
         }
+        self.settled = self.settled_anew();
         self.counts.published = 0;
         let totals = super::check::settled_counts(kind, &self.batches);
         self.counts.unchanged += totals.unchanged;

@@ -6,6 +6,7 @@
 mod batches;
 pub(crate) mod calls;
 pub mod check;
+mod crowd;
 mod dispatch;
 mod drains;
 pub mod event;
@@ -87,7 +88,13 @@ pub(crate) struct Job {
     pub(crate) uncut_pages: BTreeSet<DocumentKey>,
     /// Those of them whose pages are all settled, and that need a join.
     pub(crate) ready_documents: BTreeSet<DocumentKey>,
+    /// Batches of their pages, whatever became of them.
+    pub(crate) ranges: BTreeMap<DocumentKey, BTreeSet<u64>>,
     pub(crate) counts: v1::ItemCounts,
+    /// Documents that need nothing more of a node.
+    pub(crate) settled: u64,
+    /// Entries that no batch covers yet.
+    pub(crate) uncut_left: Left,
     pub(crate) next_batch: u64,
     /// The walk under way, and when to try again after one failed.
     pub(crate) scan: ScanState,
@@ -103,6 +110,13 @@ pub(crate) struct Job {
     pub(crate) outage: Option<outage::Outage>,
     /// Of a standing job: when the last look ended, Unix milliseconds.
     pub(crate) looked_ms: i64,
+}
+
+/// How much is left of something.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) items: u64,
+    pub(crate) bytes: u64,
 }
 
 /// How far a job was at a moment.
@@ -183,6 +197,7 @@ pub struct Core {
     next_attempt: u64,
     next_job: u64,
     now: Now,
+    crowd: crowd::Crowd,
 }
 
 impl Core {
@@ -207,6 +222,7 @@ impl Core {
             next_attempt: 1,
             next_job: 1,
             now,
+            crowd: crowd::Crowd::default(),
         };
         for (key, value) in records {
             core.load_record(&key, &value).map_err(|error| format!("record {key}: {error}"))?;
@@ -262,6 +278,7 @@ impl Core {
         self.now = now;
         let mut step = Step::default();
         let of_a_call = matches!(event, Event::CallGone { .. });
+        let pace = self.pace_of(&event);
         match event {
             Event::Submit { reply, spec, idempotency_key, spec_digest, principal } => {
                 self.submit(&mut step, reply, *spec, idempotency_key, spec_digest, principal);
@@ -304,7 +321,7 @@ impl Core {
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
-        self.schedule(&mut step);
+        self.schedule_at(&mut step, pace);
         if !of_a_call {
             self.note_cancels(&step);
         }

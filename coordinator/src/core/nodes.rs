@@ -1,6 +1,7 @@
 //! Nodes as the leader sees them: intent (draining) beside what is observed (beats, models, attempts).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use ingle_proto::{NodeId, v1};
 
@@ -86,6 +87,11 @@ impl NodeEntry {
         self.attached.loaded.iter().find(|l| l.model.as_ref().is_some_and(|m| m.name == name))
     }
 
+    /// Whether it may be given something, for all that it has said.
+    fn has_room(&self) -> bool {
+        self.connected && !self.left && !self.draining && self.attempts.len() < self.attempts_max()
+    }
+
     /// Batches and calls it may hold.
     #[must_use]
     pub fn attempts_max(&self) -> usize {
@@ -111,6 +117,10 @@ pub struct NodeTable {
     nodes: BTreeMap<NodeId, NodeEntry>,
     /// Those that shall take no work, attached or not, with the deadline of their drain: Unix milliseconds, or 0.
     cordoned: BTreeMap<NodeId, i64>,
+    /// Nodes with room, as far as that doesn't change with time alone; true of all but those in `touched`.
+    roomy: BTreeSet<NodeId>,
+    /// Nodes that were changed since.
+    touched: BTreeSet<NodeId>,
 }
 
 impl NodeTable {
@@ -119,7 +129,31 @@ impl NodeTable {
     }
 
     pub(crate) fn get_mut(&mut self, node: &NodeId) -> Option<&mut NodeEntry> {
-        self.nodes.get_mut(node)
+        let entry = self.nodes.get_mut(node)?;
+        // Whoever asks may change what the index is made of.
+        if !self.touched.contains(node) {
+            self.touched.insert(node.clone());
+        }
+        Some(entry)
+    }
+
+    /// Whether any had room when that was last asked.
+    pub(crate) fn any_room(&self) -> bool {
+        !self.roomy.is_empty()
+    }
+
+    /// At most `most` nodes that have room, in their order, beginning after one.
+    pub(crate) fn roomy_after(&mut self, after: Option<&NodeId>, most: usize) -> Vec<NodeId> {
+        for id in std::mem::take(&mut self.touched) {
+            if self.nodes.get(&id).is_some_and(NodeEntry::has_room) {
+                self.roomy.insert(id);
+            } else {
+                self.roomy.remove(&id);
+            }
+        }
+        let Some(after) = after else { return self.roomy.iter().take(most).cloned().collect() };
+        let behind = self.roomy.range((Bound::Excluded(after), Bound::Unbounded));
+        behind.chain(self.roomy.range(..=after)).take(most).cloned().collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &NodeEntry)> {
@@ -153,6 +187,7 @@ impl NodeTable {
             fetching,
             attached,
         };
+        self.touched.insert(id.clone());
         let old = self.nodes.insert(id, entry);
         old.filter(|_| !same)
     }
@@ -160,6 +195,7 @@ impl NodeTable {
     pub(crate) fn detached(&mut self, node: &NodeId, _now: Now) {
         if let Some(entry) = self.nodes.get_mut(node) {
             entry.connected = false;
+            self.touched.insert(node.clone());
         }
     }
 
@@ -201,6 +237,7 @@ impl NodeTable {
         }
         if let Some(entry) = self.nodes.get_mut(node) {
             entry.draining = deadline_ms.is_some();
+            self.touched.insert(node.clone());
         }
     }
 
@@ -221,8 +258,13 @@ impl NodeTable {
         for entry in self.nodes.values_mut() {
             entry.ending.retain(|_, until| *until > now.mono_ms);
         }
-        self.nodes.retain(|_, entry| {
-            !(entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost)
+        let Self { nodes, touched, .. } = self;
+        nodes.retain(|id, entry| {
+            let gone = entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost;
+            if gone {
+                touched.insert(id.clone());
+            }
+            !gone
         });
     }
 }

@@ -58,9 +58,9 @@ struct Speed {
     ms_per_page: Option<Mean>,
 }
 
-/// Measured speeds by (node, model).
+/// Measured speeds by node and model.
 #[derive(Debug, Default)]
-pub struct Speeds(BTreeMap<(NodeId, String), Speed>);
+pub struct Speeds(BTreeMap<NodeId, BTreeMap<String, Speed>>);
 
 /// Bytes per token of ordinary text: good enough for an estimate that measurement replaces.
 const BYTES_PER_TOKEN: f64 = 4.0;
@@ -75,7 +75,7 @@ const LOAD_BYTES_PER_MS: f64 = 110_000.0;
 impl Speeds {
     /// Learns from a batch that took `busy_ms`.
     pub fn learn(&mut self, node: &NodeId, model: &str, size: Size, busy_ms: f64) {
-        let speed = self.0.entry((node.clone(), model.to_owned())).or_default();
+        let speed = self.0.entry(node.clone()).or_default().entry(model.to_owned()).or_default();
         if size.bytes > 0 {
             Mean::add(&mut speed.ms_per_kib, busy_ms / (size.bytes as f64 / 1024.0));
         }
@@ -89,13 +89,13 @@ impl Speeds {
 
     /// Forgets a node: it comes back with other hardware.
     pub fn forget(&mut self, node: &NodeId) {
-        self.0.retain(|(n, _), _| n != node);
+        self.0.remove(node);
     }
 
     /// Whether this model has run on this node.
     #[must_use]
     pub fn measured(&self, node: &NodeId, model: &str) -> bool {
-        self.0.contains_key(&(node.clone(), model.to_owned()))
+        self.0.get(node).is_some_and(|models| models.contains_key(model))
     }
 
     /// Milliseconds of (input, output) for work of this size.
@@ -109,7 +109,7 @@ impl Speeds {
         size: Size,
     ) -> (f64, f64) {
         let name = model.model.as_ref().map_or("", |m| m.name.as_str());
-        let speed = self.0.get(&(node.clone(), name.to_owned())).copied().unwrap_or_default();
+        let speed = self.0.get(node).and_then(|models| models.get(name)).copied().unwrap_or_default();
         let kib = size.bytes as f64 / 1024.0;
         if model.kind() == v1::JobKind::Generate {
             if let Some(per_item) = speed.ms_per_item {

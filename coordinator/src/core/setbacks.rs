@@ -106,7 +106,7 @@ impl Core {
         if record.count > 1 {
             let record = record.clone();
             entry.running.remove(&batch);
-            entry.batches.remove(&batch);
+            entry.remove_batch(batch);
             if record.takes_documents() {
                 entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
             }
@@ -150,6 +150,7 @@ impl Core {
         (record.manifest, record.outputs) = (None, 0);
         (record.committed, record.unchanged, record.skipped, record.failed) = (0, 0, 0, 0);
         record.incomplete = 0;
+        entry.settled = entry.settled.saturating_sub(u64::from(before.stands_for()));
         if before.takes_documents() || before.joins_document() {
             let counts = &mut entry.counts;
             counts.unchanged = counts.unchanged.saturating_sub(u64::from(before.unchanged));
@@ -225,6 +226,7 @@ impl Core {
             let record = record.clone();
             // A page that is set aside is its document's shortcoming, which the document's join tells of.
             entry.counts.quarantined += u64::from(record.stands_for());
+            entry.settled += u64::from(record.stands_for());
             if !record.join {
                 entry.work_settled(&record);
             }

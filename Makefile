@@ -1,6 +1,6 @@
 # Each target is a line or two that calls cargo, xtask or a script.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check soak bench-main bench-ocr bench-storage clean-demo
+.PHONY: help build demo test check soak bench-main bench-ocr bench-storage bench-schedule clean-demo
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ bench-ocr: ## Pages per second, beside rapidocr and Tesseract
 
 bench-storage: ## The NAS and the way from it, beside libnfs, nfs3_client, libiscsi and plain servers
 	cargo run --release --locked --package ingle-benches -- storage
+
+bench-schedule: ## Who is served when, beside round-robin and least connections; what a decision costs
+	cargo run --release --locked --package ingle-benches -- schedule
 
 clean-demo: ## Remove what the demonstration left, models and all
 	rm -rf .demo

@@ -16,7 +16,7 @@ const PER_SEGMENT: u32 = 1_000;
 /// Virtual time that is looked at after everything is filled, milliseconds.
 const FOR_MS: u64 = 40_000;
 /// Between two beats of a node, and until a result is visible, milliseconds.
-const BEAT_MS: u64 = 1_000;
+const BEAT_MS: u64 = 500;
 const PUBLISH_MS: u64 = 20;
 
 /// What one run of it found.

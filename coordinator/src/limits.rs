@@ -16,6 +16,8 @@ pub const NODES_ALL_MAX: usize = 64;
 pub const NODES_LOOKED_AT: usize = 64;
 /// See there.
 pub const NODES_WEIGHED: usize = 16;
+/// Of so many nodes one at a time is kept for items that a node died with.
+pub const NODES_PER_WARD: usize = 8;
 /// Nodes that people drained, attached or not.
 pub const CORDONS_MAX: usize = 4_096;
 /// Segments of one job: a million documents.

@@ -122,39 +122,24 @@ impl Core {
         let now = self.now;
         let Some(job) = self.jobs.get(&number) else { return false };
         let model = job.record.model.clone();
+        // Items that a node died with run alone: a node is emptied for them, the others go on with the rest.
         let suspect = job.due(now.unix_ms, true);
-        let some = if suspect.is_none() { self.some_of_many(&model) } else { None };
-        if some.as_ref().is_some_and(Vec::is_empty) && !self.looks_at_all() {
-            return false;
-        }
-        let candidates =
-            if some.as_ref().is_some_and(|some| !some.is_empty()) { Vec::new() } else { self.candidates(&model) };
-        let all = || candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
-        let fit: Vec<NodeId> = some.filter(|some| !some.is_empty()).unwrap_or_else(all);
-        if fit.is_empty() {
-            if let Some(problem) = self.broken_everywhere(&model) {
-                self.end_failed(step, number, &problem);
-                return false;
-            }
-            let hold = self.why_no_node(&candidates, &model);
-            self.hold(step, number, hold);
-            return false;
-        }
-        let fit = self.may_try(number, fit);
-        if fit.is_empty() {
-            return false;
-        }
-        // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.
-        let Some(job) = self.jobs.get(&number) else { return false };
-        let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.is_empty(node));
+        let ward = suspect.and_then(|_| {
+            let wards = self.may_try(number, self.ward_nodes(&model));
+            wards.into_iter().find(|node| self.is_empty(node))
+        });
         let fit = match &ward {
             Some(node) => vec![node.clone()],
             None => {
+                let Some(fit) = self.fit_nodes(step, number, &model) else { return false };
                 let wards = self.wards();
                 let suspicious = |id: &NodeId| self.batches_on(id).any(|batch| batch.suspect);
-                fit.into_iter().filter(|id| !wards.contains(id) && !suspicious(id)).collect()
+                let mut fit = self.may_try(number, fit);
+                fit.retain(|id| !wards.contains(id) && !suspicious(id));
+                fit
             }
         };
+        let Some(job) = self.jobs.get(&number) else { return false };
         if fit.is_empty() {
             return false;
         }
@@ -289,6 +274,38 @@ impl Core {
         true
     }
 
+    /// Nodes that a job's next batch may be weighed for: all that are fit, or some of many. `None` where there is nothing to be
+    /// had now; the job says why, or has failed for good.
+    fn fit_nodes(&mut self, step: &mut Step, number: u64, model: &str) -> Option<Vec<NodeId>> {
+        if let Some(some) = self.some_of_many(model) {
+            if !some.is_empty() {
+                return Some(some);
+            }
+            if !self.looks_at_all() {
+                return None;
+            }
+        }
+        let candidates = self.candidates(model);
+        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
+        if !fit.is_empty() {
+            return Some(fit);
+        }
+        if let Some(problem) = self.broken_everywhere(model) {
+            self.end_failed(step, number, &problem);
+        } else {
+            let hold = self.why_no_node(&candidates, model);
+            self.hold(step, number, hold);
+        }
+        None
+    }
+
+    /// Where items that a node died with may go, each alone: of few nodes one, so that they don't take all with them.
+    fn ward_nodes(&self, model: &str) -> Vec<NodeId> {
+        let most = (self.nodes.len() / limits::NODES_PER_WARD).max(1);
+        let fit = self.nodes.iter().filter(|(_, node)| !node.left && self.eligible(node, model).is_ok());
+        fit.take(most).map(|(id, _)| id.clone()).collect()
+    }
+
     /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
     /// others have nothing left to do.
     fn next_cut(&self, job: &Job, model: &str, fit: &[NodeId]) -> Option<(Cut, Size)> {
@@ -360,15 +377,17 @@ impl Core {
         }
     }
 
-    /// Nodes that are kept for suspect batches which wait.
+    /// Nodes that are kept for suspect batches which wait: no more than there are of those.
     fn wards(&self) -> std::collections::BTreeSet<NodeId> {
-        self.jobs
-            .values()
-            .filter(|job| job.record.state() == JobState::Running && job.due(self.now.unix_ms, true).is_some())
-            .filter_map(|job| {
-                self.candidates(&job.record.model).into_iter().find(|(_, why)| why.is_ok()).map(|(id, _)| id)
-            })
-            .collect()
+        let running = self.jobs.values().filter(|job| job.record.state() == JobState::Running);
+        let mut wards = std::collections::BTreeSet::new();
+        for job in running {
+            let wait = job.suspects_due(self.now.unix_ms);
+            if wait > 0 {
+                wards.extend(self.ward_nodes(&job.record.model).into_iter().take(wait));
+            }
+        }
+        wards
     }
 
     /// Every node that sees the model has failed to run it, and none is about to have it: waiting won't help.
@@ -520,6 +539,12 @@ impl Job {
     fn due(&self, unix_ms: i64, suspect: bool) -> Option<u64> {
         let mut due = self.queued.iter().filter_map(|id| self.batches.get(id));
         due.find(|b| b.suspect == suspect && b.not_before_ms <= unix_ms).map(|b| b.id)
+    }
+
+    /// Batches that may be dispatched now, each to a node of its own.
+    fn suspects_due(&self, unix_ms: i64) -> usize {
+        let queued = self.queued.iter().filter_map(|id| self.batches.get(id));
+        queued.filter(|batch| batch.suspect && batch.not_before_ms <= unix_ms).count()
     }
 
     pub(super) fn uncut_items(&self) -> u64 {

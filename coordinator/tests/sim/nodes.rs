@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     leaves_at: u64,
     /// Attach and detach of one node reach the leader in their order.
     pub(crate) ordered_at: u64,
+    /// What is sent to it over a stream arrives in its order.
+    sent_at: u64,
     /// It stands still until then.
     pub(crate) paused_until: u64,
     /// It takes many times as long until then.
@@ -96,6 +98,7 @@ impl World {
                 left_told: false,
                 leaves_at: 0,
                 ordered_at: 0,
+                sent_at: 0,
                 paused_until: 0,
                 slow_until: 0,
                 streams: BTreeMap::new(),
@@ -198,6 +201,15 @@ impl World {
         self.machines[node].ordered_at = at;
         let life = self.life;
         self.later(at, Happening::Deliver(life, event));
+    }
+
+    /// Sends to a node over the stream there is.
+    pub(crate) fn to_node(&mut self, node: usize, what: Happening) {
+        let delay = self.rng.u64(1..30);
+        let machine = &mut self.machines[node];
+        machine.sent_at = (self.now + delay).max(machine.sent_at + 1);
+        let at = machine.sent_at;
+        self.later(at, what);
     }
 
     pub(crate) fn heal(&mut self, node: usize) {

@@ -481,19 +481,19 @@ impl World {
                 }
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.soon(1..30, Happening::Assign { node, connection, attempt, work: Box::new(work) });
+                    self.to_node(node, Happening::Assign { node, connection, attempt, work: Box::new(work) });
                 }
             }
             Effect::CancelAttempt { node, attempt, .. } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.soon(1..30, Happening::CancelAttempt { node, connection, attempt });
+                    self.to_node(node, Happening::CancelAttempt { node, connection, attempt });
                 }
             }
             Effect::SetDrain { node, drain } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.soon(1..30, Happening::Drain { node, connection, drain });
+                    self.to_node(node, Happening::Drain { node, connection, drain });
                 }
             }
             Effect::Publish { job, batch, request } => {

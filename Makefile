@@ -17,7 +17,7 @@ test: ## Prove everything: format, lints, tidy, unit, conformance, whole cluster
 check: ## The quick part of that: format, lints, tidy
 	cargo xtask check
 
-soak: ## The long part: wider seeds, longer rounds
+soak: ## The long part: wider seeds, longer rounds (INGLE_SOAK_MINUTES=n bounds the simulator's tests)
 	cargo xtask soak
 
 bench-main: ## Speed, beside peers where there are any (KEEP=1 keeps the results)

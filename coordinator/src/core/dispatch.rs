@@ -380,6 +380,8 @@ impl Core {
     /// Nodes that are kept for suspect batches which wait: no more than there are of those.
     fn wards(&self) -> std::collections::BTreeSet<NodeId> {
         let running = self.jobs.values().filter(|job| job.record.state() == JobState::Running);
+        // What waits for the NAS needs no node for now.
+        let running = running.filter(|job| job.storage_may_be_tried(self.now.unix_ms));
         let mut wards = std::collections::BTreeSet::new();
         for job in running {
             let wait = job.suspects_due(self.now.unix_ms);

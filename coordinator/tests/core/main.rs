@@ -9,6 +9,7 @@ mod lateness;
 mod models;
 mod outage;
 mod outdated;
+mod pages;
 mod progress;
 mod setbacks;
 mod standing;

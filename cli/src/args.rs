@@ -21,7 +21,7 @@ Examples:
 
 /// Keeps the data on the NAS and puts the thinking on small machines beside it
 #[derive(Debug, Parser)]
-#[command(name = "ingle", version, max_term_width = 100, propagate_version = true, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), after_help = EXAMPLES)]
+#[command(name = "ingle", version = ingle_daemon::version(), max_term_width = 100, propagate_version = true, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -21,6 +21,7 @@ use crate::client::Client;
 use crate::exit::{Exit, Failure};
 
 fn main() -> ExitCode {
+    ingle_daemon::version::stamp(option_env!("INGLE_STAMP"));
     ingle_daemon::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{chat, cluster, completions, embed, jobs, models, nodes, ocr, status, submit};
+use crate::commands::{chat, cluster, completions, embed, jobs, man, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
 use crate::up;
@@ -77,6 +77,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 #[cfg(test)]
@@ -140,6 +142,7 @@ mod tests {
             "ingle models pull --starter --into /tmp/x",
             "ingle models pull owner/name@main model.safetensors",
             "ingle completions bash",
+            "ingle man --into /tmp/man",
             "ingle status --json --coordinator http://127.0.0.1:1 --timeout 5s",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -62,6 +62,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => commands::status::run(&client, args).await,
         Command::Cluster(command) => commands::cluster::run(&client, command).await,
         Command::Completions(args) => commands::completions::run(client.out, args),
+        Command::Man(args) => commands::man::run(client.out, args),
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod embed;
 pub(crate) mod jobs;
+pub(crate) mod man;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod ocr;

@@ -5,3 +5,4 @@ mod provider;
 mod rpc;
 mod secure;
 mod spans;
+mod supervised;

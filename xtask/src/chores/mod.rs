@@ -8,6 +8,7 @@ mod skips;
 use std::path::Path;
 
 use crate::tidy;
+pub(crate) use round::OF_OUR_BUILD;
 use round::Round;
 
 /// Formatting, clippy and tidy: what is quick.

@@ -60,7 +60,8 @@ pub(crate) fn keep(listener: &TcpListener, address: SocketAddr) {
 
 /// Takes back what [`keep`] left.
 pub(crate) fn forget(address: SocketAddr) {
-    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(&stored_name(address))]);
+    let name = format!("FDNAME={}", stored_name(address));
+    tell(&[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::Custom(&name)]);
 }
 
 /// The name under which a socket is left; systemd allows no colon.

@@ -1,6 +1,7 @@
 //! Real processes, killed with -9, frozen and asked to end in the middle of their work.
 
 mod asked;
+mod deployed;
 mod killed;
 mod pages;
 mod several;

@@ -89,8 +89,9 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<Vec<PathBuf>> {
         made.extend(stage::packages(&inputs, &work.join(arch.debian()), &into)?);
         anyhow::Ok(made)
     });
-    std::fs::remove_dir_all(&work).with_context(|| format!("{}: can't be removed", work.display()))?;
+    let removed = std::fs::remove_dir_all(&work).with_context(|| format!("{}: can't be removed", work.display()));
     let made = made?;
+    removed?;
     for package in &made {
         say(&format!("{}", package.display()));
     }

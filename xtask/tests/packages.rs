@@ -220,3 +220,32 @@ fn certificates_are_made_and_renewed() {
     let refused = Command::new("sh").args([script, "--into", into, "../x"]).output().expect("sh is there");
     assert_eq!(refused.status.code(), Some(2));
 }
+
+#[test]
+fn systemd_makes_the_users() {
+    let is_root = ask("id", &["-u"]).is_some_and(|id| id.trim() == "0");
+    if !is_root || !there("systemd-sysusers") {
+        println!("skipped: users as systemd makes them: not root, or systemd-sysusers is missing");
+        return;
+    }
+    let folder = Folder::new("users");
+    std::fs::create_dir(folder.0.join("etc")).expect("room");
+    for daemon in ["coordinator", "gateway", "node"] {
+        let path = root().join(format!("deploy/sysusers/inglenook-{daemon}.conf"));
+        let output = Command::new("systemd-sysusers")
+            .args([&format!("--root={}", folder.0.display()), "-"])
+            .stdin(std::fs::File::open(path).expect("in the tree"))
+            .output()
+            .expect("it is there");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let read = |name: &str| std::fs::read_to_string(folder.0.join("etc").join(name)).expect("made");
+    let (users, groups) = (read("passwd"), read("group"));
+    for daemon in ["coordinator", "gateway", "node"] {
+        let user = users.lines().find(|line| line.starts_with(&format!("inglenook-{daemon}:"))).expect(daemon);
+        assert!(user.ends_with(&format!(":/var/lib/inglenook/{daemon}:/usr/sbin/nologin")), "{user}");
+        let shared = groups.lines().find(|line| line.starts_with("inglenook:")).expect("the common group");
+        assert!(shared.contains(&format!("inglenook-{daemon}")), "{shared}");
+    }
+    assert!(groups.lines().any(|line| line.starts_with("render:") && line.ends_with("inglenook-node")), "{groups}");
+}

@@ -109,7 +109,7 @@ fn packages_of_both_architectures_hold_what_they_should() {
             assert_eq!(mode(&format!("/usr/lib/systemd/system/ingle-{daemon}.service")), "-rw-r--r--");
             assert_eq!(mode(&format!("/usr/lib/systemd/system/ingle-{daemon}.socket")), "-rw-r--r--");
             assert_eq!(mode(&format!("/usr/lib/sysusers.d/inglenook-{daemon}.conf")), "-rw-r--r--");
-            let meta = folder.0.join("meta").join(package.name);
+            let meta = folder.0.join(format!("meta-{daemon}"));
             let (file, place) = (file.to_str().expect("UTF-8"), meta.to_str().expect("UTF-8"));
             ask("dpkg-deb", &["--control", file, place]).expect("dpkg-deb is there");
             let kept = std::fs::read_to_string(meta.join("conffiles")).expect("settings are kept on upgrade");
@@ -233,7 +233,8 @@ fn systemd_makes_the_users() {
     for daemon in ["coordinator", "gateway", "node"] {
         let path = root().join(format!("deploy/sysusers/inglenook-{daemon}.conf"));
         let output = Command::new("systemd-sysusers")
-            .args([&format!("--root={}", folder.0.display()), "-"])
+            .arg(format!("--root={}", folder.0.display()))
+            .arg("-")
             .stdin(std::fs::File::open(path).expect("in the tree"))
             .output()
             .expect("it is there");

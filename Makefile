@@ -1,12 +1,15 @@
 # Each target is a line or two that calls cargo, xtask or a script.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check test-rollout soak bench-main bench-ocr bench-cluster bench-storage bench-schedule clean-demo
+.PHONY: help build deb demo test check test-rollout soak bench-main bench-ocr bench-cluster bench-storage bench-schedule clean-demo
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build every binary into target/release
 	cargo build --release --locked
+
+deb: ## Debian packages of this machine's architecture into target/deb (`cargo xtask deb --arch all` builds arm64's too)
+	cargo xtask deb
 
 demo: ## Two nodes, real models, a share over NFS: see it work (KEEP=1 leaves it running)
 	@deploy/demo/run.sh

@@ -24,6 +24,7 @@ use crate::exit::{Exit, Failure};
 use crate::traces::Traces;
 
 fn main() -> ExitCode {
+    ingle_daemon::version::stamp(option_env!("INGLE_STAMP"));
     ingle_daemon::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -77,6 +78,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => commands::status::run(&client, args).await,
         Command::Cluster(command) => commands::cluster::run(&client, command).await,
         Command::Completions(args) => commands::completions::run(client.out, args),
+        Command::Man(args) => commands::man::run(client.out, args),
     }
 }
 

@@ -203,7 +203,7 @@ mod tests {
     fn of_many_nodes_that_cannot_do_it_a_job_says_why() {
         let (mut core, now) = core();
         for number in 0..NODES {
-            core.step(now, Event::Drain { reply: ReplyId(2), node: id(number), deadline_ms: 0 });
+            core.step(now, Event::Drain { reply: ReplyId(2), node: id(number), deadline_ms: 0, leaves: false });
         }
         assert_eq!(job(&mut core, now, 10), []);
         let view = core.job(1).unwrap();

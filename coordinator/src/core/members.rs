@@ -110,7 +110,7 @@ impl Core {
         {
             let Some(attempt) = self.drop_attempt(number) else { continue };
             let outcome = match loss {
-                Loss::Died => "died",
+                Loss::Died | Loss::Unseen | Loss::Among => "died",
                 Loss::Late => "late",
                 Loss::Free => "given_back",
             };

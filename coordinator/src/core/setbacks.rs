@@ -79,7 +79,8 @@ impl Core {
             }
             // As if the node had died with it: it has to, and what brings engines to a stand must not wander through all.
             Owner::Batch { job, batch } if problem.code == ErrorCode::EngineStalled => {
-                self.charge(step, job, batch, problem, true);
+                let loss = if attempt.alone { Loss::Died } else { Loss::Among };
+                self.charge(step, job, batch, problem, loss);
             }
             Owner::Batch { job, batch } => match kind {
                 v1::FailureKind::Input => self.end_failed(step, job, problem),

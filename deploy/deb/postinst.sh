@@ -48,6 +48,10 @@ configure)
     fi
     chown root:inglenook /etc/inglenook/tls
     chmod 0750 /etc/inglenook/tls
+    # What came before our rule for devices did, comes again.
+    if [ -e /usr/lib/udev/rules.d/60-inglenook-@NAME@.rules ] && [ -S /run/udev/control ]; then
+        udevadm control --reload && udevadm trigger --subsystem-match=powercap --action=add || true
+    fi
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload || true
         if [ -n "$2" ]; then

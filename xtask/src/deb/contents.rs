@@ -94,6 +94,11 @@ pub const PACKAGES: &[Package] = &[
             item("usr/lib/systemd/system/ingle-node.service", Source::Tree("deploy/systemd/ingle-node.service"), 0o644),
             item("usr/lib/systemd/system/ingle-node.socket", Source::Tree("deploy/systemd/ingle-node.socket"), 0o644),
             item("usr/lib/sysusers.d/inglenook-node.conf", Source::Tree("deploy/sysusers/inglenook-node.conf"), 0o644),
+            item(
+                "usr/lib/udev/rules.d/60-inglenook-node.rules",
+                Source::Tree("deploy/udev/60-inglenook-node.rules"),
+                0o644,
+            ),
         ],
         folders: &[("etc/inglenook/tls", 0o750)],
     },

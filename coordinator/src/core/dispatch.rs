@@ -449,7 +449,7 @@ impl Core {
                 .map(|(node, _)| {
                     let mut terms = self.terms(&node, &model, size);
                     // Batch work steps aside: only other calls are in the way.
-                    terms.backlog = self.call_backlog(&node);
+                    terms.backlog = self.call_backlog(&node, terms.prefill + terms.output);
                     (terms, tie(id.0, &node), node)
                 })
                 .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
@@ -492,19 +492,14 @@ impl Core {
         }
     }
 
-    fn call_backlog(&self, node: &NodeId) -> f64 {
-        self.nodes.get(node).map_or(0.0, |entry| {
-            entry
-                .attempts
-                .iter()
-                .filter_map(|number| self.attempts.get(number))
-                .filter(|attempt| matches!(attempt.owner, Owner::Call(_)))
-                .map(|attempt| {
-                    let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
-                    (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
-                })
-                .sum()
-        })
+    /// What other calls at a node add to one that takes so long there alone: they share it equally, step by step, and nobody
+    /// knows which ends first, so that each takes as much from it as it takes itself.
+    fn call_backlog(&self, node: &NodeId, alone_ms: f64) -> f64 {
+        let attempts = self.nodes.get(node).into_iter().flat_map(|entry| &entry.attempts);
+        let calls = attempts
+            .filter_map(|number| self.attempts.get(number))
+            .filter(|attempt| matches!(attempt.owner, Owner::Call(_)));
+        alone_ms * calls.count() as f64
     }
 
     /// Attempts that ran far past what was expected, by our clock, are given up, and that counts as a failure of what is in

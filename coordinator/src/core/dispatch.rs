@@ -499,7 +499,8 @@ impl Core {
         let calls = attempts
             .filter_map(|number| self.attempts.get(number))
             .filter(|attempt| matches!(attempt.owner, Owner::Call(_)));
-        alone_ms * calls.count() as f64
+        // What takes no time by its figures takes some.
+        alone_ms.max(1.0) * calls.count() as f64
     }
 
     /// Attempts that ran far past what was expected, by our clock, are given up, and that counts as a failure of what is in

@@ -1,6 +1,6 @@
 # Each target is a line or two that calls cargo, xtask or a script.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check soak bench-main bench-ocr bench-storage bench-schedule clean-demo
+.PHONY: help build demo test check test-rollout soak bench-main bench-ocr bench-storage bench-schedule clean-demo
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test: ## Prove everything: format, lints, tidy, unit, conformance, whole cluster
 
 check: ## The quick part of that: format, lints, tidy
 	cargo xtask check
+
+test-rollout: ## Packages of two versions, and the playbooks on real hosts (guests on this machine); needs root
+	cargo xtask test-rollout
 
 soak: ## The long part: wider seeds, longer rounds (INGLE_SOAK_MINUTES=n bounds the simulator's tests)
 	cargo xtask soak

@@ -120,6 +120,17 @@ impl Round {
         }
     }
 
+    /// Whether a step has failed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    /// Minutes left of `INGLE_TEST_MINUTES`, for steps that may be left out; without that setting there is no end.
+    pub(super) fn minutes_left(&self) -> Option<u64> {
+        let all: u64 = std::env::var("INGLE_TEST_MINUTES").ok()?.parse().ok()?;
+        Some(all.saturating_sub(self.begun.elapsed().as_secs() / 60))
+    }
+
     /// Notes something that could not be done here, and why.
     pub(super) fn skip(&mut self, what: &str) {
         if !self.skipped.iter().any(|known| known == what) {

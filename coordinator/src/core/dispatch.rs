@@ -299,13 +299,6 @@ impl Core {
         None
     }
 
-    /// Where items that a node died with may go, each alone: of few nodes one, so that they don't take all with them.
-    fn ward_nodes(&self, model: &str) -> Vec<NodeId> {
-        let most = (self.nodes.len() / limits::NODES_PER_WARD).max(1);
-        let fit = self.nodes.iter().filter(|(_, node)| !node.left && self.eligible(node, model).is_ok());
-        fit.take(most).map(|(id, _)| id.clone()).collect()
-    }
-
     /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
     /// others have nothing left to do.
     fn next_cut(&self, job: &Job, model: &str, fit: &[NodeId]) -> Option<(Cut, Size)> {
@@ -339,57 +332,6 @@ impl Core {
         let fits = sizes.partition_point(|size| size.items == 1 || expected(*size) <= limits::BATCH_TARGET_MS);
         let size = *sizes.get(fits.checked_sub(1)?)?;
         Some((Cut::Entries(segment, size.items), size))
-    }
-
-    /// Batches that a node holds.
-    fn batches_on(&self, node: &NodeId) -> impl Iterator<Item = &super::BatchRecord> {
-        let attempts = self.nodes.get(node).into_iter().flat_map(|entry| &entry.attempts);
-        attempts.filter_map(|number| match self.attempts.get(number)?.owner {
-            Owner::Batch { job, batch } => self.jobs.get(&job)?.batches.get(&batch),
-            Owner::Call(_) => None,
-        })
-    }
-
-    /// Whether no batch is at a node, and none that was called back may still be.
-    fn is_empty(&self, node: &NodeId) -> bool {
-        self.batches_on(node).next().is_none() && self.nodes.get(node).is_none_or(|entry| entry.ending.is_empty())
-    }
-
-    /// What is at a node gets company: no single item can be blamed any more if the node dies.
-    fn joined_by_another(&mut self, node: &NodeId) {
-        let Self { nodes, attempts, .. } = self;
-        for number in nodes.get(node).into_iter().flat_map(|entry| &entry.attempts) {
-            if let Some(attempt) = attempts.get_mut(number) {
-                attempt.alone = false;
-            }
-        }
-    }
-
-    /// Remembers which batches nodes are told to stop until they have. A call that is given up keeps no node from others.
-    pub(super) fn note_cancels(&mut self, step: &Step) {
-        let until = self.now.mono_ms + limits::CANCEL_WITHIN_MS;
-        for effect in &step.effects {
-            if let Effect::CancelAttempt { node, attempt, .. } = effect
-                && let Some(entry) = self.nodes.get_mut(node)
-            {
-                entry.ending.insert(*attempt, until);
-            }
-        }
-    }
-
-    /// Nodes that are kept for suspect batches which wait: no more than there are of those.
-    fn wards(&self) -> std::collections::BTreeSet<NodeId> {
-        let running = self.jobs.values().filter(|job| job.record.state() == JobState::Running);
-        // What waits for the NAS needs no node for now.
-        let running = running.filter(|job| job.storage_may_be_tried(self.now.unix_ms));
-        let mut wards = std::collections::BTreeSet::new();
-        for job in running {
-            let wait = job.suspects_due(self.now.unix_ms);
-            if wait > 0 {
-                wards.extend(self.ward_nodes(&job.record.model).into_iter().take(wait));
-            }
-        }
-        wards
     }
 
     /// Every node that sees the model has failed to run it, and none is about to have it: waiting won't help.
@@ -537,12 +479,6 @@ impl Job {
     fn due(&self, unix_ms: i64, suspect: bool) -> Option<u64> {
         let mut due = self.queued.iter().filter_map(|id| self.batches.get(id));
         due.find(|b| b.suspect == suspect && b.not_before_ms <= unix_ms).map(|b| b.id)
-    }
-
-    /// Batches that may be dispatched now, each to a node of its own.
-    fn suspects_due(&self, unix_ms: i64) -> usize {
-        let queued = self.queued.iter().filter_map(|id| self.batches.get(id));
-        queued.filter(|batch| batch.suspect && batch.not_before_ms <= unix_ms).count()
     }
 
     pub(super) fn uncut_items(&self) -> u64 {

@@ -22,6 +22,7 @@ pub mod record;
 mod setbacks;
 mod standing;
 mod view;
+mod wards;
 
 use std::collections::{BTreeMap, BTreeSet};
 

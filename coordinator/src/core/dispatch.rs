@@ -314,13 +314,6 @@ impl Core {
         None
     }
 
-    /// Where items that a node died with may go, each alone: of few nodes one, so that they don't take all with them.
-    fn ward_nodes(&self, model: &str) -> Vec<NodeId> {
-        let most = (self.nodes.len() / limits::NODES_PER_WARD).max(1);
-        let fit = self.nodes.iter().filter(|(_, node)| !node.left && self.eligible(node, model).is_ok());
-        fit.take(most).map(|(id, _)| id.clone()).collect()
-    }
-
     /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
     /// others have nothing left to do.
     fn next_cut(&self, job: &Job, model: &str, fit: &[NodeId]) -> Option<(Cut, Size)> {
@@ -356,57 +349,6 @@ impl Core {
         let fits = sizes.partition_point(|size| size.items == 1 || expected(*size) <= most(size));
         let size = *sizes.get(fits.checked_sub(1)?)?;
         Some((Cut::Entries(segment, size.items), size))
-    }
-
-    /// Batches that a node holds.
-    fn batches_on(&self, node: &NodeId) -> impl Iterator<Item = &super::BatchRecord> {
-        let attempts = self.nodes.get(node).into_iter().flat_map(|entry| &entry.attempts);
-        attempts.filter_map(|number| match self.attempts.get(number)?.owner {
-            Owner::Batch { job, batch } => self.jobs.get(&job)?.batches.get(&batch),
-            Owner::Call(_) => None,
-        })
-    }
-
-    /// Whether no batch is at a node, and none that was called back may still be.
-    fn is_empty(&self, node: &NodeId) -> bool {
-        self.batches_on(node).next().is_none() && self.nodes.get(node).is_none_or(|entry| entry.ending.is_empty())
-    }
-
-    /// What is at a node gets company: no single item can be blamed any more if the node dies.
-    fn joined_by_another(&mut self, node: &NodeId) {
-        let Self { nodes, attempts, .. } = self;
-        for number in nodes.get(node).into_iter().flat_map(|entry| &entry.attempts) {
-            if let Some(attempt) = attempts.get_mut(number) {
-                attempt.alone = false;
-            }
-        }
-    }
-
-    /// Remembers which batches nodes are told to stop until they have. A call that is given up keeps no node from others.
-    pub(super) fn note_cancels(&mut self, step: &Step) {
-        let until = self.now.mono_ms + limits::CANCEL_WITHIN_MS;
-        for effect in &step.effects {
-            if let Effect::CancelAttempt { node, attempt, .. } = effect
-                && let Some(entry) = self.nodes.get_mut(node)
-            {
-                entry.ending.insert(*attempt, until);
-            }
-        }
-    }
-
-    /// Nodes that are kept for suspect batches which wait: no more than there are of those.
-    fn wards(&self) -> std::collections::BTreeSet<NodeId> {
-        let running = self.jobs.values().filter(|job| job.record.state() == JobState::Running);
-        // What waits for the NAS needs no node for now.
-        let running = running.filter(|job| job.storage_may_be_tried(self.now.unix_ms));
-        let mut wards = std::collections::BTreeSet::new();
-        for job in running {
-            let wait = job.suspects_due(self.now.unix_ms);
-            if wait > 0 {
-                wards.extend(self.ward_nodes(&job.record.model).into_iter().take(wait));
-            }
-        }
-        wards
     }
 
     /// Every node that sees the model has failed to run it, and none is about to have it: waiting won't help.
@@ -513,11 +455,18 @@ impl Core {
     }
 
     /// The terms of a call on a node that can run the model. It enters beside batch work between two steps of the engine:
-    /// other calls are in its way, batches only a little, and never so much that calls crowd where there are none.
+    /// other calls are in its way, batches only a little, and never so much that calls crowd where there are none. Calls
+    /// share a node equally, step by step, and nobody knows which ends first, so that each takes as much from this one as it
+    /// takes itself.
     fn call_terms(&self, id: &NodeId, model: &str, size: Size) -> Terms {
         let terms = self.terms(id, model, size);
-        let (calls, batches) = self.nodes.get(id).map_or((0.0, 0.0), |node| self.backlogs(node));
         let own = terms.prefill + terms.output;
+        let Some(node) = self.nodes.get(id) else { return Terms { backlog: 0.0, ..terms } };
+        let of_calls =
+            |number: &&u64| self.attempts.get(number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
+        // What takes no time by its figures takes some.
+        let calls = own.max(1.0) * node.attempts.iter().filter(of_calls).count() as f64;
+        let (_, batches) = self.backlogs(node);
         Terms { backlog: calls + (batches * BATCHES_BESIDE_CALLS).min(own * BATCHES_BESIDE_CALLS_MAX), ..terms }
     }
 
@@ -570,12 +519,6 @@ impl Job {
     fn due(&self, unix_ms: i64, suspect: bool) -> Option<u64> {
         let mut due = self.queued.iter().filter_map(|id| self.batches.get(id));
         due.find(|b| b.suspect == suspect && b.not_before_ms <= unix_ms).map(|b| b.id)
-    }
-
-    /// Batches that may be dispatched now, each to a node of its own.
-    fn suspects_due(&self, unix_ms: i64) -> usize {
-        let queued = self.queued.iter().filter_map(|id| self.batches.get(id));
-        queued.filter(|batch| batch.suspect && batch.not_before_ms <= unix_ms).count()
     }
 
     pub(super) fn uncut_items(&self) -> u64 {

@@ -26,6 +26,7 @@ mod setbacks;
 mod standing;
 pub mod tally;
 mod view;
+mod wards;
 mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};

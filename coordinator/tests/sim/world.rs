@@ -266,8 +266,8 @@ impl World {
                     }
                 }
             }
-            Happening::Turn(life) if life == self.life => self.turn(),
-            Happening::Durable(life) if life == self.life => self.durable(),
+            Happening::Turn(life) if life == self.life && self.core.is_some() => self.turn(),
+            Happening::Durable(life) if life == self.life && self.core.is_some() => self.durable(),
             Happening::Tick(life) if life == self.life => {
                 self.later(self.now, Happening::Deliver(life, Event::Tick));
                 self.later(self.now + limits::TICK_MS, Happening::Tick(life));
@@ -305,6 +305,9 @@ impl World {
         assert!(self.core.is_none());
         self.life += 1;
         self.led_since = self.now;
+        // What the one before had under way went with it.
+        self.busy = false;
+        self.pending.clear();
         // Whoever takes over shuts the one before out, before it reads.
         self.store.fence(self.life);
         self.skew = (self.rng.u64(0..1_000_000), self.rng.i64(-2_000..2_000));

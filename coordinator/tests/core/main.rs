@@ -20,6 +20,7 @@ mod setbacks;
 mod silence;
 mod spread;
 mod standing;
+mod tally;
 
 use std::collections::BTreeMap;
 

@@ -44,8 +44,13 @@ impl Excused {
     }
 }
 
-/// (where it stands, the expression) of all panels, and (where, metric, label) of all variables.
-fn dashboards() -> (Vec<(String, String)>, Vec<(String, String, String)>) {
+/// (where it stands, the expression) of a panel.
+type Expression = (String, String);
+/// (where it stands, metric, label) of a variable.
+type Variable = (String, String, String);
+
+/// Of all panels, and all variables.
+fn dashboards() -> (Vec<Expression>, Vec<Variable>) {
     let (mut expressions, mut variables) = (Vec::new(), Vec::new());
     let mut uids = BTreeSet::new();
     for entry in std::fs::read_dir(deploy("grafana/dashboards")).expect("a folder") {
@@ -139,7 +144,7 @@ async fn every_expression_tells_something_of_a_cluster_at_work() {
     let mut round = 0;
     loop {
         // Again and again: a rate needs what moves between two scrapes.
-        work(&world, round).await;
+        Box::pin(work(&world, round)).await;
         round += 1;
         let mut empty = Vec::new();
         for (place, expression) in &expressions {

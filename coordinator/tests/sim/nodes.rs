@@ -204,7 +204,7 @@ impl World {
     }
 
     /// Sends to a node over the stream there is.
-    pub(crate) fn to_node(&mut self, node: usize, what: Happening) {
+    pub(crate) fn tell_node(&mut self, node: usize, what: Happening) {
         let delay = self.rng.u64(1..30);
         let machine = &mut self.machines[node];
         machine.sent_at = (self.now + delay).max(machine.sent_at + 1);

@@ -484,19 +484,19 @@ impl World {
                 }
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.to_node(node, Happening::Assign { node, connection, attempt, work: Box::new(work) });
+                    self.tell_node(node, Happening::Assign { node, connection, attempt, work: Box::new(work) });
                 }
             }
             Effect::CancelAttempt { node, attempt, .. } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.to_node(node, Happening::CancelAttempt { node, connection, attempt });
+                    self.tell_node(node, Happening::CancelAttempt { node, connection, attempt });
                 }
             }
             Effect::SetDrain { node, drain } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.to_node(node, Happening::Drain { node, connection, drain });
+                    self.tell_node(node, Happening::Drain { node, connection, drain });
                 }
             }
             Effect::Publish { job, batch, request } => {

@@ -169,7 +169,10 @@ fn let_in(hall: &mut Hall, model: &mut dyn Model, moves: &Moves) -> Result<(), E
                 hall.put_back(id, guest);
                 return Ok(());
             }
-            Ok(Err(error)) => guest.reader.fail(error),
+            Ok(Err(error)) => {
+                moves.refused(id);
+                guest.reader.fail(error);
+            }
             Err(_) => {
                 let error = EngineError::Compute("the engine panicked as the request entered".into());
                 guest.reader.fail(error.clone());

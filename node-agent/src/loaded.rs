@@ -224,6 +224,14 @@ impl Loaded {
         // An older content or a dead thread of the same name goes first, unless somebody still uses it.
         let stale = {
             let mut state = self.lock();
+            if state.held.get(name).is_some_and(|held| held.handle.progress().abandoned) {
+                // Its thread still has the memory, and the process is about to end.
+                return Err(Failure::node(
+                    ErrorCode::ShuttingDown,
+                    format!("the engine of model `{name}` stands still, and this node starts anew"),
+                    Duration::from_millis(100),
+                ));
+            }
             let goes = state.held.get(name).is_some_and(|held| held.handle.is_dead() || !held.busy());
             if !goes && state.held.contains_key(name) {
                 return Err(Failure::node(

@@ -166,6 +166,7 @@ fn let_in(hall: &mut Hall, model: &mut dyn Model, moves: &Moves) -> Result<(), E
             Ok(Ok(())) => hall.enter(id, guest),
             Ok(Err(EngineError::Full { .. })) => {
                 // It said it had a slot; wait for the next step rather than ask for ever.
+                moves.refused(id);
                 hall.put_back(id, guest);
                 return Ok(());
             }

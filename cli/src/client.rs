@@ -116,6 +116,11 @@ impl Client {
         }
     }
 
+    /// So long, or as long as a call may take if that is less.
+    pub(crate) fn at_most(&self, time: Duration) -> Duration {
+        self.timeout.map_or(time, |timeout| timeout.min(time))
+    }
+
     /// A status in a person's terms.
     pub(crate) fn failure(&self, status: &Status) -> Failure {
         Failure::from_status(&self.endpoint, status)

@@ -10,7 +10,7 @@ use ingle_proto::v1::{self, content_part::Part, generate_response::Frame};
 use tokio::sync::{mpsc, oneshot};
 use v1::inference_client::InferenceClient;
 
-use super::patience::waited;
+use super::patience::{PutOff, waited};
 use super::sampling::SamplingArgs;
 use super::submit::text_or_file;
 use crate::client::Client;
@@ -194,6 +194,7 @@ async fn stream(
     answer: &mut Answer,
 ) -> Result<(), Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(4));
+    let mut put_off = PutOff::new(client);
     loop {
         let model = request.model.clone();
         let begun = answer.begun();
@@ -222,6 +223,10 @@ async fn stream(
             },
             Err(failure) => failure,
         };
+        // Nothing of it has been seen: the same may be asked again.
+        if request.resume_token.is_empty() && !answer.begun() && put_off.again(client, &failure).await {
+            continue;
+        }
         // Without a token we would get a new answer, not the rest of this one.
         if request.resume_token.is_empty() || !failure.retryable() || backoff.attempt() >= RESUMES {
             return Err(failure);

@@ -31,6 +31,8 @@ pub(crate) struct Script {
     /// One entry per call of Generate; the last is repeated.
     pub(crate) generations: Mutex<Vec<Generated>>,
     pub(crate) generate_calls: Mutex<Vec<v1::GenerateRequest>>,
+    /// What calls for vectors and pages are refused with before one is answered.
+    pub(crate) refusals: Mutex<std::collections::VecDeque<Problem>>,
     /// Interactive calls are answered only once somebody has asked what the nodes do.
     pub(crate) until_asked: bool,
     pub(crate) asked: tokio::sync::Notify,
@@ -119,6 +121,13 @@ impl Drop for Coordinator {
 }
 
 impl Played {
+    fn refuse(&self) -> Result<(), Status> {
+        match self.0.refusals.lock().expect("no panic").pop_front() {
+            Some(problem) => Err(problem.into()),
+            None => Ok(()),
+        }
+    }
+
     async fn wait(&self) {
         if self.0.until_asked {
             self.0.asked.notified().await;
@@ -309,6 +318,7 @@ impl v1::inference_server::Inference for Played {
         if request.model == "absent" {
             return Err(Problem::new(ErrorCode::ModelNotFound, "no node sees a model \"absent\"").into());
         }
+        self.refuse()?;
         self.wait().await;
         let embeddings = request
             .texts
@@ -336,6 +346,7 @@ impl v1::inference_server::Inference for Played {
     }
 
     async fn ocr(&self, _: Request<tonic::Streaming<v1::OcrRequest>>) -> Result<Response<v1::OcrResponse>, Status> {
+        self.refuse()?;
         not_played()
     }
 }

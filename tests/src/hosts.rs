@@ -55,7 +55,7 @@ impl Hosts {
             }
         }
         // `ip` makes a mount of the place of namespaces the first time: two at once get in each other's way.
-        let lock = std::env::temp_dir().join(format!("inglenook-test-hosts-{}", rustix::process::geteuid().as_raw()));
+        let lock = std::env::temp_dir().join("inglenook-test-hosts");
         let one_at_a_time = File::create(&lock).and_then(|file| file.lock().map(|()| file));
         let _one_at_a_time = one_at_a_time.map_err(|error| format!("{}: {error}", lock.display()))?;
         sweep();

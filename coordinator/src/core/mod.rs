@@ -365,6 +365,8 @@ impl Core {
     pub fn wants(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Dispatch { attempt, .. } => self.attempts.contains_key(attempt) && !self.lost.contains_key(attempt),
+            // A person may have let it work again since.
+            Effect::Leave { node } => self.nodes.get(node).is_some_and(|node| node.draining),
             _ => true,
         }
     }

@@ -71,6 +71,19 @@ fn a_node_leaves_when_it_has_nothing_left_and_is_forgotten() {
 }
 
 #[test]
+fn a_node_that_may_work_again_in_the_same_turn_is_not_told_to_end() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    // Events of one turn: none of their effects is carried out before the last of them.
+    let effects = rig.drain_away(1, 0);
+    assert_eq!(told_to_end(&effects), [node(1)]);
+    assert!(effects.iter().all(|effect| rig.core.wants(effect)));
+    rig.uncordon(1);
+    let leave = effects.iter().find(|effect| matches!(effect, Effect::Leave { .. })).expect("it is asked for");
+    assert!(!rig.core.wants(leave));
+}
+
+#[test]
 fn one_that_stays_is_never_told_to_end() {
     let mut rig = Rig::new();
     rig.attach(1, &[]);

@@ -105,8 +105,9 @@ pub const MODEL_BREAKER_MS: (u64, u64) = (60_000, 600_000);
 pub const BREAKERS_PER_NODE_MAX: usize = 64;
 /// How long the silence of more than half of the nodes at once is taken for our own fault, milliseconds.
 pub const BRAKE_MS: u64 = 20_000;
-/// Share of the time that a call takes which it may wait before, and the least that is worth a refusal, milliseconds.
-pub const CALL_WAIT: (f64, f64) = (0.4, 20.0);
+/// Share of the time that a call takes which it may wait before; and how long any may, milliseconds: a burst of short calls
+/// that are all done within a second is no overload.
+pub const CALL_WAIT: (f64, f64) = (0.4, 1_000.0);
 /// Models whose calls are timed.
 pub const PACES_MAX: usize = 512;
 /// Evictions remembered for each node.

@@ -344,10 +344,14 @@ impl Core {
                 self.set_drain(&mut step, reply, &node, Some((deadline_ms, leaves)));
             }
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
-            Event::Stood { ms } => self.nodes.forgive(ms, now),
+            Event::Stood { ms } => self.stood(ms),
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
+        // Before work is handed out: what is called back in this very step is company too.
+        if !of_a_call {
+            self.note_cancels(&step);
+        }
         self.schedule_at(&mut step, pace);
         if !of_a_call {
             self.note_cancels(&step);
@@ -361,6 +365,8 @@ impl Core {
     pub fn wants(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Dispatch { attempt, .. } => self.attempts.contains_key(attempt) && !self.lost.contains_key(attempt),
+            // A person may have let it work again since.
+            Effect::Leave { node } => self.nodes.get(node).is_some_and(|node| node.draining),
             _ => true,
         }
     }

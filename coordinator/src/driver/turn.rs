@@ -62,6 +62,10 @@ impl Driver {
             remedy: "restore the state directory from a backup, or start the version that wrote it".into(),
         })?;
         tracing::info!(%epoch, records = count, revision = snapshot.revision, "jobs loaded");
+        if core.unknown_records() > 0 {
+            let words = "the job store holds records of a later version; they are left as they are";
+            tracing::warn!(records = core.unknown_records(), "{words}");
+        }
         let revision = snapshot.revision;
         Ok(Self { inbox, core, store, epoch, revision, perform, meters, readiness, gauges_at: Instant::now() })
     }

@@ -11,6 +11,7 @@ mod outdated;
 mod progress;
 mod setbacks;
 mod standing;
+mod unknown;
 
 use std::collections::BTreeMap;
 

@@ -57,6 +57,7 @@ impl JobsService {
         // A submission that is sent again is answered for whatever time it is by now.
         let asked = key.clone();
         if !self.api.handle.query(move |core, _| core.knows_key(&asked)).await? {
+            self.api.handle.admits()?;
             validate_deadline(spec.deadline_ms, ingle_daemon::clock::unix_ms())?;
             self.check_exports(&spec).await?;
         }

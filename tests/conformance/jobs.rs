@@ -180,11 +180,11 @@ async fn a_full_etcd_ends_admission_first() {
     let epoch = Epoch { revision: stored.revision + 1, ..stored };
     assert_eq!(store.tend().await.expect("etcd says"), Room::Enough);
     let (mut little_at, mut full_at) = (None, None);
-    for n in 0..400_u32 {
+    for n in 0..2000_u32 {
         if little_at.is_none() && matches!(store.tend().await.expect("etcd says"), Room::Little(_)) {
             little_at = Some(n);
         }
-        match store.commit(epoch, vec![put(&format!("parts/1/{n:04}"), &vec![n as u8; 256 << 10])]).await {
+        match store.commit(epoch, vec![put(&format!("parts/1/{n:04}"), &vec![n as u8; 64 << 10])]).await {
             Ok(_) => {}
             Err(error @ StoreError::Full(_)) => {
                 let words = error.to_string();

@@ -91,6 +91,8 @@ pub const INBOX_MAX: usize = 1_024;
 pub const ASKS_MAX: usize = 4_096;
 /// How long a caller waits for the driver, milliseconds.
 pub const ASK_WITHIN_MS: u64 = 10_000;
+/// How often the store's house is kept and its room looked at, milliseconds.
+pub const TEND_MS: u64 = 5_000;
 /// How often time itself is an event, milliseconds.
 pub const TICK_MS: u64 = 250;
 /// How long a full inbox may put that off, milliseconds.

@@ -21,6 +21,7 @@ mod silence;
 mod spread;
 mod standing;
 mod tally;
+mod unknown;
 
 use std::collections::BTreeMap;
 

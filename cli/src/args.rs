@@ -8,14 +8,14 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::{chat, cluster, completions, embed, jobs, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
-use crate::up;
+use crate::{doctor, top, up};
 
 const EXAMPLES: &str = "\
 Examples:
   ingle up --share docs=~/Documents               # one box: everything, with a directory served over NFS
   ingle models pull --starter                     # an embedding model and a small LLM
-  ingle submit ocr nas://docs/ --output nas://docs/.ocr --wait
-  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.ocr --wait
+  ingle submit ocr nas://docs/ --output nas://docs/.text --wait
+  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.text --wait
   ingle chat 'What is a hearth for?'
   ingle jobs list --json | jq .";
 
@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Ocr(ocr::OcrArgs),
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
@@ -140,6 +142,12 @@ mod tests {
             "ingle models pull --starter --into /tmp/x",
             "ingle models pull owner/name@main model.safetensors",
             "ingle completions bash",
+            "ingle top",
+            "ingle top --once --every 5s",
+            "ingle top --json",
+            "ingle doctor",
+            "ingle doctor --config /tmp/a.toml --config /tmp/b.toml --output nas://docs/out --json",
+            "ingle submit embed nas://docs/ --output nas://docs/i --again",
             "ingle status --json --coordinator http://127.0.0.1:1 --timeout 5s",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -155,6 +163,7 @@ mod tests {
             "ingle up --nodes 0",
             "ingle up --nodes 17",
             "ingle models pull",
+            "ingle top --every 1ms",
             "ingle status --timeout 0",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");

@@ -34,6 +34,15 @@ pub fn compile(source: &str) -> Result<Environment<'static>, Problem> {
     Ok(environment)
 }
 
+/// Whether a template that compiles shows the model anything of the document: the same answer for every document is rarely meant.
+#[must_use]
+pub fn reads_document(source: &str) -> bool {
+    compile(source).is_ok_and(|environment| {
+        let template = environment.get_template(TEMPLATE);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(NAMES[0]))
+    })
+}
+
 /// Whether a fault is the template's own, for every document, rather than one document's.
 #[must_use]
 pub fn of_template(kind: ErrorKind) -> bool {

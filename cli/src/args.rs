@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{chat, cluster, completions, embed, jobs, models, nodes, ocr, status, submit};
@@ -18,6 +19,15 @@ Examples:
   ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.text --wait
   ingle chat 'What is a hearth for?'
   ingle jobs list --json | jq .";
+
+/// Options that every command takes and the environment may give, with the names of their values.
+const GLOBAL: [(&str, &str); 5] = [
+    ("--coordinator", "URL"),
+    ("--tls-ca", "FILE"),
+    ("--tls-cert", "FILE"),
+    ("--tls-key", "FILE"),
+    ("--timeout", "TIME"),
+];
 
 /// Keeps the data on the NAS and puts the thinking on small machines beside it
 #[derive(Debug, Parser)]
@@ -79,6 +89,19 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
+}
+
+/// An error whose usage asks for no option that the environment gave: clap counts those among what was typed.
+pub(crate) fn sober(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return error };
+    let mut text = usage.to_string();
+    for (option, value) in GLOBAL {
+        let typed = format!(" {option} <{value}>");
+        let place = if text.contains("[OPTIONS]") { "" } else { " [OPTIONS]" };
+        text = text.replacen(&typed, place, 1);
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(text.into()));
+    error
 }
 
 #[cfg(test)]

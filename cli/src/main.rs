@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     ingle_daemon::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&args::sober(error)),
     };
     let json = cli.global.json;
     let ended = tokio::runtime::Builder::new_multi_thread()

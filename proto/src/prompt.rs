@@ -104,6 +104,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_template_reads_the_document_or_it_does_not() {
+        for source in [DEFAULT, "{{ document|upper }}", "{% if name %}{{ document }}{% endif %}", "{{document[:9]}}"] {
+            assert!(reads_document(source), "{source}");
+        }
+        for source in ["Summarise it.", "{{ name }}", "document", "{# {{ document }} #}", "{{ document"] {
+            assert!(!reads_document(source), "{source}");
+        }
+    }
+
+    #[test]
     fn templates_are_judged_without_a_document() {
         for good in [
             DEFAULT,

@@ -99,6 +99,15 @@ async fn a_glob_that_matches_nothing_is_not_found() {
 }
 
 #[test]
+fn usage_asks_for_nothing_that_the_environment_gives() {
+    let mut command = super::ingle(&["jobs", "show"]);
+    let output = command.env("INGLE_COORDINATOR", "http://127.0.0.1:1").output().expect("the binary starts");
+    let said = stderr(&output);
+    assert_eq!(code(&output), 2, "{said}");
+    assert!(said.contains("Usage: ingle jobs show [OPTIONS] <JOB>") && !said.contains("--coordinator"), "{said}");
+}
+
+#[test]
 fn a_prompt_without_the_document_is_refused_at_once() {
     let line = ["submit", "generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "Summarise it."];
     // Nobody listens there: it is refused before anybody is asked.

@@ -1,4 +1,4 @@
-//! `make bench-main`, `make bench-ocr`, `make bench-cluster`, `make bench-storage`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
+//! `make bench-main`, `make bench-ocr`, `make bench-cluster`, `make bench-storage`, `make bench-schedule`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
 
 mod cluster;
 mod corpus;
@@ -6,6 +6,7 @@ mod machine;
 mod ours;
 mod peers;
 mod report;
+mod schedule;
 mod storage;
 mod suite;
 
@@ -43,6 +44,8 @@ enum Suite {
         #[command(flatten)]
         amounts: storage::Amounts,
     },
+    /// Who is served when, beside what others do, in virtual time; what a decision costs with two thousand nodes
+    Schedule(Options),
 }
 
 /// How much to measure, and where things lie.
@@ -102,6 +105,7 @@ fn main() -> anyhow::Result<()> {
         }
         Suite::Ocr { options, pages } => suite::ocr(&options, pages),
         Suite::Storage { options, amounts } => storage::run(&options, &amounts),
+        Suite::Schedule(options) => schedule::run(&options),
     }
 }
 

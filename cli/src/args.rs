@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{chat, cluster, completions, embed, jobs, models, nodes, ocr, status, submit};
+use crate::commands::{chat, cluster, completions, embed, jobs, man, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
 use crate::{doctor, top, up};
@@ -31,7 +31,7 @@ const GLOBAL: [(&str, &str); 5] = [
 
 /// Keeps the data on the NAS and puts the thinking on small machines beside it
 #[derive(Debug, Parser)]
-#[command(name = "ingle", version, max_term_width = 100, propagate_version = true, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), after_help = EXAMPLES)]
+#[command(name = "ingle", version = ingle_daemon::version(), max_term_width = 100, propagate_version = true, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -89,6 +89,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// An error whose usage asks for no option that the environment gave: clap counts those among what was typed.
@@ -171,6 +173,7 @@ mod tests {
             "ingle doctor",
             "ingle doctor --config /tmp/a.toml --config /tmp/b.toml --output nas://docs/out --json",
             "ingle submit embed nas://docs/ --output nas://docs/i --again",
+            "ingle man --into /tmp/man",
             "ingle status --json --coordinator http://127.0.0.1:1 --timeout 5s",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -26,6 +26,7 @@ use crate::exit::{Exit, Failure};
 use crate::traces::Traces;
 
 fn main() -> ExitCode {
+    ingle_daemon::version::stamp(option_env!("INGLE_STAMP"));
     ingle_daemon::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -81,6 +82,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Doctor(args) => Box::pin(doctor::run(&client, args)).await,
         Command::Cluster(command) => commands::cluster::run(&client, command).await,
         Command::Completions(args) => commands::completions::run(client.out, args),
+        Command::Man(args) => commands::man::run(client.out, args),
     }
 }
 

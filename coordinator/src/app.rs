@@ -365,7 +365,7 @@ fn register(membership: Arc<dyn Membership>, identity: &Identity, address: Strin
         id: identity.with_prefix("c"),
         incarnation: identity.incarnation().to_owned(),
         address,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: ingle_daemon::version().to_owned(),
         place: identity.place().to_owned(),
     };
     let (registration, _) = Registration::new(membership, record, MEMBER_TTL);

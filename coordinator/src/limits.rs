@@ -10,6 +10,14 @@ pub const CALLS_MAX: usize = 1_024;
 pub const CALLS_WAITING_MAX: usize = 256;
 /// Nodes.
 pub const NODES_MAX: usize = 4_096;
+/// Nodes up to which each decision weighs all of them.
+pub const NODES_ALL_MAX: usize = 64;
+/// Of more nodes so many with room are looked at for one decision, and so many of them weighed against each other.
+pub const NODES_LOOKED_AT: usize = 64;
+/// See there.
+pub const NODES_WEIGHED: usize = 16;
+/// Of so many nodes one at a time is kept for items that a node died with.
+pub const NODES_PER_WARD: usize = 8;
 /// Nodes that people drained, attached or not.
 pub const CORDONS_MAX: usize = 4_096;
 /// How long ago a model was used to count as hot: a node that leaves has it loaded elsewhere first. Milliseconds.
@@ -28,6 +36,10 @@ pub const SEGMENTS_MAX: u32 = 1_000_000;
 pub const ITEM_FAILURES_MAX: u32 = 5;
 /// Nodes that may die with an item alone before it is set aside.
 pub const ITEM_DEATHS_MAX: u32 = 3;
+/// The same of attempts that those nodes never said they had: they may have died on their way, so they count for less.
+pub const ITEM_UNSEEN_DEATHS_MAX: u32 = 9;
+/// How long a node may still be at what it was told to stop, milliseconds.
+pub const CANCEL_WITHIN_MS: u64 = 3_000;
 /// Silence after which a node gets no new work, milliseconds.
 pub const SUSPECT_MS: u64 = 3_000;
 /// Silence after which its streams move, milliseconds.

@@ -41,7 +41,7 @@ impl Metrics {
     #[must_use]
     pub fn new(service: &'static str) -> Self {
         let mut registry = Registry::with_prefix("ingle");
-        let build = Info::new(vec![("service", service), ("version", env!("CARGO_PKG_VERSION"))]);
+        let build = Info::new(vec![("service", service), ("version", crate::version())]);
         registry.register("build", "Which binary this is", build);
         let start = Gauge::<i64>::default();
         start.set(crate::clock::unix_ms() / 1000);
@@ -175,7 +175,7 @@ pub async fn serve(
 /// # Errors
 /// What the system said, with the address.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address)
+    crate::sockets::bind(address)
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("metrics address {address}: {error}")))
 }

@@ -155,7 +155,7 @@ impl Agent {
             node_id: self.identity.node_id().to_string(),
             incarnation: self.identity.incarnation().to_owned(),
             name: self.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: ingle_daemon::version().to_owned(),
             capacity: Some(self.capacity.clone()),
             models: self.catalogue.infos(),
             loaded: self.loaded.infos(),

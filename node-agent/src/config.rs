@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Command line of `ingle-node`.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "ingle-node", version, about = "Loads models and runs what the coordinator asks")]
+#[command(name = "ingle-node", version = ingle_daemon::version(), about = "Loads models and runs what the coordinator asks")]
 pub struct Args {
     /// Options that all daemons take.
     #[command(flatten)]
@@ -259,6 +259,10 @@ impl Settings for NodeConfig {
 
     fn drain_deadline(&self) -> Duration {
         Duration::from_secs(self.drain_timeout_s)
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        [self.listen, self.beat_listen].into_iter().chain(self.metrics).collect()
     }
 }
 

@@ -35,6 +35,7 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use futures::future::BoxFuture;
+pub use ingle_daemon::version::stamp;
 use ingle_daemon::{BoxError, Context};
 use ingle_engine::Engine;
 

@@ -31,7 +31,7 @@ struct Excused(Vec<String>);
 
 impl Excused {
     fn read() -> Self {
-        let list = json(&deploy("grafana/may-be-empty.json"));
+        let list = json(&deploy("../tests/setup/may-be-empty.json"));
         let words = |entry: &Value| {
             assert!(entry["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{entry} needs a reason");
             entry["contains"].as_str().expect("a part of an expression").to_owned()
@@ -44,8 +44,13 @@ impl Excused {
     }
 }
 
-/// (where it stands, the expression) of all panels, and (where, metric, label) of all variables.
-fn dashboards() -> (Vec<(String, String)>, Vec<(String, String, String)>) {
+/// (where it stands, the expression) of a panel.
+type Expression = (String, String);
+/// (where it stands, metric, label) of a variable.
+type Variable = (String, String, String);
+
+/// Of all panels, and all variables.
+fn dashboards() -> (Vec<Expression>, Vec<Variable>) {
     let (mut expressions, mut variables) = (Vec::new(), Vec::new());
     let mut uids = BTreeSet::new();
     for entry in std::fs::read_dir(deploy("grafana/dashboards")).expect("a folder") {
@@ -139,7 +144,7 @@ async fn every_expression_tells_something_of_a_cluster_at_work() {
     let mut round = 0;
     loop {
         // Again and again: a rate needs what moves between two scrapes.
-        work(&world, round).await;
+        Box::pin(work(&world, round)).await;
         round += 1;
         let mut empty = Vec::new();
         for (place, expression) in &expressions {

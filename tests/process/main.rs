@@ -2,6 +2,7 @@
 
 mod asked;
 mod dashboards;
+mod deployed;
 mod hosts;
 mod killed;
 mod moved;

@@ -21,7 +21,7 @@ async fn lost(harm: impl FnOnce(&mut Process)) {
     let cluster = Cluster::of(1).with(held.model()).node(settings).start().await;
     let client = &cluster.client;
     let stays = client.nodes().await.expect("nodes")["node-1"].node_id.clone();
-    let drain = v1::DrainNodeRequest { node_id: stays.clone(), deadline_ms: 0 };
+    let drain = v1::DrainNodeRequest { node_id: stays.clone(), deadline_ms: 0, stay: true };
     client.cluster.clone().drain_node(drain).await.expect("drained");
 
     let home = tempfile::tempdir().expect("a directory");

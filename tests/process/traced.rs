@@ -276,7 +276,8 @@ async fn neither_logs_nor_spans_hold_what_people_write() {
     // What fails must not be quoted either.
     world.client.generate(question(&format!("{MARKER} and arsenic"))).await.expect_err("it can't be computed");
     world.client.embed(&[MARKER]).await.expect("vectors");
-    world.client.jobs.clone().cancel_job(v1::CancelJobRequest { job_id: answers.clone() }).await.expect("it is there");
+    // The bad one may have failed for good by now, and the job have ended.
+    let _ = world.client.jobs.clone().cancel_job(v1::CancelJobRequest { job_id: answers.clone() }).await;
     world.client.end_of(&answers).await;
     // Spans come with a delay; those of the last calls are the last.
     eventually("spans of calls", || async {

@@ -55,7 +55,7 @@ async fn streams_of_a_drained_node_go_on_from_every_token_when_its_time_is_over(
     let (cluster, _held) = Box::pin(lost(async |cluster| {
         let node_id = cluster.client.nodes().await.expect("nodes")["node-1"].node_id.clone();
         // In the past: at once.
-        let request = v1::DrainNodeRequest { node_id, deadline_ms: 1 };
+        let request = v1::DrainNodeRequest { node_id, deadline_ms: 1, stay: true };
         cluster.client.cluster.clone().drain_node(request).await.expect("drained");
     }))
     .await;

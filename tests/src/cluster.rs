@@ -241,7 +241,7 @@ impl Cluster {
         })
         .await;
         let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{}", self.address));
-        let node = Node::start(home, &name, &self.models, &meeting).await;
+        let node = Node::start(home, &name, &self.models, &meeting, self.node_settings).await;
         self.nodes.push(node);
     }
 

@@ -1,8 +1,8 @@
-//! `cargo xtask COMMAND`: tidy, check, test, test-rollout, soak.
+//! `cargo xtask COMMAND`: tidy, check, test, test-rollout, soak, deb.
 
 use std::process::ExitCode;
 
-use xtask::{chores, say, tidy, workspace_root};
+use xtask::{chores, deb, say, tidy, workspace_root};
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -12,8 +12,10 @@ cargo xtask COMMAND
   test    everything, as `make test` runs it: installs what is missing, fetches the starter models, checks, builds, tests
   test-rollout  packages of two versions, and every playbook on real hosts (guests on this machine); root alone
   soak    the tests again with wider seeds and longer rounds (INGLE_SOAK=1); arguments go to nextest
+  deb     Debian packages into target/deb: [--arch amd64|arm64|all] [--profile release|dev] [--no-build] [--into DIR]
 
 INGLE_TEST_MINUTES=n   leaves the rollout to guests out where it would end later than that
+INGLE_STAMP=TEXT  is told by the binaries and packages beside their version: 0.2.0+TEXT
 INGLE_INSTALL=0   installs and fetches nothing; says what is skipped instead
 ";
 
@@ -45,6 +47,7 @@ fn run(command: &str, rest: &[String]) -> anyhow::Result<bool> {
         "test" => chores::test(&root, rest),
         "test-rollout" => chores::test_rollout(&root),
         "soak" => chores::soak(&root, rest),
+        "deb" => deb::run(&root, &deb::Options::parse(rest)?).map(|_| true),
         "" | "help" | "--help" | "-h" => {
             say(HELP.trim_end());
             Ok(true)

@@ -7,6 +7,7 @@ mod drain;
 pub(crate) mod embed;
 mod explaining;
 pub(crate) mod jobs;
+pub(crate) mod man;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod ocr;

@@ -20,8 +20,6 @@ const NODES_MAX: usize = 200;
 const JOBS_MAX: u32 = 500;
 /// Documents that were set aside so long ago are no news.
 const NEWS_MS: i64 = 7 * 86_400_000;
-/// Our version.
-const OURS: &str = env!("CARGO_PKG_VERSION");
 
 /// What others of our checks begin with.
 pub(super) struct Seen {
@@ -55,7 +53,7 @@ pub(super) async fn ask<T>(call: impl Future<Output = Result<Response<T>, Status
 }
 
 pub(super) async fn look(client: &Client, checks: &mut Vec<Check>) -> Option<Seen> {
-    let mut versions = vec![("this program".to_owned(), OURS.to_owned())];
+    let mut versions = vec![("this program".to_owned(), ingle_daemon::version().to_owned())];
     let mut found = None;
     for endpoint in client.endpoints() {
         let client = client.at(endpoint.clone());

@@ -79,6 +79,8 @@ impl Core {
                 items_done: 0,
                 unconfirmed: false,
                 decision: None,
+                alone: false,
+                seen: true,
             },
         );
         if let Some(entry) = self.nodes.get_mut(node) {

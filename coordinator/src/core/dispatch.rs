@@ -32,7 +32,7 @@ impl Core {
     /// Hands out work until no node takes more.
     pub(super) fn schedule(&mut self, step: &mut Step) {
         self.schedule_calls(step);
-        if self.nodes.mass_failure(self.now) {
+        if self.braked() {
             return;
         }
         // A commit is bounded: what doesn't fit waits for the next event, at the latest a tick.
@@ -76,7 +76,7 @@ impl Core {
             .collect()
     }
 
-    fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
+    pub(super) fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
         if node.draining {
             return Err("it is draining".into());
         }
@@ -126,41 +126,33 @@ impl Core {
         let now = self.now;
         let Some(job) = self.jobs.get(&number) else { return false };
         let model = job.record.model.clone();
-        let candidates = self.candidates(&model);
-        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
-        if fit.is_empty() {
-            if let Some(problem) = self.broken_everywhere(&model) {
-                self.end_failed(step, number, &problem);
-                return false;
-            }
-            let hold = self.why_no_node(&candidates, &model);
-            self.hold(step, number, hold);
-            return false;
-        }
-        let fit = self.may_try(number, fit);
-        if fit.is_empty() {
-            return false;
-        }
-        // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.
+        // Items that a node died with run alone: a node is emptied for them, the others go on with the rest.
         let suspect = job.due(now.unix_ms, true);
-        let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.batches_on(node).next().is_none());
+        let ward = suspect.and_then(|_| {
+            let wards = self.may_try(number, self.ward_nodes(&model));
+            wards.into_iter().find(|node| self.is_empty(node))
+        });
         let fit = match &ward {
             Some(node) => vec![node.clone()],
             None => {
+                let Some(fit) = self.fit_nodes(step, number, &model) else { return false };
                 let wards = self.wards();
                 let suspicious = |id: &NodeId| self.batches_on(id).any(|batch| batch.suspect);
-                fit.into_iter().filter(|id| !wards.contains(id) && !suspicious(id)).collect()
+                let mut fit = self.may_try(number, fit);
+                fit.retain(|id| !wards.contains(id) && !suspicious(id));
+                fit
             }
         };
+        let Some(job) = self.jobs.get(&number) else { return false };
         if fit.is_empty() {
             return false;
         }
         // The next batch: one that waits already, else a new one cut to what the nodes have shown they can do.
         let waiting = if ward.is_some() { suspect } else { job.due(now.unix_ms, false) };
-        let probe = match waiting {
-            Some(batch) => job.size(&job.batches[&batch]),
+        let (probe, cut) = match waiting {
+            Some(batch) => (job.size(&job.batches[&batch]), None),
             None => match self.next_cut(job, &model, &fit) {
-                Some((_, size)) => size,
+                Some((cut, size)) => (size, Some(cut)),
                 None => return false,
             },
         };
@@ -189,21 +181,12 @@ impl Core {
         };
         let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
         let held = chosen.3.load <= 0.0;
-        let batch = match waiting {
-            Some(batch) => batch,
-            None => {
-                let Some((cut, _)) = self.jobs.get(&number).and_then(|job| self.next_cut(job, &model, &fit)) else {
-                    return false;
-                };
-                let Some(batch) = self.jobs.get_mut(&number).and_then(|job| match cut {
-                    Cut::Entries(segment, count) => job.cut(segment, count),
-                    Cut::Pages(key, count) => job.cut_pages(key, count),
-                }) else {
-                    return false;
-                };
-                batch
-            }
-        };
+        let made = self.jobs.get_mut(&number).and_then(|job| match cut {
+            Some(Cut::Entries(segment, count)) => job.cut(segment, count),
+            Some(Cut::Pages(key, count)) => job.cut_pages(key, count),
+            None => waiting,
+        });
+        let Some(batch) = made else { return false };
         let attempt = self.new_attempt(step);
         let allowed_ms = limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as u64);
         self.note_use(&model);
@@ -266,6 +249,9 @@ impl Core {
             pages: of_pages.then_some(v1::PageRange { first, count }),
             document,
         };
+        let alone = self.is_empty(&node);
+        self.joined_by_another(&node);
+        let Some(job) = self.jobs.get(&number) else { return false };
         let priority = job.record.spec().priority();
         let model_ref = v1::ModelRef { name: model, digest: job.record.model_digest.clone().into() };
         self.attempts.insert(
@@ -280,6 +266,8 @@ impl Core {
                 items_done: 0,
                 unconfirmed: false,
                 decision: Some(decision),
+                alone,
+                seen: false,
             },
         );
         if let Some(entry) = self.nodes.get_mut(&node) {
@@ -299,6 +287,31 @@ impl Core {
         });
         step.effects.push(Effect::JobChanged { job: number });
         true
+    }
+
+    /// Nodes that a job's next batch may be weighed for: all that are fit, or some of many. `None` where there is nothing to be
+    /// had now; the job says why, or has failed for good.
+    fn fit_nodes(&mut self, step: &mut Step, number: u64, model: &str) -> Option<Vec<NodeId>> {
+        if let Some(some) = self.some_of_many(model) {
+            if !some.is_empty() {
+                return Some(some);
+            }
+            if !self.looks_at_all() {
+                return None;
+            }
+        }
+        let candidates = self.candidates(model);
+        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
+        if !fit.is_empty() {
+            return Some(fit);
+        }
+        if let Some(problem) = self.broken_everywhere(model) {
+            self.end_failed(step, number, &problem);
+        } else {
+            let hold = self.why_no_node(&candidates, model);
+            self.hold(step, number, hold);
+        }
+        None
     }
 
     /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
@@ -324,36 +337,18 @@ impl Core {
         let ceiling = if measured { limits::BATCH_ITEMS_MAX } else { 4 } as usize;
         // The last of a job is shared out, but not in crumbs.
         let fair = job.uncut_items().div_ceil(2 * fit.len().max(1) as u64).max(1);
+        // Sizes of the first so many entries. More of them never take less time: the last that fits is found by halving.
+        let mut sizes: Vec<Size> = Vec::new();
         let mut size = Size { items: 0, bytes: 0, output_tokens, pages: 0 };
         for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling)) {
-            let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
-            let most = if u64::from(size.items) < fair { limits::BATCH_TARGET_MS } else { limits::BATCH_LEAST_MS };
-            if size.items > 0 && expected(grown) > most {
-                break;
-            }
-            size = grown;
+            size = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
+            sizes.push(size);
         }
+        let most =
+            |size: &Size| if u64::from(size.items) <= fair { limits::BATCH_TARGET_MS } else { limits::BATCH_LEAST_MS };
+        let fits = sizes.partition_point(|size| size.items == 1 || expected(*size) <= most(size));
+        let size = *sizes.get(fits.checked_sub(1)?)?;
         Some((Cut::Entries(segment, size.items), size))
-    }
-
-    /// Batches that a node holds.
-    fn batches_on(&self, node: &NodeId) -> impl Iterator<Item = &super::BatchRecord> {
-        let attempts = self.nodes.get(node).into_iter().flat_map(|entry| &entry.attempts);
-        attempts.filter_map(|number| match self.attempts.get(number)?.owner {
-            Owner::Batch { job, batch } => self.jobs.get(&job)?.batches.get(&batch),
-            Owner::Call(_) => None,
-        })
-    }
-
-    /// Nodes that are kept for suspect batches which wait.
-    fn wards(&self) -> std::collections::BTreeSet<NodeId> {
-        self.jobs
-            .values()
-            .filter(|job| job.record.state() == JobState::Running && job.due(self.now.unix_ms, true).is_some())
-            .filter_map(|job| {
-                self.candidates(&job.record.model).into_iter().find(|(_, why)| why.is_ok()).map(|(id, _)| id)
-            })
-            .collect()
     }
 
     /// Every node that sees the model has failed to run it, and none is about to have it: waiting won't help.
@@ -433,6 +428,8 @@ impl Core {
                     items_done: 0,
                     unconfirmed: false,
                     decision: Some(Decision { terms, next: None, of: 1 }),
+                    alone: false,
+                    seen: false,
                 },
             );
             if let Some(entry) = self.nodes.get_mut(&node) {
@@ -458,11 +455,18 @@ impl Core {
     }
 
     /// The terms of a call on a node that can run the model. It enters beside batch work between two steps of the engine:
-    /// other calls are in its way, batches only a little, and never so much that calls crowd where there are none.
+    /// other calls are in its way, batches only a little, and never so much that calls crowd where there are none. Calls
+    /// share a node equally, step by step, and nobody knows which ends first, so that each takes as much from this one as it
+    /// takes itself.
     fn call_terms(&self, id: &NodeId, model: &str, size: Size) -> Terms {
         let terms = self.terms(id, model, size);
-        let (calls, batches) = self.nodes.get(id).map_or((0.0, 0.0), |node| self.backlogs(node));
         let own = terms.prefill + terms.output;
+        let Some(node) = self.nodes.get(id) else { return Terms { backlog: 0.0, ..terms } };
+        let of_calls =
+            |number: &&u64| self.attempts.get(number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
+        // What takes no time by its figures takes some.
+        let calls = own.max(1.0) * node.attempts.iter().filter(of_calls).count() as f64;
+        let (_, batches) = self.backlogs(node);
         Terms { backlog: calls + (batches * BATCHES_BESIDE_CALLS).min(own * BATCHES_BESIDE_CALLS_MAX), ..terms }
     }
 
@@ -518,22 +522,12 @@ impl Job {
     }
 
     pub(super) fn uncut_items(&self) -> u64 {
-        self.uncut
-            .iter()
-            .filter_map(|index| self.segments.get(index))
-            .map(|segment| u64::from(segment.info().to_do - segment.cut))
-            .sum()
+        self.uncut_left.items
     }
 
     /// Of documents that no node has.
     pub(super) fn remaining_bytes(&self) -> u64 {
-        let uncut: u64 = self
-            .uncut
-            .iter()
-            .filter_map(|index| self.segments.get(index))
-            .map(|s| s.info().size_kib[s.cut as usize..].iter().map(|k| u64::from(*k) << 10).sum::<u64>())
-            .sum();
-        uncut
+        self.uncut_left.bytes
             + self.uncut_page_bytes()
             + self.queued.iter().filter_map(|batch| self.batches.get(batch)).map(|b| b.bytes).sum::<u64>()
     }

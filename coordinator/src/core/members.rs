@@ -13,8 +13,12 @@ use v1::JobState;
 /// Whose fault it is that an attempt is gone.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Loss {
-    /// Its node died with it.
+    /// Its node died with it, and nothing else was there.
     Died,
+    /// Its node died, and nobody knows whether it had it.
+    Unseen,
+    /// Its node died with it and with others.
+    Among,
     /// It ran far too long: a failure of what is in it.
     Late,
     /// Nobody's.
@@ -45,6 +49,7 @@ impl Core {
                 self.lost.remove(&number);
                 if let Some(attempt) = self.attempts.get_mut(&number) {
                     attempt.unconfirmed = false;
+                    attempt.seen = true;
                     // Whoever cancelled may have spoken into a broken stream, or to the leader before.
                     if let Owner::Batch { job, .. } = attempt.owner
                         && self.jobs.get(&job).is_some_and(|job| job.record.state() == JobState::Cancelling)
@@ -85,7 +90,12 @@ impl Core {
 
     /// The attempt is gone with its node.
     fn attempt_lost(&mut self, number: u64, problem: &Problem) {
-        self.lost.insert(number, (problem.clone(), Loss::Died));
+        let loss = match self.attempts.get(&number) {
+            Some(attempt) if !attempt.alone => Loss::Among,
+            Some(attempt) if !attempt.seen => Loss::Unseen,
+            _ => Loss::Died,
+        };
+        self.lost.insert(number, (problem.clone(), loss));
     }
 
     /// The attempt ended without anybody's fault: free of charge.
@@ -100,14 +110,14 @@ impl Core {
         {
             let Some(attempt) = self.drop_attempt(number) else { continue };
             let outcome = match loss {
-                Loss::Died => "died",
+                Loss::Died | Loss::Unseen | Loss::Among => "died",
                 Loss::Late => "late",
                 Loss::Free => "given_back",
             };
             self.note_end(&attempt, outcome);
             match (attempt.owner, loss) {
                 (Owner::Batch { job, batch }, Loss::Free) => self.requeue(step, job, batch, &problem, true),
-                (Owner::Batch { job, batch }, _) => self.charge(step, job, batch, &problem, loss == Loss::Died),
+                (Owner::Batch { job, batch }, _) => self.charge(step, job, batch, &problem, loss),
                 (Owner::Call(call), Loss::Late) => self.call_failed(step, call, v1::FailureKind::Input, &problem),
                 (Owner::Call(call), _) => self.call_failed(step, call, v1::FailureKind::Node, &problem),
             }
@@ -235,6 +245,9 @@ impl Core {
                             items_done: 0,
                             unconfirmed: true,
                             decision: None,
+                            // Suspect ones are sent to empty nodes only; what was beside the others is not recorded.
+                            alone: batch.suspect,
+                            seen: false,
                         },
                     );
                 }
@@ -294,6 +307,7 @@ impl Job {
                 BatchState::Published => {}
             }
         }
+        self.settled = self.settled_anew();
         self.counts.published = 0;
         let totals = super::check::settled_counts(kind, &self.batches);
         self.counts.unchanged += totals.unchanged;

@@ -8,6 +8,7 @@ mod batches;
 mod breakers;
 pub(crate) mod calls;
 pub mod check;
+mod crowd;
 mod dispatch;
 mod drains;
 pub mod event;
@@ -25,6 +26,7 @@ mod setbacks;
 mod standing;
 pub mod tally;
 mod view;
+mod wards;
 mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +95,13 @@ pub(crate) struct Job {
     pub(crate) uncut_pages: BTreeSet<DocumentKey>,
     /// Those of them whose pages are all settled, and that need a join.
     pub(crate) ready_documents: BTreeSet<DocumentKey>,
+    /// Batches of their pages, whatever became of them.
+    pub(crate) ranges: BTreeMap<DocumentKey, BTreeSet<u64>>,
     pub(crate) counts: v1::ItemCounts,
+    /// Documents that need nothing more of a node.
+    pub(crate) settled: u64,
+    /// Entries that no batch covers yet.
+    pub(crate) uncut_left: Left,
     pub(crate) next_batch: u64,
     /// The walk under way, and when to try again after one failed.
     pub(crate) scan: ScanState,
@@ -109,6 +117,13 @@ pub(crate) struct Job {
     pub(crate) outage: Option<outage::Outage>,
     /// Of a standing job: when the last look ended, Unix milliseconds.
     pub(crate) looked_ms: i64,
+}
+
+/// How much is left of something.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) items: u64,
+    pub(crate) bytes: u64,
 }
 
 /// How far a job was at a moment.
@@ -166,6 +181,10 @@ pub(crate) struct Attempt {
     pub(crate) unconfirmed: bool,
     /// Why there; none of what another leader dispatched.
     pub(crate) decision: Option<placement::Decision>,
+    /// No other batch was at its node since it was sent there: if the node dies, nothing else can have done it.
+    pub(crate) alone: bool,
+    /// Its node has said that it has it. What died on its way there, or after its node, did the node no harm.
+    pub(crate) seen: bool,
 }
 
 /// Jobs, nodes and attempts, and the rules between them.
@@ -193,6 +212,7 @@ pub struct Core {
     next_attempt: u64,
     next_job: u64,
     now: Now,
+    crowd: crowd::Crowd,
 }
 
 impl Core {
@@ -221,6 +241,7 @@ impl Core {
             next_attempt: 1,
             next_job: 1,
             now,
+            crowd: crowd::Crowd::default(),
         };
         for (key, value) in records {
             core.load_record(&key, &value).map_err(|error| format!("record {key}: {error}"))?;
@@ -275,6 +296,8 @@ impl Core {
     pub fn step(&mut self, now: Now, event: Event) -> Step {
         self.now = now;
         let mut step = Step::default();
+        let of_a_call = matches!(event, Event::CallGone { .. });
+        let pace = self.pace_of(&event);
         match event {
             Event::Submit { reply, spec, idempotency_key, spec_digest, principal } => {
                 self.submit(&mut step, reply, *spec, idempotency_key, spec_digest, principal);
@@ -304,6 +327,7 @@ impl Core {
                     let most = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
                     let (count, size) = most.map_or((0, 0), |batch| (batch.count, batch.bytes));
                     attempt.items_done = items.min(count);
+                    attempt.seen = true;
                     attempt.bytes_done = bytes.min(size);
                     step.effects.push(Effect::JobChanged { job });
                 }
@@ -324,8 +348,21 @@ impl Core {
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
-        self.schedule(&mut step);
+        self.schedule_at(&mut step, pace);
+        if !of_a_call {
+            self.note_cancels(&step);
+        }
         step
+    }
+
+    /// Whether an effect is still wanted. Many steps are made durable at once: an attempt that one of them began and another
+    /// ended must not reach its node, which it might kill once more after its item was set aside for that.
+    #[must_use]
+    pub fn wants(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Dispatch { attempt, .. } => self.attempts.contains_key(attempt) && !self.lost.contains_key(attempt),
+            _ => true,
+        }
     }
 
     /// This leader's epoch.

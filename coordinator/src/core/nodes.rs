@@ -1,6 +1,7 @@
 //! Nodes as the leader sees them: intent (draining) beside what is observed (beats, models, attempts).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use ingle_proto::{NodeId, v1};
 
@@ -39,6 +40,8 @@ pub struct NodeEntry {
     pub(crate) going: Option<Going>,
     /// Attempts here.
     pub attempts: BTreeSet<u64>,
+    /// Attempts that it was told to stop and may still be at, each with the monotonic milliseconds after which that is over.
+    pub ending: BTreeMap<u64, u64>,
     /// Milliseconds busy since it started.
     pub busy_ms: u64,
     /// Bytes its models take.
@@ -102,6 +105,11 @@ impl NodeEntry {
         slots.min(of_model) as usize
     }
 
+    /// Whether it may be given something, for all that it has said.
+    fn has_room(&self) -> bool {
+        self.connected && !self.left && !self.draining && self.attempts.len() < self.attempts_max()
+    }
+
     /// Batches and calls it may hold.
     #[must_use]
     pub fn attempts_max(&self) -> usize {
@@ -129,6 +137,10 @@ pub struct NodeTable {
     cordoned: BTreeMap<NodeId, Cordon>,
     /// Since when more than half of them are silent.
     brake_since: Option<u64>,
+    /// Nodes with room, as far as that doesn't change with time alone; true of all but those in `touched`.
+    roomy: BTreeSet<NodeId>,
+    /// Nodes that were changed since.
+    touched: BTreeSet<NodeId>,
 }
 
 impl NodeTable {
@@ -137,7 +149,31 @@ impl NodeTable {
     }
 
     pub(crate) fn get_mut(&mut self, node: &NodeId) -> Option<&mut NodeEntry> {
-        self.nodes.get_mut(node)
+        let entry = self.nodes.get_mut(node)?;
+        // Whoever asks may change what the index is made of.
+        if !self.touched.contains(node) {
+            self.touched.insert(node.clone());
+        }
+        Some(entry)
+    }
+
+    /// Whether any had room when that was last asked.
+    pub(crate) fn any_room(&self) -> bool {
+        !self.roomy.is_empty()
+    }
+
+    /// At most `most` nodes that have room, in their order, beginning after one.
+    pub(crate) fn roomy_after(&mut self, after: Option<&NodeId>, most: usize) -> Vec<NodeId> {
+        for id in std::mem::take(&mut self.touched) {
+            if self.nodes.get(&id).is_some_and(NodeEntry::has_room) {
+                self.roomy.insert(id);
+            } else {
+                self.roomy.remove(&id);
+            }
+        }
+        let Some(after) = after else { return self.roomy.iter().take(most).cloned().collect() };
+        let behind = self.roomy.range((Bound::Excluded(after), Bound::Unbounded));
+        behind.chain(self.roomy.range(..=after)).take(most).cloned().collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &NodeEntry)> {
@@ -163,6 +199,7 @@ impl NodeTable {
             draining,
             going: going.filter(|_| draining),
             attempts: before.filter(|_| same).map(|e| e.attempts.clone()).unwrap_or_default(),
+            ending: BTreeMap::new(),
             busy_ms: 0,
             reserved: before.filter(|_| same).map_or(0, |e| e.reserved),
             handled: Health::Ready,
@@ -176,6 +213,7 @@ impl NodeTable {
             fetching,
             attached,
         };
+        self.touched.insert(id.clone());
         let old = self.nodes.insert(id, entry);
         old.filter(|_| !same)
     }
@@ -183,6 +221,7 @@ impl NodeTable {
     pub(crate) fn detached(&mut self, node: &NodeId, _now: Now) {
         if let Some(entry) = self.nodes.get_mut(node) {
             entry.connected = false;
+            self.touched.insert(node.clone());
         }
     }
 
@@ -252,12 +291,14 @@ impl NodeTable {
             if !entry.draining {
                 entry.going = None;
             }
+            self.touched.insert(node.clone());
         }
     }
 
     /// Forgets a node that has left.
     pub(crate) fn remove(&mut self, node: &NodeId) {
         self.nodes.remove(node);
+        self.touched.insert(node.clone());
     }
 
     /// Nodes that shall take no work, and how they are drained.
@@ -298,10 +339,18 @@ impl NodeTable {
         all > 2 && silent * 2 > all
     }
 
-    /// Drops nodes that left and hold nothing.
+    /// Drops nodes that left and hold nothing, and what nodes have had time enough to stop.
     pub(crate) fn forget_departed(&mut self, now: Now) {
-        self.nodes.retain(|_, entry| {
-            !(entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost)
+        for entry in self.nodes.values_mut() {
+            entry.ending.retain(|_, until| *until > now.mono_ms);
+        }
+        let Self { nodes, touched, .. } = self;
+        nodes.retain(|id, entry| {
+            let gone = entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost;
+            if gone {
+                touched.insert(id.clone());
+            }
+            !gone
         });
     }
 }

@@ -69,10 +69,10 @@ struct Speed {
     ms_per_page: Option<Mean>,
 }
 
-/// Measured speeds by (node, model), and on what hardware.
+/// Measured speeds by node and model, and on what hardware.
 #[derive(Debug, Default)]
 pub struct Speeds {
-    measured: BTreeMap<(NodeId, String), Speed>,
+    measured: BTreeMap<NodeId, BTreeMap<String, Speed>>,
     /// Outlives a node's entry among the nodes: it may have left to be given other hardware.
     hardware: BTreeMap<NodeId, Hardware>,
 }
@@ -103,7 +103,7 @@ const LOAD_BYTES_PER_MS: f64 = 110_000.0;
 impl Speeds {
     /// Learns from a batch that took `busy_ms`.
     pub fn learn(&mut self, node: &NodeId, model: &str, size: Size, busy_ms: f64) {
-        let speed = self.measured.entry((node.clone(), model.to_owned())).or_default();
+        let speed = self.measured.entry(node.clone()).or_default().entry(model.to_owned()).or_default();
         if size.bytes > 0 {
             Mean::add(&mut speed.ms_per_kib, busy_ms / (size.bytes as f64 / 1024.0));
         }
@@ -128,11 +128,11 @@ impl Speeds {
         if self.hardware.get(node) == Some(&hardware) {
             return;
         }
-        self.measured.retain(|(n, _), _| n != node);
+        self.measured.remove(node);
         if self.hardware.len() >= MACHINES_MAX && !self.hardware.contains_key(node) {
             // Nodes that never come back would add up: whoever is dropped is measured anew.
             if let Some((dropped, _)) = self.hardware.pop_first() {
-                self.measured.retain(|(n, _), _| *n != dropped);
+                self.measured.remove(&dropped);
             }
         }
         self.hardware.insert(node.clone(), hardware);
@@ -141,7 +141,7 @@ impl Speeds {
     /// Whether this model has run on this node.
     #[must_use]
     pub fn measured(&self, node: &NodeId, model: &str) -> bool {
-        self.measured.contains_key(&(node.clone(), model.to_owned()))
+        self.measured.get(node).is_some_and(|models| models.contains_key(model))
     }
 
     /// Milliseconds of (input, output) for work of this size.
@@ -155,7 +155,7 @@ impl Speeds {
         size: Size,
     ) -> (f64, f64) {
         let name = model.model.as_ref().map_or("", |m| m.name.as_str());
-        let speed = self.measured.get(&(node.clone(), name.to_owned())).copied().unwrap_or_default();
+        let speed = self.measured.get(node).and_then(|models| models.get(name)).copied().unwrap_or_default();
         let kib = size.bytes as f64 / 1024.0;
         if model.kind() == v1::JobKind::Generate {
             if let Some(per_item) = speed.ms_per_item {

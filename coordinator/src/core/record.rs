@@ -272,6 +272,9 @@ pub struct BatchRecord {
     /// Of the items with a result, those that lack pages.
     #[prost(uint32, tag = "30")]
     pub incomplete: u32,
+    /// Nodes that died when its single item was alone on its way to them, or there without their word.
+    #[prost(uint32, tag = "31")]
+    pub unseen_deaths: u32,
 }
 
 /// A document that was too long for one attempt.

@@ -1,6 +1,6 @@
 //! What people may see: jobs, nodes and models as the wire shows them, made from the core's state when asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_proto::job::job_id;
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
@@ -140,6 +140,21 @@ impl Core {
             job.segments.values().map(|s: &Segment| s.record.clone()).collect(),
             job.batches.values().cloned().collect(),
         ))
+    }
+
+    /// The same of at most `most` segments from one on, with the joins of their buckets: what a page of items is made of.
+    #[must_use]
+    pub fn parts_from(&self, number: u64, first: u32, most: usize) -> Option<(Vec<SegmentRecord>, Vec<BatchRecord>)> {
+        let job = self.jobs.get(&number)?;
+        let segments: BTreeMap<u32, &Segment> =
+            job.segments.range(first..).take(most).map(|(index, segment)| (*index, segment)).collect();
+        let buckets: BTreeSet<u32> = segments.values().map(|segment| segment.info().bucket).collect();
+        let of_them = |batch: &&BatchRecord| {
+            let of_bucket = batch.join && !batch.joins_document();
+            if of_bucket { buckets.contains(&batch.bucket) } else { segments.contains_key(&batch.segment) }
+        };
+        let batches = job.batches.values().filter(of_them).cloned().collect();
+        Some((segments.values().map(|segment| segment.record.clone()).collect(), batches))
     }
 
     /// All nodes.

@@ -171,6 +171,9 @@ impl Driver {
             self.commit(std::mem::replace(&mut changes, rest), shutdown).await?;
         }
         for effect in pending.effects {
+            if !self.core.wants(&effect) {
+                continue;
+            }
             match effect {
                 Effect::Reply { reply, answer } => self.inbox.shared.answer(reply, answer),
                 Effect::JobChanged { job } => self.inbox.shared.job_changed(job, self.core.has_ended(job)),

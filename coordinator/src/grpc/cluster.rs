@@ -64,7 +64,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         let (status, gateway_ready) =
             tokio::join!(self.api.handle.query(|core, _| core.status()), self.api.gateway.ready());
         Ok(Response::new(v1::GetStatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: ingle_daemon::version().to_owned(),
             gateway: self.api.gateway.endpoint().unwrap_or_default(),
             gateway_ready,
             ..status?

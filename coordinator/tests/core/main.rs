@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod blame;
 mod breakers;
 mod calls;
 mod cutting;
@@ -13,11 +14,13 @@ mod models;
 mod outage;
 mod outdated;
 mod overload;
+mod pages;
 mod progress;
 mod setbacks;
 mod silence;
 mod spread;
 mod standing;
+mod tally;
 
 use std::collections::BTreeMap;
 
@@ -131,6 +134,16 @@ impl Rig {
         assert_eq!(self.core.check(), Vec::<String>::new());
     }
 
+    /// The same where one node beats, by a later start of its process.
+    fn pass_of(&mut self, ms: u64, number: u32, start: u32) -> Vec<Effect> {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms as i64;
+        let beat = Event::Beat { node: node(number), incarnation: format!("i{number}-{start}"), busy_ms: 1 };
+        let mut effects = self.step(beat);
+        effects.extend(self.step(Event::Tick));
+        effects
+    }
+
     fn attach(&mut self, number: u32, running: &[u64]) -> Vec<Effect> {
         self.attach_as(number, &format!("i{number}"), running)
     }
@@ -148,6 +161,11 @@ impl Rig {
     /// Its process ended, and another began; both beat as `pass` lets them.
     fn restarted(&mut self, number: u32, time: u32) -> Vec<Effect> {
         self.attach_as(number, &format!("i{number} again {time}"), &[])
+    }
+
+    /// A later start of a node's process, which runs nothing.
+    fn attach_again(&mut self, number: u32, start: u32) -> Vec<Effect> {
+        self.attach_as(number, &format!("i{number}-{start}"), &[])
     }
 
     /// What every node sees.

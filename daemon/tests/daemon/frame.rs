@@ -12,8 +12,8 @@ use ingle_daemon::config::{ConfigError, TelemetryConfig, TlsConfig};
 use ingle_daemon::{BoxError, CommonArgs, OnFailure, Settings};
 use serde::{Deserialize, Serialize};
 
-const CHILD: &str = "INGLE_FRAME_TEST_CHILD";
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const CHILD: &str = "INGLE_FRAME_TEST_CHILD";
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 struct Args {
@@ -112,10 +112,10 @@ fn child() {
     std::process::exit(i32::from(code));
 }
 
-struct Daemon(Child);
+pub(super) struct Daemon(pub(super) Child);
 
 impl Daemon {
-    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(super) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("we run"));
         command
             .args(["frame::child", "--exact", "--nocapture"])
@@ -127,13 +127,13 @@ impl Daemon {
         Self(command.spawn().expect("ourselves"))
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.0.id().to_string()]).status().expect("kill runs");
         assert!(status.success());
     }
 
     /// Its exit code and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(super) fn end(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.0.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
         (self.0.wait().expect("ours").code(), said)
@@ -158,7 +158,7 @@ fn once<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn addresses(path: &Path) -> BTreeMap<String, SocketAddr> {
+pub(super) fn addresses(path: &Path) -> BTreeMap<String, SocketAddr> {
     once("the ready file", || serde_json::from_slice(&std::fs::read(path).ok()?).ok())
 }
 

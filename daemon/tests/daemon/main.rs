@@ -8,3 +8,4 @@ mod provider;
 mod rpc;
 mod secure;
 mod spans;
+mod supervised;

@@ -57,13 +57,8 @@ fn kind(name: &str) -> &'static str {
     const DISK: &[&str] = &["nvme", "drivetemp"];
     const BOARD: &[&str] = &["acpitz", "nct", "it87", "asus", "gigabyte", "dell", "thinkpad", "pch"];
     let of = |list: &[&str]| list.iter().any(|known| name.starts_with(known));
-    match () {
-        () if of(CPU) => "cpu",
-        () if of(GPU) => "gpu",
-        () if of(DISK) => "disk",
-        () if of(BOARD) => "board",
-        () => "other",
-    }
+    let kinds = [("cpu", CPU), ("gpu", GPU), ("disk", DISK), ("board", BOARD)];
+    kinds.into_iter().find(|(_, list)| of(list)).map_or("other", |(kind, _)| kind)
 }
 
 /// `/sys/class/hwmon`: temperatures in thousandths of a degree, power in millionths of a watt.

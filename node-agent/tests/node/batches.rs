@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::sync::atomic::Ordering;
 
+use ingle_node_agent::pipeline::BEGUN;
 use ingle_node_agent::pipeline::schema::{PartReader, Row};
 use ingle_proto::v1::{self, FailureKind, ItemOutcome, JobKind, assign::Work, work_request};
 
@@ -242,7 +243,7 @@ async fn a_drain_ends_a_batch_after_its_item() {
     leader.assign(1, "slow", Work::Batch(work.clone())).await;
     leader
         .until(|message| match message {
-            v1::work_response::Message::Progress(progress) => Some(progress),
+            v1::work_response::Message::Progress(progress) if progress.stage != BEGUN => Some(progress),
             _ => None,
         })
         .await;

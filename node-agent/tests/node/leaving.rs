@@ -55,11 +55,8 @@ async fn an_older_coordinator_that_answers_nothing_is_not_waited_for() {
     let mut leader = node.lead_as(1, false).await.expect("a stream");
     node.begin_stop();
     leaving(&mut leader).await;
-    loop {
-        match leader.next().await {
-            Some(message) => assert!(!matches!(message, Message::Goodbye(_)), "nobody would answer"),
-            None => break,
-        }
+    while let Some(message) = leader.next().await {
+        assert!(!matches!(message, Message::Goodbye(_)), "nobody would answer");
     }
     node.ended().await;
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ingle_node_agent::pipeline::BEGUN;
 use ingle_proto::v1::node_client::NodeClient;
 use ingle_proto::v1::{self, JobKind, assign::Work, generate_response::Frame, work_request, work_response::Message};
 use ingle_proto::{ErrorCode, Problem};
@@ -226,7 +227,9 @@ async fn a_node_that_stops_ends_its_batch_early_and_says_so() {
     let mut work = batch(&leader.gateway, JobKind::Generate, &documents);
     work.generate = Some(v1::GenerateOptions { prompt: "{{ document }}".into(), max_tokens: 20, ..Default::default() });
     leader.assign(1, "slow", Work::Batch(work)).await;
-    leader.until(|message| matches!(message, Message::Progress(_)).then_some(())).await;
+    leader
+        .until(|message| matches!(message, Message::Progress(progress) if progress.stage != BEGUN).then_some(()))
+        .await;
     node.begin_stop();
     let complete = leader.ended(1).await.unwrap();
     assert!((1..40).contains(&complete.count));
@@ -288,7 +291,9 @@ async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
     work.generate =
         Some(v1::GenerateOptions { prompt: "{{ document }}".into(), max_tokens: 180, ..Default::default() });
     leader.assign(1, "slow", Work::Batch(work.clone())).await;
-    leader.until(|message| matches!(message, Message::Progress(_)).then_some(())).await;
+    leader
+        .until(|message| matches!(message, Message::Progress(progress) if progress.stage != BEGUN).then_some(()))
+        .await;
     // Connected before: it ends with the document that it is at.
     let mut beats = NodeClient::connect(format!("http://{}", node.beat)).await.unwrap();
     node.begin_stop();

@@ -1,5 +1,6 @@
 //! The commands behind make: `check` while working, `test` for everything, `soak` for what is long.
 
+mod foreign;
 mod needs;
 mod rollout;
 mod round;
@@ -9,6 +10,7 @@ mod watching;
 use std::path::Path;
 
 use crate::tidy;
+pub(crate) use round::OF_OUR_BUILD;
 use round::Round;
 
 /// Formatting, clippy and tidy: what is quick.
@@ -64,6 +66,7 @@ pub fn soak(root: &Path, rest: &[String]) -> anyhow::Result<bool> {
     }
     needs::gather(&mut round)?;
     run_tests(&mut round, "soak", rest)?;
+    foreign::arm64(&mut round)?;
     Ok(round.close())
 }
 

@@ -153,13 +153,18 @@ fn packages(round: &Round, may: bool) {
     if missing.is_empty() || !may {
         return;
     }
+    install(round, &missing);
+}
+
+/// Installs packages; what can't be had stays away.
+pub(super) fn install(round: &Round, missing: &[&str]) {
     crate::say(&format!("installing {}", missing.join(" ")));
     let quiet = NoServices::hold();
     let mut install = vec!["-qq", "-y", "--no-install-recommends", "install"];
-    install.extend(&missing);
+    install.extend(missing);
     if !apt_get(round, &install) && apt_get(round, &["-qq", "update"]) && !apt_get(round, &install) {
         // One package that isn't to be had must not keep the others away.
-        for package in &missing {
+        for package in missing {
             apt_get(round, &["-qq", "-y", "--no-install-recommends", "install", package]);
         }
     }

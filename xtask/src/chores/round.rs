@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use crate::say;
 
 /// Settings of the cargo that runs us; the commands we start are not part of that build.
-const OF_OUR_BUILD: &[&str] = &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+pub(crate) const OF_OUR_BUILD: &[&str] =
+    &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
 
 /// What was run so far.
 #[derive(Debug)]

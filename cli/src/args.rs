@@ -96,11 +96,15 @@ pub(crate) enum Command {
 /// An error whose usage asks for no option that the environment gave: clap counts those among what was typed.
 pub(crate) fn sober(mut error: clap::Error) -> clap::Error {
     let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return error };
-    let mut text = usage.to_string();
+    let whole = usage.to_string();
+    let mut text = whole.clone();
     for (option, value) in GLOBAL {
         let typed = format!(" {option} <{value}>");
         let place = if text.contains("[OPTIONS]") { "" } else { " [OPTIONS]" };
         text = text.replacen(&typed, place, 1);
+    }
+    if text == whole {
+        return error;
     }
     error.insert(ContextKind::Usage, ContextValue::StyledStr(text.into()));
     error

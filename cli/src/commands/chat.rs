@@ -25,19 +25,20 @@ const RESUMES: u32 = 6;
 
 const EXAMPLES: &str = "\
 Without PROMPT it is a conversation on a terminal (/quit leaves, /clear forgets, Ctrl-C stops an answer),
-and otherwise standard input is the prompt.
+and otherwise standard input is the prompt, as it is for -.
 
 Examples:
   ingle chat 'Name three uses of a hearth.'
   ingle chat --system 'Answer in German.' --temperature 0.7
   ingle chat --max-tokens 60 < letter.txt
+  cat letter.txt | ingle chat -
   ingle chat --json 'Say hello.'                  # frames, one per line";
 
 /// Ask a model, once or in a conversation
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ChatArgs {
-    /// What to ask
+    /// What to ask; - reads it from standard input
     prompt: Option<String>,
     /// Name of a model; needed only where several would do
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
@@ -71,6 +72,10 @@ pub(crate) async fn run(client: &Client, args: ChatArgs) -> Result<(), Failure> 
         chat.history.push(message("system", &text_or_file("--system", system)?));
     }
     match args.prompt {
+        Some(prompt) if prompt == "-" => {
+            let prompt = read_prompt()?;
+            chat.once(&prompt).await
+        }
         Some(prompt) => chat.once(&prompt).await,
         None if std::io::stdin().is_terminal() && !client.out.json => chat.converse().await,
         None => {

@@ -111,7 +111,7 @@ impl Other {
     }
 
     async fn submit(&self, spec: v1::JobSpec, key: &str) -> Result<v1::SubmitJobResponse, Status> {
-        let request = v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into() };
+        let request = v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into(), ..Default::default() };
         self.ask("Jobs/SubmitJob", ("SubmitJobRequest", "SubmitJobResponse"), request).await
     }
 

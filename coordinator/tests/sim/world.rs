@@ -557,13 +557,13 @@ impl World {
             Effect::Leave { node } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.to_node(node, Happening::Leave { node, connection });
+                    self.tell_node(node, Happening::Leave { node, connection });
                 }
             }
             Effect::Farewell { node } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.to_node(node, Happening::Farewell { node, connection });
+                    self.tell_node(node, Happening::Farewell { node, connection });
                 }
             }
             Effect::Warm { node, model, to, within_ms } => self.warm(node, &model, &to, within_ms),

@@ -110,13 +110,12 @@ impl Drop for Guarded {
 /// An authority, a certificate for etcd and one for us; `None`, said aloud, without openssl.
 fn made(folder: &Path) -> Option<Certificates> {
     let loopback = std::net::Ipv4Addr::LOCALHOST.into();
-    let made = Certificates::make(folder.to_owned()).and_then(|all| {
-        all.host("etcd", loopback)?;
-        all.host("client", loopback)?;
-        Ok(all)
-    });
-    match made {
-        Ok(certificates) => Some(certificates),
+    match Certificates::make(folder.to_owned()) {
+        Ok(certificates) => {
+            certificates.host("etcd", loopback);
+            certificates.host("client", loopback);
+            Some(certificates)
+        }
         Err(reason) => {
             eprintln!("skipped: no certificates here: {reason}");
             None

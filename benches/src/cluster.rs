@@ -27,7 +27,8 @@ pub(crate) struct Cluster {
     runtime: Runtime,
     channel: Channel,
     jobs: u32,
-    // Last: the daemons write into it until they have ended.
+    // Last: the daemons read and write here until they have ended.
+    _share: tempfile::TempDir,
     _folder: tempfile::TempDir,
 }
 
@@ -50,20 +51,44 @@ impl Cluster {
         models: &Path,
         documents: impl Iterator<Item = (String, Vec<u8>)>,
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ingle-bench-").tempdir()?;
-        let share = folder.path().join("share");
+        let share = tempfile::Builder::new().prefix("ingle-bench-").tempdir()?;
         for (index, (name, bytes)) in documents.enumerate() {
-            // Some folders, as a share has them.
-            let place = share.join(INPUT).join(format!("{:02}", index % 20));
-            std::fs::create_dir_all(&place)?;
-            std::fs::write(place.join(name), bytes)?;
+            put(share.path(), INPUT, index, &name, &bytes)?;
         }
+        Self::with(binaries, models, share)
+    }
+
+    /// Likewise over several folders, given with each document; they lie in memory where the system has a place for that, so
+    /// that no disk is measured. What the daemons keep lies on the disk.
+    ///
+    /// # Errors
+    /// As [`Self::over_texts`].
+    pub(crate) fn in_memory(
+        binaries: &Path,
+        models: &Path,
+        documents: &[(&str, String, Vec<u8>)],
+    ) -> anyhow::Result<Self> {
+        let mut named = tempfile::Builder::new();
+        named.prefix("ingle-bench-");
+        let filled = |share: tempfile::TempDir| -> std::io::Result<tempfile::TempDir> {
+            for (index, (within, name, bytes)) in documents.iter().enumerate() {
+                put(share.path(), within, index, name, bytes)?;
+            }
+            Ok(share)
+        };
+        // Some systems have the place, and little room in it.
+        let share = named.tempdir_in("/dev/shm").and_then(filled).or_else(|_| named.tempdir().and_then(filled))?;
+        Self::with(binaries, models, share)
+    }
+
+    fn with(binaries: &Path, models: &Path, share: tempfile::TempDir) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ingle-bench-").tempdir()?;
         let ingle = binaries.join("ingle");
         let log = std::fs::File::create(folder.path().join("up.log"))?;
         let mut up = Command::new(&ingle)
             .args(["--json", "up", "--nodes", "1", "--port-base", "0"])
             .arg("--share")
-            .arg(format!("{SHARE}={}", share.display()))
+            .arg(format!("{SHARE}={}", share.path().display()))
             .arg("--models")
             .arg(std::path::absolute(models)?)
             .arg("--data")
@@ -88,19 +113,29 @@ impl Cluster {
             let _inside = runtime.enter();
             Channel::from_shared(endpoint)?.connect_lazy()
         };
-        Ok(Self { up, runtime, channel, jobs: 0, _folder: folder })
+        Ok(Self { up, runtime, channel, jobs: 0, _share: share, _folder: folder })
     }
 
     /// Works on every document of the share into a new place; the time from submitting to the job's end.
     pub(crate) fn job(&mut self, kind: v1::JobKind, documents: usize) -> anyhow::Result<Duration> {
+        self.job_over(kind, INPUT, documents)
+    }
+
+    /// What a job over a folder is, into a new place.
+    fn spec(&mut self, kind: v1::JobKind, folder: &str) -> v1::JobSpec {
         self.jobs += 1;
         let object = |path: String| v1::ObjectRef { export: SHARE.into(), path: path.into_bytes().into() };
-        let spec = v1::JobSpec {
+        v1::JobSpec {
             kind: kind.into(),
-            input: Some(v1::InputSpec { input: Some(v1::input_spec::Input::Tree(object(INPUT.into()))) }),
+            input: Some(v1::InputSpec { input: Some(v1::input_spec::Input::Tree(object(folder.into()))) }),
             output: Some(object(format!("out-{}", self.jobs))),
             ..v1::JobSpec::default()
-        };
+        }
+    }
+
+    /// As [`Self::job`], over one of several folders.
+    pub(crate) fn job_over(&mut self, kind: v1::JobKind, folder: &str, documents: usize) -> anyhow::Result<Duration> {
+        let spec = self.spec(kind, folder);
         let mut client = JobsClient::new(self.channel.clone());
         let run = async {
             let begun = Instant::now();
@@ -123,6 +158,37 @@ impl Cluster {
             Ok(took)
         };
         self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, run).await? })
+    }
+
+    /// Submits a job over a folder that nobody waits for; its id.
+    pub(crate) fn begin(&mut self, kind: v1::JobKind, folder: &str) -> anyhow::Result<String> {
+        let request = v1::SubmitJobRequest { spec: Some(self.spec(kind, folder)), ..v1::SubmitJobRequest::default() };
+        let mut client = JobsClient::new(self.channel.clone());
+        let answer =
+            self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, client.submit_job(request)).await })??;
+        Ok(answer.into_inner().job.context("an answer without a job")?.job_id)
+    }
+
+    /// Lets a job go on, or keeps it from beginning anything.
+    pub(crate) fn pause(&self, job: &str, paused: bool) -> anyhow::Result<()> {
+        let (mut client, job_id) = (JobsClient::new(self.channel.clone()), job.to_owned());
+        let steer = async {
+            if paused {
+                client.pause_job(v1::PauseJobRequest { job_id }).await.map(|_| ())
+            } else {
+                client.resume_job(v1::ResumeJobRequest { job_id }).await.map(|_| ())
+            }
+        };
+        Ok(self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, steer).await })??)
+    }
+
+    /// A job as it is.
+    pub(crate) fn look(&self, job: &str) -> anyhow::Result<v1::Job> {
+        let mut client = JobsClient::new(self.channel.clone());
+        let request = v1::GetJobRequest { job_id: job.to_owned() };
+        let answer =
+            self.runtime.block_on(async { tokio::time::timeout(JOB_MAX, client.get_job(request)).await })??;
+        answer.into_inner().job.context("an answer without a job")
     }
 
     /// Milliseconds from asking to the first token of an answer.
@@ -165,6 +231,13 @@ impl Cluster {
         }
         anyhow::bail!("`ingle up` has no child called ingle-node")
     }
+}
+
+/// Puts a document into one of some folders, as a share has them.
+fn put(share: &Path, within: &str, index: usize, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let place = share.join(within).join(format!("{:02}", index % 20));
+    std::fs::create_dir_all(&place)?;
+    std::fs::write(place.join(name), bytes)
 }
 
 /// The coordinator's address, from the line that `ingle up --json` prints when it is ready.

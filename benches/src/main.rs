@@ -1,4 +1,4 @@
-//! `make bench-main`, `make bench-ocr`, `make bench-storage`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
+//! `make bench-main`, `make bench-ocr`, `make bench-cluster`, `make bench-storage`, `make bench-schedule`: engines, cluster and peers on one machine in one run, interleaved; medians and ratios.
 
 mod cluster;
 mod corpus;
@@ -6,6 +6,7 @@ mod machine;
 mod ours;
 mod peers;
 mod report;
+mod schedule;
 mod storage;
 mod suite;
 
@@ -34,6 +35,8 @@ enum Suite {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=50))]
         pages: u32,
     },
+    /// A person beside a backlog, and what the cluster costs beside its bare engines
+    Cluster(Options),
     /// The NAS, what stands between it and a node, and the peers of each
     Storage {
         #[command(flatten)]
@@ -41,6 +44,8 @@ enum Suite {
         #[command(flatten)]
         amounts: storage::Amounts,
     },
+    /// Who is served when, beside what others do, in virtual time; what a decision costs with two thousand nodes
+    Schedule(Options),
 }
 
 /// How much to measure, and where things lie.
@@ -91,22 +96,32 @@ impl Options {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().suite {
         Suite::Main(options) => {
-            // Candle sizes its own pool from the environment, once per process and before any
-            // thread: so this program starts itself again with it set.
-            let name = "CANDLE_NUM_THREADS";
-            let wanted = options.threads().to_string();
-            if std::env::var(name).as_deref() != Ok(&wanted) {
-                let status = std::process::Command::new(std::env::current_exe()?)
-                    .args(std::env::args_os().skip(1))
-                    .env(name, wanted)
-                    .status()?;
-                std::process::exit(status.code().unwrap_or(1));
-            }
+            size_candles_pool(&options)?;
             suite::main(&options)
+        }
+        Suite::Cluster(options) => {
+            size_candles_pool(&options)?;
+            suite::busy::run(&options)
         }
         Suite::Ocr { options, pages } => suite::ocr(&options, pages),
         Suite::Storage { options, amounts } => storage::run(&options, &amounts),
+        Suite::Schedule(options) => schedule::run(&options),
     }
+}
+
+/// Candle sizes its own pool from the environment, once per process and before any thread: so this program starts itself
+/// again with it set.
+fn size_candles_pool(options: &Options) -> anyhow::Result<()> {
+    let name = "CANDLE_NUM_THREADS";
+    let wanted = options.threads().to_string();
+    if std::env::var(name).as_deref() != Ok(&wanted) {
+        let status = std::process::Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env(name, wanted)
+            .status()?;
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Ok(())
 }
 
 /// A line for the person at the terminal.

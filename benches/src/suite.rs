@@ -1,5 +1,7 @@
 //! The suites: each measure takes a sample of ours, then one of the peer's, and again; so both see the same weather.
 
+pub(crate) mod busy;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -264,43 +266,64 @@ fn gguf(folder: &Path) -> anyhow::Result<PathBuf> {
 fn cluster(options: &Options, models: &Path, texts: &[String], report: &mut Report) -> anyhow::Result<()> {
     say("cluster: `ingle up` with one node beside the bare engine");
     let mut cluster = Cluster::over_texts(&binaries(options)?, models, texts)?;
-    let threads = options.threads();
     if options.wants(FIRST_TOKEN) {
-        let mut decoder = Decoder::load(models, threads)?;
-        decoder.first_token_ms(QUESTION)?;
-        cluster.first_token_ms(QUESTION)?;
-        let (mut alone, mut inside) = (Vec::new(), Vec::new());
-        // Single calls are short and scatter: more of them.
-        for _ in 0..options.samples * 4 {
-            alone.push(decoder.first_token_ms(QUESTION)?);
-            inside.push(cluster.first_token_ms(QUESTION)?);
-        }
-        let engine = median(&alone);
-        report.notes.push(format!(
-            "{FIRST_TOKEN}: the first token comes {:.2} ms after the question from the cluster, {engine:.2} ms from the engine; \
-             value is the difference, ratio is engine / cluster",
-            median(&inside)
-        ));
-        report.measures.push(Measure {
-            name: FIRST_TOKEN,
-            unit: "ms",
-            better: Better::Added,
-            ours: inside,
-            peer: Peer::Measured("our engine alone".into(), alone),
-        });
+        first_token(options, &cluster, models, FIRST_TOKEN, report)?;
     }
     if options.wants(CLUSTER) {
-        let mut encoder = Encoder::load(models, threads)?;
-        encoder.embed(&texts[..texts.len().min(COMPARED)])?;
-        cluster.job(v1::JobKind::Embed, texts.len())?;
-        let (mut alone, mut inside) = (Vec::new(), Vec::new());
-        for _ in 0..options.samples {
-            alone.push(rate(texts.len(), encoder.embed(texts)?.0.as_secs_f64()));
-            inside.push(rate(texts.len(), cluster.job(v1::JobKind::Embed, texts.len())?.as_secs_f64()));
-        }
-        let peer = Peer::Measured("our engine alone".into(), alone);
-        report.measures.push(Measure { name: CLUSTER, unit: "texts/s", better: Better::Higher, ours: inside, peer });
+        let job = |cluster: &mut Cluster| cluster.job(v1::JobKind::Embed, texts.len());
+        batch(options, &mut cluster, models, texts, CLUSTER, job, report)?;
     }
+    Ok(())
+}
+
+/// What the cluster adds to the time of a first token.
+fn first_token(
+    options: &Options,
+    cluster: &Cluster,
+    models: &Path,
+    name: &'static str,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut decoder = Decoder::load(models, options.threads())?;
+    decoder.first_token_ms(QUESTION)?;
+    cluster.first_token_ms(QUESTION)?;
+    let (mut alone, mut inside) = (Vec::new(), Vec::new());
+    // Single calls are short and scatter: more of them.
+    for _ in 0..options.samples * 4 {
+        alone.push(decoder.first_token_ms(QUESTION)?);
+        inside.push(cluster.first_token_ms(QUESTION)?);
+    }
+    let engine = median(&alone);
+    report.notes.push(format!(
+        "{name}: the first token comes {:.2} ms after the question from the cluster, {engine:.2} ms from the engine; \
+         value is the difference, ratio is engine / cluster",
+        median(&inside)
+    ));
+    let peer = Peer::Measured("our engine alone".into(), alone);
+    report.measures.push(Measure { name, unit: "ms", better: Better::Added, ours: inside, peer });
+    Ok(())
+}
+
+/// Texts of a folder job per second beside the engine's.
+fn batch(
+    options: &Options,
+    cluster: &mut Cluster,
+    models: &Path,
+    texts: &[String],
+    name: &'static str,
+    job: impl Fn(&mut Cluster) -> anyhow::Result<std::time::Duration>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut encoder = Encoder::load(models, options.threads())?;
+    encoder.embed(&texts[..texts.len().min(COMPARED)])?;
+    job(cluster)?;
+    let (mut alone, mut inside) = (Vec::new(), Vec::new());
+    for _ in 0..options.samples {
+        alone.push(rate(texts.len(), encoder.embed(texts)?.0.as_secs_f64()));
+        inside.push(rate(texts.len(), job(cluster)?.as_secs_f64()));
+    }
+    let peer = Peer::Measured("our engine alone".into(), alone);
+    report.measures.push(Measure { name, unit: "texts/s", better: Better::Higher, ours: inside, peer });
     Ok(())
 }
 

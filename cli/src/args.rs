@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{chat, cluster, completions, embed, jobs, models, nodes, ocr, status, submit};
+use crate::commands::{chat, cluster, completions, embed, jobs, man, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
 use crate::up;
@@ -21,7 +21,7 @@ Examples:
 
 /// Keeps the data on the NAS and puts the thinking on small machines beside it
 #[derive(Debug, Parser)]
-#[command(name = "ingle", version, max_term_width = 100, propagate_version = true, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), after_help = EXAMPLES)]
+#[command(name = "ingle", version = ingle_daemon::version(), max_term_width = 100, propagate_version = true, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -77,6 +77,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 #[cfg(test)]
@@ -140,6 +142,7 @@ mod tests {
             "ingle models pull --starter --into /tmp/x",
             "ingle models pull owner/name@main model.safetensors",
             "ingle completions bash",
+            "ingle man --into /tmp/man",
             "ingle status --json --coordinator http://127.0.0.1:1 --timeout 5s",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -72,16 +72,49 @@ pub(crate) fn explanation(answer: &v1::ExplainJobResponse) -> Value {
     let batches = answer.batches.iter().map(|b| {
         json!({
             "batch": b.batch, "state": b.state, "items": b.items, "attempts": b.attempts, "node_id": b.node_id,
-            "reason": b.reason, "not_before_ms": none_if_zero(b.not_before_ms),
+            "reason": b.reason, "not_before_ms": none_if_zero(b.not_before_ms), "why_here": b.why_here,
+            "terms": b.terms.as_ref().map(terms),
         })
     });
-    let nodes = answer.nodes.iter().map(|n| {
-        json!({
-            "node_id": n.node_id, "fits": n.fits, "why_not": n.why_not, "backlog_ms": n.backlog_ms, "load_ms": n.load_ms,
-            "prefill_ms": n.prefill_ms, "output_ms": n.output_ms, "finish_ms": n.finish_ms,
-        })
-    });
+    let nodes = answer.nodes.iter().map(terms);
     json!({ "summary": answer.summary, "batches": batches.collect::<Value>(), "nodes": nodes.collect::<Value>() })
+}
+
+/// When work would be done on a node.
+fn terms(n: &v1::NodeTerms) -> Value {
+    json!({
+        "node_id": n.node_id, "fits": n.fits, "why_not": n.why_not, "backlog_ms": n.backlog_ms, "load_ms": n.load_ms,
+        "prefill_ms": n.prefill_ms, "output_ms": n.output_ms, "finish_ms": n.finish_ms,
+    })
+}
+
+/// What failures have opened.
+fn breaker(breaker: &v1::Breaker) -> Value {
+    json!({
+        "model": breaker.model, "state": word(breaker.state().as_str_name(), "BREAKER_STATE_"), "opened": breaker.opened,
+        "open_until_ms": none_if_zero(breaker.open_until_ms), "reason": breaker.reason,
+    })
+}
+
+/// Why a model is where it is.
+pub(crate) fn model_explanation(answer: &v1::ExplainModelResponse) -> Value {
+    let nodes = answer.nodes.iter().map(|n| {
+        let leaving = n.leaving.iter().map(|l| json!({ "model": l.model, "bytes": l.bytes }));
+        let evicted = n.evicted.as_ref().map(
+            |e| json!({ "at_ms": e.at_ms, "bytes": e.bytes, "made_room_for": e.made_room_for, "reason": e.reason }),
+        );
+        json!({
+            "node_id": n.node_id, "loaded": n.loaded, "ready": n.ready, "why_not": n.why_not,
+            "fit": n.fit.as_ref().map(node_fit), "memory_reserved": n.memory_reserved, "has_room": n.has_room,
+            "leaving": leaving.collect::<Value>(), "evicted": evicted,
+            "breakers": n.breakers.iter().map(breaker).collect::<Value>(), "terms": n.terms.as_ref().map(terms),
+        })
+    });
+    json!({
+        "summary": answer.summary, "model": answer.info.as_ref().map(model_info), "nodes": nodes.collect::<Value>(),
+        "calls_running": answer.calls_running, "calls_waiting": answer.calls_waiting, "service_ms": answer.service_ms,
+        "wait_ms": answer.wait_ms,
+    })
 }
 
 /// A node with what it has and does.
@@ -105,7 +138,22 @@ pub(crate) fn node(node: &v1::NodeStatus) -> Value {
             "compute_f32": capacity.compute_f32, "instruction_sets": capacity.instruction_sets, "cpu": capacity.cpu,
             "backend": capacity.backend, "slots": capacity.slots, "devices": capacity.devices,
         },
-        "loaded": loaded.collect::<Value>(),
+        "loaded": loaded.collect::<Value>(), "breakers": node.breakers.iter().map(breaker).collect::<Value>(),
+        "drain": node.drain.as_ref().map(drain),
+    })
+}
+
+/// How far a node's drain is.
+fn drain(drain: &v1::DrainStatus) -> Value {
+    let models = drain.models.iter().map(|warming| {
+        json!({
+            "model": warming.model, "node_id": warming.node_id, "done": warming.done, "problem": warming.problem,
+        })
+    });
+    json!({
+        "phase": word(drain.phase().as_str_name(), "DRAIN_PHASE_"), "stays": drain.stays,
+        "deadline_ms": none_if_zero(drain.deadline_ms), "batches": drain.batches, "calls": drain.calls,
+        "models": models.collect::<Value>(),
     })
 }
 
@@ -138,15 +186,17 @@ fn model_info(info: &v1::ModelInfo) -> Value {
 
 /// What a model needs and each node has.
 pub(crate) fn fit(answer: &v1::ExplainFitResponse) -> Value {
-    let nodes = answer.nodes.iter().map(|n| {
-        json!({
-            "node_id": n.node_id, "fits": n.fits, "why_not": n.why_not, "weights_bytes": n.weights_bytes,
-            "kv_bytes": n.kv_bytes, "activation_bytes": n.activation_bytes, "needed_bytes": n.needed_bytes,
-            "available_bytes": n.available_bytes, "tokens_per_second": n.tokens_per_second,
-            "prefill_tokens_per_second": n.prefill_tokens_per_second, "load_ms": n.load_ms,
-        })
-    });
+    let nodes = answer.nodes.iter().map(node_fit);
     json!({ "model": answer.info.as_ref().map(model_info), "nodes": nodes.collect::<Value>() })
+}
+
+fn node_fit(n: &v1::NodeFit) -> Value {
+    json!({
+        "node_id": n.node_id, "fits": n.fits, "why_not": n.why_not, "weights_bytes": n.weights_bytes,
+        "kv_bytes": n.kv_bytes, "activation_bytes": n.activation_bytes, "needed_bytes": n.needed_bytes,
+        "available_bytes": n.available_bytes, "tokens_per_second": n.tokens_per_second,
+        "prefill_tokens_per_second": n.prefill_tokens_per_second, "load_ms": n.load_ms,
+    })
 }
 
 /// A model's name and digest.

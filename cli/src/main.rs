@@ -9,18 +9,22 @@ mod input;
 mod json;
 mod out;
 mod pull;
+mod traces;
 mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use tracing::Instrument as _;
 
 use crate::args::{Cli, Command};
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
+use crate::traces::Traces;
 
 fn main() -> ExitCode {
+    ingle_daemon::version::stamp(option_env!("INGLE_STAMP"));
     ingle_daemon::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -33,7 +37,7 @@ fn main() -> ExitCode {
         .build()
         .map_err(Failure::from)
         .and_then(|runtime| {
-            let ended = runtime.block_on(Box::pin(run(cli)));
+            let ended = traced(&runtime, cli);
             // A thread may still wait for a line of standard input: it must not keep us.
             runtime.shutdown_timeout(Duration::from_millis(100));
             ended
@@ -45,6 +49,19 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// The command within the trace it belongs to, if it belongs to one. `up` isn't a request: it lasts as long as the house.
+fn traced(runtime: &tokio::runtime::Runtime, cli: Cli) -> Result<(), Failure> {
+    if matches!(cli.command, Command::Up(_)) {
+        return runtime.block_on(Box::pin(run(cli)));
+    }
+    let inside = runtime.enter();
+    let traces = Traces::begin()?;
+    drop(inside);
+    let ended = runtime.block_on(Box::pin(run(cli).instrument(traces.span.clone())));
+    traces.end();
+    ended
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
@@ -61,6 +78,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => commands::status::run(&client, args).await,
         Command::Cluster(command) => commands::cluster::run(&client, command).await,
         Command::Completions(args) => commands::completions::run(client.out, args),
+        Command::Man(args) => commands::man::run(client.out, args),
     }
 }
 

@@ -34,7 +34,7 @@ use crate::gateway::Gateway;
 use crate::grpc::{Api, Parts, Reach, jobs};
 use crate::leader;
 use crate::members;
-use crate::metrics::Meters;
+use crate::metrics::{Meters, Reign};
 use crate::sessions::{self, Sessions};
 use crate::store::{EtcdStore, JobStore, SqliteStore};
 
@@ -85,7 +85,8 @@ async fn lead(deps: Deps, shutdown: Shutdown, serving: Serving, circles: &Circle
     if !own && config.job_store() == JobStoreKind::Sqlite {
         warn_of_others(&*membership, &identity.with_prefix("c")).await;
     }
-    let house = House { config, metrics, readiness, identity, membership, store };
+    let reign = Reign::new(&metrics);
+    let house = House { config, metrics, reign, readiness, identity, membership, store };
 
     // gRPC ends first and by itself: callers get their answers before what answers them is gone.
     let (quiet, handing_over) = (Shutdown::new(), Shutdown::new());
@@ -134,6 +135,7 @@ async fn lead(deps: Deps, shutdown: Shutdown, serving: Serving, circles: &Circle
 struct House {
     config: Config,
     metrics: Metrics,
+    reign: Reign,
     readiness: Readiness,
     identity: Identity,
     membership: Arc<dyn Membership>,
@@ -174,6 +176,7 @@ impl House {
         let (store, meters) = (Arc::clone(&self.store), Meters::new(&self.metrics));
         let driver = Driver::new(inbox, store, epoch, Arc::new(effects), meters, self.readiness.clone()).await?;
         circles.driving.spawn("driver", OnFailure::Shutdown, driver.run(circles.driving.shutdown().clone()));
+        self.reign.leads(epoch);
         self.follow_nodes(sessions.clone(), &circles.rind);
         let reach = Reach { handle, gateway, shutdown: quiet.clone() };
         Ok(Api::new(Parts { reach, calls, sessions }).routes())
@@ -189,6 +192,7 @@ impl House {
             Ok::<(), Infallible>(())
         });
         let (told, leader) = watch::channel(None);
+        self.count_leaders(leader.clone(), tasks);
         let looking = front::follow_leader(Arc::clone(&self.membership), told, tasks.shutdown().clone());
         tasks.spawn("leader", OnFailure::Log, async move {
             looking.await;
@@ -197,6 +201,30 @@ impl House {
         let gateway = Gateway::new(endpoint, self.config.tls.clone(), seen);
         let known = Routes::new(jobs(Reach { handle, gateway, shutdown: over.clone() })).prepare();
         Following::new(self.identity.with_prefix("c"), self.config.tls.clone(), leader, known)
+    }
+
+    /// Counts leaders that come after one another, as they are looked up.
+    fn count_leaders(&self, mut leader: watch::Receiver<Option<Candidate>>, tasks: &Tasks) {
+        let (reign, stop) = (self.reign.clone(), tasks.shutdown().clone());
+        tasks.spawn("leader changes", OnFailure::Log, async move {
+            let mut last: Option<Candidate> = None;
+            let counting = async {
+                while leader.changed().await.is_ok() {
+                    let now = leader.borrow_and_update().clone();
+                    if let Some(now) = now {
+                        if last.as_ref().is_some_and(|last| last.id != now.id || last.incarnation != now.incarnation) {
+                            reign.changed();
+                        }
+                        last = Some(now);
+                    }
+                }
+            };
+            tokio::select! {
+                () = counting => {}
+                () = stop.wait() => {}
+            }
+            Ok::<(), Infallible>(())
+        });
     }
 
     /// Follows nodes, and tells of those that the settings name.
@@ -337,7 +365,7 @@ fn register(membership: Arc<dyn Membership>, identity: &Identity, address: Strin
         id: identity.with_prefix("c"),
         incarnation: identity.incarnation().to_owned(),
         address,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: ingle_daemon::version().to_owned(),
         place: identity.place().to_owned(),
     };
     let (registration, _) = Registration::new(membership, record, MEMBER_TTL);

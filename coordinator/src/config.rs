@@ -28,7 +28,7 @@ pub enum JobStoreKind {
 
 /// Command line of `ingle-coordinator`.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "ingle-coordinator", version, about = "Accepts, persists, schedules and watches jobs")]
+#[command(name = "ingle-coordinator", version = ingle_daemon::version(), about = "Accepts, persists, schedules and watches jobs")]
 pub struct Args {
     /// Options that all daemons take.
     #[command(flatten)]

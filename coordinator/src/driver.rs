@@ -48,7 +48,16 @@ struct Shared {
 struct Waiting {
     ended: bool,
     replies: BTreeMap<ReplyId, oneshot::Sender<Result<Answer, Problem>>>,
-    watchers: BTreeMap<u64, watch::Sender<u64>>,
+    watchers: BTreeMap<u64, watch::Sender<Seen>>,
+}
+
+/// What whoever watches a job is told: that it changed, and whether it has ended since. The job itself is to be asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Changes so far.
+    pub changes: u64,
+    /// Nothing will change any more.
+    pub ended: bool,
 }
 
 impl Shared {
@@ -64,13 +73,13 @@ impl Shared {
         }
     }
 
-    fn job_changed(&self, job: u64) {
+    fn job_changed(&self, job: u64, ended: bool) {
         let mut waiting = self.lock();
         if let Some(sender) = waiting.watchers.get(&job) {
             if sender.receiver_count() == 0 {
                 waiting.watchers.remove(&job);
             } else {
-                sender.send_modify(|count| *count += 1);
+                sender.send_modify(|seen| *seen = Seen { changes: seen.changes + 1, ended });
             }
         }
     }
@@ -181,19 +190,19 @@ impl Handle {
         .await
     }
 
-    /// A counter that moves whenever a job changed. It is closed (its `changed` fails) when the driver ends, and from
+    /// Moves whenever a job changed. It is closed (its `changed` fails) when the driver ends, and from
     /// the start if [`limits::WATCHERS_MAX`] jobs are watched already.
     #[must_use]
-    pub fn watch(&self, job: u64) -> watch::Receiver<u64> {
+    pub fn watch(&self, job: u64) -> watch::Receiver<Seen> {
         let mut waiting = self.shared.lock();
         if waiting.watchers.len() >= limits::WATCHERS_MAX {
             waiting.watchers.retain(|_, sender| sender.receiver_count() > 0);
         }
         let full = waiting.watchers.len() >= limits::WATCHERS_MAX && !waiting.watchers.contains_key(&job);
         if waiting.ended || full {
-            return watch::channel(0).1;
+            return watch::channel(Seen::default()).1;
         }
-        waiting.watchers.entry(job).or_insert_with(|| watch::channel(0).0).subscribe()
+        waiting.watchers.entry(job).or_insert_with(|| watch::channel(Seen::default()).0).subscribe()
     }
 
     /// Records of ended jobs below a prefix.

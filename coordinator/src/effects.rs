@@ -5,10 +5,11 @@ mod walks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt as _;
-use ingle_daemon::{OnFailure, Tasks, trace};
+use ingle_daemon::past::Past;
+use ingle_daemon::{OnFailure, Tasks};
 use ingle_proto::storage::display_bytes;
 use ingle_proto::v1::{self, assign, input_spec::Input, scan_response, work_request::Message};
 use ingle_proto::{Epoch, ErrorCode, NodeId, Problem};
@@ -109,6 +110,7 @@ impl Perform for Effects {
                 self.spawn("publish", async move { effects.0.publish(job, batch, *request).await });
             }
             Effect::Dispatch { node, attempt, allowed_ms, model, priority, queued_ms, work } => {
+                let placed = SystemTime::now();
                 let within_ms = i64::try_from(allowed_ms.saturating_add(limits::NODE_GRACE_MS)).unwrap_or(i64::MAX);
                 let mut token = v1::AttemptToken {
                     attempt,
@@ -119,16 +121,14 @@ impl Perform for Effects {
                     ..Default::default()
                 };
                 let mut named = 0;
-                let (work, traceparent) = match work {
+                let (work, caller) = match work {
                     Work::Batch { job, batch } => {
                         token.job_id = ingle_proto::job::job_id(job).to_string();
                         token.batch = batch.batch;
                         token.principal.clone_from(&batch.principal);
                         token.readable = readable(&batch.spec);
                         token.place.clone_from(&batch.spec.output);
-                        let span = tracing::info_span!("dispatch", job, batch = batch.batch, attempt, %node);
-                        let traceparent = span.in_scope(trace::current_traceparent);
-                        (assigned(*batch), traceparent.unwrap_or_default())
+                        (assigned(*batch), String::new())
                     }
                     Work::Call { call } => match self.0.calls.dispatch(call, attempt) {
                         Some(work) => {
@@ -139,6 +139,14 @@ impl Perform for Effects {
                         None => return,
                     },
                 };
+                // A millisecond less than it waited: the caller's own span must not begin after its parts.
+                let since = placed - Duration::from_millis(queued_ms.saturating_sub(1));
+                let (number, place) = (attempt.to_string(), node.to_string());
+                let about =
+                    [("job", token.job_id.as_str()), ("attempt", &number), ("node", &place), ("model", &model.name)];
+                let dispatched = Past::begun(&caller, "dispatch", since, &about);
+                dispatched.phase("queue", since, placed, &[]);
+                let traceparent = dispatched.traceparent();
                 let assign = v1::Assign {
                     token: Some(token),
                     priority: priority.into(),
@@ -151,6 +159,7 @@ impl Perform for Effects {
                     call: named,
                 };
                 self.dispatch(node, assign);
+                dispatched.phase("place", placed, SystemTime::now(), &[("node", &place)]);
             }
             Effect::CancelAttempt { node, attempt, reason } => {
                 let cancel = Message::Cancel(v1::CancelAttempt { attempt, reason });
@@ -159,9 +168,26 @@ impl Perform for Effects {
                 }
             }
             Effect::SetDrain { node, drain } => {
-                if let Err(problem) = self.0.sessions.send(&node, Message::Drain(v1::DrainCommand { drain })) {
+                if let Err(problem) =
+                    self.0.sessions.send(&node, Message::Drain(v1::DrainCommand { drain, leave: false }))
+                {
                     tracing::debug!(%node, %problem, "the node hears of it when its stream is back");
                 }
+            }
+            Effect::Leave { node } => {
+                let leave = v1::DrainCommand { drain: true, leave: true };
+                if let Err(problem) = self.0.sessions.send(&node, Message::Drain(leave)) {
+                    tracing::debug!(%node, %problem, "the node is told to end again later");
+                }
+            }
+            Effect::Farewell { node } => {
+                if let Err(problem) = self.0.sessions.send(&node, Message::Farewell(v1::Farewell {})) {
+                    tracing::debug!(%node, %problem, "the node ends without our answer");
+                }
+            }
+            Effect::Warm { node, model, to, within_ms } => {
+                let effects = self.clone();
+                self.spawn("warm", async move { effects.0.warm(node, model, to, within_ms).await });
             }
             Effect::CallFailed { call, problem } => self.0.calls.failed(call, &problem),
             // The driver's own.
@@ -203,6 +229,23 @@ impl Inner {
             self.handle.send(event).await.map_err(Walk::Ended)?;
         }
         Err(Walk::Failed(Problem::new(ErrorCode::StorageProtocol, "the gateway's walk broke off before its end")))
+    }
+
+    /// Loads a model on another node than the one that leaves.
+    async fn warm(&self, node: NodeId, model: v1::ModelRef, to: NodeId, within_ms: u64) -> Result<(), Problem> {
+        let (name, within) = (model.name.clone(), Duration::from_millis(within_ms));
+        let loading = self.sessions.command(&to, model, true);
+        let result = match tokio::time::timeout(within, loading).await {
+            Ok(done) => done.map(drop),
+            Err(_) => Err(Problem::new(ErrorCode::Deadline, format!("it was not loaded within {within:?}"))),
+        };
+        match &result {
+            Ok(()) => tracing::info!(model = name, %to, leaves = %node, "a hot model is loaded elsewhere"),
+            Err(problem) => {
+                tracing::warn!(model = name, %to, leaves = %node, %problem, "a hot model isn't loaded there")
+            }
+        }
+        self.handle.send(Event::Warmed { node, model: name, to, result }).await
     }
 
     async fn publish(&self, job: u64, batch: u64, request: v1::PublishRequest) -> Result<(), Problem> {

@@ -77,7 +77,7 @@ pub fn server(limits: &ServerLimits, tls: Option<ServerTlsConfig>) -> Result<Ser
 /// # Errors
 /// What the system said, with the address.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address)
+    crate::sockets::bind(address)
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("gRPC address {address}: {error}")))
 }

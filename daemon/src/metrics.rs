@@ -1,6 +1,9 @@
 //! The Prometheus endpoint: /metrics for machines, /healthz (we run) and /readyz (we serve) for supervisors.
 
+pub mod conventions;
+
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -18,6 +21,13 @@ use tokio::net::TcpListener;
 
 use crate::Shutdown;
 
+/// A gauge of what isn't counted in whole numbers.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
+/// A counter of the same.
+pub type FloatCounter = Counter<f64, AtomicU64>;
+/// A histogram for each set of labels.
+pub type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The registry of one daemon's metrics; all names start with `ingle_`. Clones share it.
@@ -31,7 +41,7 @@ impl Metrics {
     #[must_use]
     pub fn new(service: &'static str) -> Self {
         let mut registry = Registry::with_prefix("ingle");
-        let build = Info::new(vec![("service", service), ("version", env!("CARGO_PKG_VERSION"))]);
+        let build = Info::new(vec![("service", service), ("version", crate::version())]);
         registry.register("build", "Which binary this is", build);
         let start = Gauge::<i64>::default();
         start.set(crate::clock::unix_ms() / 1000);
@@ -59,6 +69,41 @@ impl Metrics {
     /// A histogram of seconds, from a millisecond to about two minutes.
     pub fn seconds(&self, name: &'static str, help: &'static str) -> Histogram {
         self.register(name, help, Histogram::new(exponential_buckets(0.001, 2.0, 18)))
+    }
+
+    /// [`Metrics::seconds`] for each set of labels. Labels must come from a bounded set.
+    pub fn seconds_by<L>(&self, name: &'static str, help: &'static str) -> Histograms<L>
+    where
+        L: EncodeLabelSet + Clone + std::hash::Hash + Eq + Send + Sync + std::fmt::Debug + 'static,
+    {
+        let make: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 18));
+        self.register(name, help, Family::new_with_constructor(make))
+    }
+
+    /// A histogram of small whole numbers: 1, 2, 4 … 512.
+    pub fn numbers(&self, name: &'static str, help: &'static str) -> Histogram {
+        self.register(name, help, Histogram::new(exponential_buckets(1.0, 2.0, 10)))
+    }
+
+    /// A gauge of what isn't whole.
+    pub fn float_gauge(&self, name: &'static str, help: &'static str) -> FloatGauge {
+        self.register(name, help, FloatGauge::default())
+    }
+
+    /// [`Metrics::float_gauge`] for each set of labels. Labels must come from a bounded set.
+    pub fn float_gauges<L>(&self, name: &'static str, help: &'static str) -> Family<L, FloatGauge>
+    where
+        L: EncodeLabelSet + Clone + std::hash::Hash + Eq + Send + Sync + std::fmt::Debug + 'static,
+    {
+        self.register(name, help, Family::default())
+    }
+
+    /// A counter of what isn't whole, for each set of labels. Labels must come from a bounded set.
+    pub fn float_counters<L>(&self, name: &'static str, help: &'static str) -> Family<L, FloatCounter>
+    where
+        L: EncodeLabelSet + Clone + std::hash::Hash + Eq + Send + Sync + std::fmt::Debug + 'static,
+    {
+        self.register(name, help, Family::default())
     }
 
     /// A counter for each set of labels. Labels must come from a bounded set.
@@ -130,7 +175,7 @@ pub async fn serve(
 /// # Errors
 /// What the system said, with the address.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address)
+    crate::sockets::bind(address)
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("metrics address {address}: {error}")))
 }
@@ -169,6 +214,7 @@ mod tests {
         assert!(text.contains("ingle_things_total 3"), "{text}");
         assert!(text.contains("ingle_build_info{service=\"ingle-test\""), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
+        assert_eq!(conventions::broken(&text), Vec::<String>::new());
         assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         let waiting = fetch(address, "/readyz").await;
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("waiting for exports"), "{waiting}");

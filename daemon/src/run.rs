@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::config::{self, ConfigError, TelemetryConfig, TlsConfig};
 use crate::metrics::{self, Metrics};
 use crate::tasks::describe;
-use crate::{BoxError, CommonArgs, OnFailure, Shutdown, Tasks};
+use crate::{BoxError, CommonArgs, OnFailure, Shutdown, Tasks, supervisor};
 
 /// How long work may take to end once asked, unless the daemon's settings say otherwise.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -37,6 +37,10 @@ pub trait Settings: Serialize + DeserializeOwned + Default + Send + 'static {
     /// How long work may take to end once asked.
     fn drain_deadline(&self) -> Duration {
         DRAIN_DEADLINE
+    }
+    /// Every address that is listened at: sockets that systemd hands down must be among them.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        std::iter::once(self.listen()).chain(self.metrics()).collect()
     }
 }
 
@@ -69,6 +73,7 @@ impl<C> Context<C> {
             crate::ready::write(path, &addresses)?;
         }
         if let Some(grpc) = addresses.get("grpc") {
+            supervisor::serving(&grpc.to_string());
             #[allow(clippy::print_stderr, reason = "the one line that says we serve, whatever the log filter")]
             {
                 eprintln!("listening on {grpc}");
@@ -168,6 +173,10 @@ where
         say(&format!("{service}: settings are good"));
         return CODE_GOOD;
     }
+    if let Err(error) = crate::sockets::inherit(&config.addresses()) {
+        say(&format!("{service}: {error}"));
+        return CODE_SETTINGS;
+    }
     crate::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(service).build() {
         Ok(runtime) => runtime,
@@ -209,10 +218,11 @@ where
     F: FnOnce(Context<C>) -> W,
     W: Future<Output = Result<(), BoxError>>,
 {
-    tracing::info!(service, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(service, version = crate::version(), "starting");
     let shutdown = Shutdown::new();
     let tasks = Tasks::new(shutdown.clone());
     let metrics = Metrics::new(service);
+    crate::certificates::tell(&metrics, config.tls());
     let readiness = Readiness::default();
     let drain = config.drain_deadline();
     let signals = match shutdown.clone().on_signal() {
@@ -225,6 +235,9 @@ where
     // Not among the tasks: it must go on listening for the second signal until the very end.
     #[allow(clippy::disallowed_methods, reason = "lives as long as the process")]
     let signals = tokio::spawn(signals);
+    // Nor this: whoever drains is alive.
+    #[allow(clippy::disallowed_methods, reason = "lives as long as the process")]
+    let watchdog = tokio::spawn(supervisor::watch(shutdown.clone()));
 
     let outcome = async {
         let mut metrics_address = None;
@@ -255,6 +268,7 @@ where
     readiness.waiting("stopping");
     let left = tasks.shutdown_all(drain).await;
     signals.abort();
+    watchdog.abort();
     let mut code = CODE_GOOD;
     if let Err(error) = outcome {
         tracing::error!(reason = %describe(&*error), "failed");

@@ -13,6 +13,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::{LogFormat, TelemetryConfig};
+use crate::lines::Traced;
 
 /// Spans kept for export; further ones are dropped rather than waited for.
 const QUEUE_SPANS_MAX: usize = 4096;
@@ -79,6 +80,8 @@ pub fn init(service: &'static str, config: &TelemetryConfig) -> Result<Telemetry
     let filter = check_filter(&config.log)?;
     let provider = provider(service, config.otlp_endpoint.as_deref())?;
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+    // For spans of what is over already, which `tracing` can't make.
+    opentelemetry::global::set_tracer_provider(provider.clone());
 
     let json = match config.log_format {
         LogFormat::Json => true,
@@ -86,13 +89,13 @@ pub fn init(service: &'static str, config: &TelemetryConfig) -> Result<Telemetry
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
     let lines = if json {
-        tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr).boxed()
+        tracing_subscriber::fmt::layer().json().map_event_format(Traced).with_writer(std::io::stderr).boxed()
     } else {
         tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed()
     };
     // Spans are made whatever the log filter says (trace context must pass through), but not those of libraries.
     let spans = tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer("inglenook"))
+        .with_tracer(provider.tracer(crate::trace::SCOPE))
         .with_threads(false)
         .with_target(false)
         .with_filter(tracing_subscriber::filter::filter_fn(|meta| {

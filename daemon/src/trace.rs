@@ -1,17 +1,25 @@
 //! One trace through every hop: W3C trace context in gRPC metadata and in messages, and a span per RPC.
 
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context as TaskContext, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
-use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
 use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+/// The name under which our spans are made.
+pub(crate) const SCOPE: &str = "inglenook";
+
+/// The context that this process was started in, for one that makes no spans of its own.
+static OUTER: OnceLock<String> = OnceLock::new();
 
 struct Headers<'a>(&'a HeaderMap);
 
@@ -58,9 +66,26 @@ impl Injector for Traceparent {
 /// Adds the current span's context to request headers (of HTTP, or `metadata.as_mut()` of gRPC).
 pub fn inject(headers: &mut HeaderMap) {
     let context = Span::current().context();
+    if let Some(outer) = OUTER.get()
+        && !context.span().span_context().is_valid()
+    {
+        HeadersMut(headers).set("traceparent", outer.clone());
+        return;
+    }
     opentelemetry::global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeadersMut(headers));
     });
+}
+
+/// Hands `traceparent` on with every call that isn't made in a span: for a program that is part of another's trace and
+/// exports nothing itself. The first word counts; malformed text changes nothing, and is told by `false`.
+pub fn hand_on(traceparent: &str) -> bool {
+    let context = TraceContextPropagator::new().extract(&Traceparent(traceparent.to_owned()));
+    let good = context.span().span_context().is_valid();
+    if good {
+        let _first_word_counts = OUTER.set(traceparent.to_owned());
+    }
+    good
 }
 
 /// The context that request headers carry; an empty one if they carry none or a malformed one.
@@ -72,18 +97,32 @@ pub fn extract(headers: &HeaderMap) -> opentelemetry::Context {
 /// The current span's context as `traceparent` text, for work that travels inside a message.
 #[must_use]
 pub fn current_traceparent() -> Option<String> {
+    traceparent_of(&Span::current().context())
+}
+
+pub(crate) fn traceparent_of(context: &opentelemetry::Context) -> Option<String> {
     let mut carrier = Traceparent(String::new());
-    let context = Span::current().context();
-    opentelemetry::global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut carrier));
+    opentelemetry::global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut carrier));
     (!carrier.0.is_empty()).then_some(carrier.0)
+}
+
+/// The remote span that `traceparent` names; an empty context for what is malformed.
+pub(crate) fn context_of(traceparent: &str) -> opentelemetry::Context {
+    let carrier = Traceparent(traceparent.to_owned());
+    opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.extract_with_context(&opentelemetry::Context::new(), &carrier)
+    })
 }
 
 /// Makes `span` a child of the remote span that `traceparent` names. Malformed text changes nothing.
 /// Call it before the span is entered.
 pub fn set_parent(span: &Span, traceparent: &str) {
-    let carrier = Traceparent(traceparent.to_owned());
-    let context = opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
-    adopt(span, context);
+    adopt(span, context_of(traceparent));
+}
+
+/// Makes `span` a child of the remote span that request headers name, if they do. Call it before the span is entered.
+pub fn join(span: &Span, headers: &HeaderMap) {
+    adopt(span, extract(headers));
 }
 
 /// A span for one attempt, child of the remote span that `traceparent` names.

@@ -21,6 +21,8 @@ pub const MEMBER_TTL: Duration = Duration::from_secs(15);
 const CLAIM_MARGIN: Duration = Duration::from_secs(5);
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// Longest wait before registering is tried again: a node gets work within seconds of being ready.
+const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Renewals between two looks at whether the key is still ours.
 const RENEWALS_PER_LOOK: u32 = 4;
 
@@ -148,7 +150,7 @@ impl<R: Record> Registration<R> {
     }
 
     async fn keep(&mut self, held: &mut Option<Held>) -> Result<(), RegistrationError> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), (self.ttl / 3).min(Duration::from_secs(5)));
+        let mut backoff = Backoff::new(Duration::from_millis(100), (self.ttl / 3).min(RETRY_MAX));
         let mut refused_since = None;
         loop {
             match self.register().await {

@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 use crate::epoch::EpochGuard;
 use crate::error::Failure;
 use crate::executor::Totals;
+use crate::leaving::Leaving;
 use crate::limits;
 use crate::loaded::Loaded;
 use crate::metrics::{AttemptLabels, NodeMetrics};
@@ -77,8 +78,8 @@ pub struct Agent {
     pub tasks: Tasks,
     /// Takes nothing new, as the coordinator says.
     draining: AtomicBool,
-    /// Takes nothing new because the process ends, whatever the coordinator says.
-    leaving: AtomicBool,
+    /// Takes nothing new because the process ends, whatever the coordinator says; and how it takes its leave.
+    pub(crate) leaving: Leaving,
     table: Mutex<Table>,
 }
 
@@ -129,7 +130,7 @@ impl Agent {
             metrics: parts.metrics,
             tasks: parts.tasks,
             draining: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
+            leaving: Leaving::default(),
             table: Mutex::default(),
         }
     }
@@ -154,12 +155,13 @@ impl Agent {
             node_id: self.identity.node_id().to_string(),
             incarnation: self.identity.incarnation().to_owned(),
             name: self.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: ingle_daemon::version().to_owned(),
             capacity: Some(self.capacity.clone()),
             models: self.catalogue.infos(),
             loaded: self.loaded.infos(),
             running,
             streams,
+            evictions: self.loaded.evictions(),
         }
     }
 
@@ -362,15 +364,40 @@ impl Agent {
         }
     }
 
-    /// Takes no new work until the process has ended.
-    pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Release);
+    /// Takes no new work until the process has ended, which it shall within this time; the coordinator is told.
+    pub fn leave(&self, within: Duration) {
+        self.leaving.begin(within);
+        if let Some(message) = self.leaving.message() {
+            self.outbox.push(0, Keep::Now, message);
+        }
+    }
+
+    /// Whether the coordinator may still be getting ready for our end.
+    #[must_use]
+    pub fn waits_to_go(&self) -> bool {
+        self.outbox.listening() && self.leaving.waits()
+    }
+
+    /// Says the last word, and waits a moment for the answer: until then the coordinator may believe that we have work.
+    pub async fn say_goodbye(&self) {
+        if !self.outbox.listening() || !self.leaving.answered() {
+            return;
+        }
+        self.outbox.push(0, Keep::Now, Message::Goodbye(v1::Goodbye {}));
+        let heard = async {
+            while self.outbox.listening() && !self.leaving.farewell() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(limits::FAREWELL_WITHIN, heard).await.is_err() {
+            tracing::warn!(within = ?limits::FAREWELL_WITHIN, "the coordinator didn't answer our goodbye");
+        }
     }
 
     /// Whether it takes no new work.
     #[must_use]
     pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire) || self.leaving.load(Ordering::Acquire)
+        self.draining.load(Ordering::Acquire) || self.leaving.begun()
     }
 
     /// Attempts running: all, and those that a person waits for.
@@ -399,6 +426,7 @@ impl Agent {
             models: self.catalogue.infos(),
             loaded: self.loaded.infos(),
             memory_reserved: self.loaded.reserved(),
+            evictions: self.loaded.evictions(),
         };
         self.outbox.push(0, Keep::Now, Message::Models(seen));
     }

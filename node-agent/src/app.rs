@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::epoch::EpochGuard;
 use crate::error::StartError;
 use crate::executor::Totals;
+use crate::heat::Sensors;
 use crate::loaded::{LoadSettings, Loaded};
 use crate::metrics::NodeMetrics;
 use crate::parsing::Parsers;
@@ -30,10 +31,14 @@ use crate::register;
 use crate::session::{NodeService, housekeeping};
 use crate::spool::Spool;
 use crate::storage::Gateways;
+use crate::watchdog;
 use crate::weights::{Cache, Catalogue};
 
 /// How long results may take to be heard once all work has ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How long engines may take to come back from their last step.
+const ENGINES_STOP: Duration = Duration::from_secs(5);
 
 /// Bound sockets, so that callers know the ports.
 pub struct Listeners {
@@ -81,8 +86,8 @@ pub struct Deps {
     pub parser: PathBuf,
 }
 
-/// Runs a node until `shutdown`, then drains: running batches end after the item they are at, calls go back, results are
-/// heard, and the node leaves membership. `serving` is called once with the addresses (`grpc`, `beat`).
+/// Runs a node until `shutdown`, or until the coordinator lets it go after a drain. Then it drains: running batches end after
+/// the item they are at, calls go back, results are heard, the coordinator's farewell too, and the node leaves membership. `serving` is called once with the addresses (`grpc`, `beat`).
 ///
 /// # Errors
 /// [`StartError`] if it can't start, or if a task it can't do without ends.
@@ -119,6 +124,25 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
         }
         Ok::<(), std::convert::Infallible>(())
     });
+    let (sensors, stop) = (Sensors::new(Path::new("/"), agent.metrics.heat.clone()), ending.clone());
+    tasks.spawn("sensors", OnFailure::Log, async move {
+        tokio::select! {
+            () = sensors.run() => {}
+            () = stop.wait() => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let stalled = Arc::new(OnceLock::new());
+    let bound = Duration::from_secs(config.engine_stall_s);
+    let watched = watchdog::run(Arc::clone(&agent), bound, Arc::clone(&stalled), shutdown.clone());
+    let stop = ending.clone();
+    tasks.spawn("watchdog", OnFailure::Shutdown, async move {
+        tokio::select! {
+            () = watched => {}
+            () = stop.wait() => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
     let registration = register::start(&config, &agent, membership, work_address, beat_address).await?;
     serving(BTreeMap::from([("grpc".to_owned(), work_address), ("beat".to_owned(), beat_address)]))
         .map_err(|source| StartError::System { what: "ready file", source })?;
@@ -127,6 +151,7 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
     tokio::select! {
         () = shutdown.wait() => {}
         () = ending.wait() => {}
+        () = agent.leaving.asked() => {}
     }
     readiness.waiting("draining");
     drain(&agent, config.drain_deadline(), &ending).await;
@@ -135,9 +160,11 @@ async fn work(deps: Deps, shutdown: Shutdown, serving: Serving) -> Result<(), St
     if !left.is_empty() {
         tracing::debug!(?left, "dropped at the end");
     }
-    agent.loaded.stop().await;
+    if tokio::time::timeout(ENGINES_STOP, agent.loaded.stop()).await.is_err() {
+        tracing::warn!("an engine did not come back from its step; the process ends without it");
+    }
     let _ = tokio::task::spawn_blocking(move || beats.join()).await;
-    match tasks.failure() {
+    match tasks.failure().or_else(|| stalled.get().cloned()) {
         Some(reason) => Err(StartError::Task(reason)),
         None => Ok(()),
     }
@@ -220,14 +247,15 @@ fn serve(agent: &Arc<Agent>, listener: TcpListener, config: &NodeConfig, ending:
     Ok(())
 }
 
-/// Lets running work end: batches after their item, calls for half the time, then they go back to be moved.
+/// Lets running work end: batches after their item, calls for half the time, then they go back to be moved. For as long the
+/// coordinator may load elsewhere what only we hold.
 async fn drain(agent: &Agent, deadline: Duration, ending: &Shutdown) {
-    agent.leave();
+    agent.leave(deadline);
     let begun = tokio::time::Instant::now();
     let mut handed_back = false;
     while begun.elapsed() < deadline && !ending.begun() {
         let (running, interactive) = agent.running();
-        if running == 0 {
+        if running == 0 && (!agent.waits_to_go() || begun.elapsed() > deadline / 2) {
             break;
         }
         if interactive > 0 && !handed_back && begun.elapsed() > deadline / 2 {
@@ -243,6 +271,9 @@ async fn drain(agent: &Agent, deadline: Duration, ending: &Shutdown) {
     let ended = tokio::time::Instant::now();
     while ended.elapsed() < LAST_WORDS && agent.outbox.listening() && agent.outbox.untaken() {
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    if !ending.begun() {
+        agent.say_goodbye().await;
     }
     // What was taken from the outbox still has to leave the socket.
     tokio::time::sleep(Duration::from_millis(50)).await;

@@ -43,6 +43,7 @@ pub(crate) fn answer(agent: Arc<Agent>, beats: Streaming<v1::BeatRequest>) -> Be
         let beat = beat?;
         agent.epochs.check(Epoch::from(beat.epoch.ok_or_else(|| Problem::missing("epoch"))?))?;
         let (running, _) = agent.running();
+        let heat = agent.metrics.heat.summary();
         Ok(v1::BeatResponse {
             node_id: agent.identity.node_id().to_string(),
             incarnation: agent.identity.incarnation().to_owned(),
@@ -52,6 +53,11 @@ pub(crate) fn answer(agent: Arc<Agent>, beats: Streaming<v1::BeatRequest>) -> Be
             busy_ms: agent.totals.busy_us.load(Ordering::Relaxed) / 1000,
             memory_available: crate::device::memory_available(),
             draining: agent.draining(),
+            temperature_celsius: heat.temperature_celsius,
+            power_watts: heat.power_watts,
+            memory_pressure: heat.memory_pressure,
+            throttled: heat.throttled,
+            executors: agent.loaded.progress(),
         })
     }))
 }

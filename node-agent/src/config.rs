@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Command line of `ingle-node`.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "ingle-node", version, about = "Loads models and runs what the coordinator asks")]
+#[command(name = "ingle-node", version = ingle_daemon::version(), about = "Loads models and runs what the coordinator asks")]
 pub struct Args {
     /// Options that all daemons take.
     #[command(flatten)]
@@ -101,6 +101,8 @@ pub struct NodeConfig {
     pub slots: u32,
     /// Milliseconds that measuring the machine may take at start; 0 measures nothing.
     pub measure_ms: u64,
+    /// Seconds after which an engine that makes no step is given up, and the process ends to be started anew, 1 to 3600.
+    pub engine_stall_s: u64,
     /// Seconds that running work may take to end once we are asked to stop.
     pub drain_timeout_s: u64,
     /// PEM files.
@@ -134,6 +136,7 @@ impl Default for NodeConfig {
             context: 4096,
             slots: 4,
             measure_ms: 300,
+            engine_stall_s: 120,
             drain_timeout_s: 25,
             tls: TlsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -237,6 +240,7 @@ impl Settings for NodeConfig {
         range("context", u64::from(self.context), 16, 1 << 20)?;
         range("slots", u64::from(self.slots), 1, 256)?;
         range("measure_ms", self.measure_ms, 0, 10_000)?;
+        range("engine_stall_s", self.engine_stall_s, 1, 3600)?;
         range("drain_timeout_s", self.drain_timeout_s, 1, 3600)?;
         range("cache_bytes_max", self.cache_bytes_max, 1 << 20, 1 << 50)?;
         range("document_bytes_max", self.document_bytes_max, 1 << 20, 16 << 30)?;
@@ -255,6 +259,10 @@ impl Settings for NodeConfig {
 
     fn drain_deadline(&self) -> Duration {
         Duration::from_secs(self.drain_timeout_s)
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        [self.listen, self.beat_listen].into_iter().chain(self.metrics).collect()
     }
 }
 
@@ -281,6 +289,7 @@ mod tests {
             ("document_bytes_max", NodeConfig { document_bytes_max: 1 << 40, ..Default::default() }),
             ("spool_bytes_max", NodeConfig { spool_bytes_max: 1 << 30, ..Default::default() }),
             ("threads", NodeConfig { threads: 5000, ..Default::default() }),
+            ("engine_stall_s", NodeConfig { engine_stall_s: 0, ..Default::default() }),
             ("drain_timeout_s", NodeConfig { drain_timeout_s: 0, ..Default::default() }),
             ("models", NodeConfig { models: Some("s3://x/y".into()), ..Default::default() }),
             ("models", NodeConfig { models: Some("nas://docs/../x".into()), ..Default::default() }),

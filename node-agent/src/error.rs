@@ -62,6 +62,13 @@ impl Failure {
             EngineError::Full { .. } => {
                 Self::node(ErrorCode::Overloaded, error.to_string(), Duration::from_millis(500))
             }
+            // Whoever was in it is treated as if the node had died with it; whoever only waited goes elsewhere at once.
+            EngineError::Stalled { inside: true, .. } => {
+                Self::node(ErrorCode::EngineStalled, error.to_string(), Duration::from_secs(1))
+            }
+            EngineError::Stalled { inside: false, .. } => {
+                Self::node(ErrorCode::ShuttingDown, error.to_string(), Duration::from_millis(100))
+            }
             EngineError::Compute(_) => Self::item(ErrorCode::ComputeFailed, error.to_string()),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! `app` puts everything together. `session` and `beat` speak to the coordinator, `storage` to the gateway, and `bulk` for what is large. `agent` holds
 //! what runs, `pipeline` does it, one file per kind of work. `weights` knows which models there are, `loaded` which are in
-//! memory, `executor` gives each of those a thread,
+//! memory, `executor` gives each of those a thread, `watchdog` notices those that stand still,
 //! `parsing` keeps the processes that open documents. `slots`, `pipeline::passages` and `weights::folders` are pure.
 
 pub mod agent;
@@ -14,6 +14,8 @@ pub mod device;
 pub mod epoch;
 pub mod error;
 pub mod executor;
+pub mod heat;
+mod leaving;
 pub mod limits;
 pub mod loaded;
 pub mod metrics;
@@ -25,6 +27,7 @@ mod session;
 pub mod slots;
 pub mod spool;
 pub mod storage;
+mod watchdog;
 pub mod weights;
 
 use std::process::ExitCode;
@@ -32,6 +35,7 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use futures::future::BoxFuture;
+pub use ingle_daemon::version::stamp;
 use ingle_daemon::{BoxError, Context};
 use ingle_engine::Engine;
 

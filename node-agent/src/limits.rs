@@ -81,6 +81,8 @@ pub const RESULTS_KEPT: Duration = Duration::from_secs(30);
 pub const STREAM_MESSAGES: usize = 64;
 /// Least time between two progress messages of one attempt.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How long the coordinator may take to answer our goodbye before we end without.
+pub const FAREWELL_WITHIN: Duration = Duration::from_secs(6);
 /// How long the first message of a stream may take.
 pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
@@ -107,3 +109,5 @@ pub const WEIGHTS_RANGE_BYTES: u64 = 4 << 20;
 pub const WEIGHTS_RANGES_IN_FLIGHT: usize = 8;
 /// Idle connections to a gateway's range endpoint that are kept.
 pub const BULK_IDLE_MAX: usize = 8;
+/// Models that left memory and are told of.
+pub const EVICTIONS_KEPT: usize = 64;

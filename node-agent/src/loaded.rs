@@ -1,16 +1,19 @@
 //! Models in memory: loaded on demand within the budget, idle ones unloaded to make room, those in use never.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use ingle_daemon::past::phase;
 use ingle_engine::{Engine, LoadOptions};
 use ingle_proto::v1;
 use ingle_proto::{Digest, ErrorCode, Problem};
 use tokio::sync::Notify;
+use tracing::Instrument as _;
 
 use crate::error::Failure;
 use crate::executor::{ModelHandle, Totals};
+use crate::limits;
 use crate::metrics::NodeMetrics;
 use crate::slots::{Need, Refusal, Resident, admit, need};
 use crate::weights::{Catalogue, Pin, ReadyModel};
@@ -35,6 +38,8 @@ struct Held {
     users: Arc<()>,
     need: Need,
     last_used: u64,
+    /// The same for people, Unix milliseconds.
+    last_used_ms: i64,
     /// Its thread loads it again if it has to.
     _files: Pin,
 }
@@ -53,6 +58,24 @@ impl Held {
 struct State {
     held: BTreeMap<String, Held>,
     clock: u64,
+    /// What left memory, oldest first.
+    evictions: VecDeque<v1::Eviction>,
+}
+
+impl State {
+    fn note(&mut self, held: &Held, made_room_for: &str, reason: String) {
+        let model = v1::ModelRef { name: held.model.name.clone(), digest: held.model.digest.to_wire() };
+        self.evictions.push_back(v1::Eviction {
+            model: Some(model),
+            at_ms: ingle_daemon::clock::unix_ms(),
+            bytes: held.bytes(),
+            made_room_for: made_room_for.to_owned(),
+            reason,
+        });
+        while self.evictions.len() > limits::EVICTIONS_KEPT {
+            self.evictions.pop_front();
+        }
+    }
 }
 
 /// The models in memory.
@@ -118,7 +141,10 @@ impl Loaded {
         // Its files first, as soon as work for it is placed here: copying them stands in no other model's way. From then on
         // they stay until it is unloaded.
         let (model, files, loading) = loop {
-            let (model, files) = self.catalogue.pinned(&wanted.name, digest).await.map_err(not_ready)?;
+            // What is copied now is read in this span; where nothing is, it is short.
+            let fetching = tracing::info_span!("fetch", model = %wanted.name);
+            let (model, files) =
+                self.catalogue.pinned(&wanted.name, digest).instrument(fetching).await.map_err(not_ready)?;
             let loading = Arc::clone(&self.loading).lock_owned().await;
             if let Some(lease) = self.held(&wanted.name, digest) {
                 return Ok(lease);
@@ -137,9 +163,16 @@ impl Loaded {
             drop(loading);
             lease
         });
-        task.await.unwrap_or_else(|error| {
+        let loaded = task.await.unwrap_or_else(|error| {
             Err(Failure::model(ErrorCode::ModelUnusable, format!("loading `{}` failed: {error}", wanted.name)))
-        })
+        });
+        if let Ok(lease) = &loaded
+            && !lease.load.is_zero()
+        {
+            let now = SystemTime::now();
+            phase("load", now - lease.load, now, &[("model", &lease.model.name)]);
+        }
+        loaded
     }
 
     /// Makes room, loads, and counts it among the models in memory. Blocks for the time of the load.
@@ -150,6 +183,7 @@ impl Loaded {
         let handle = Arc::new(self.load_blocking(&model)?);
         let load = begun.elapsed();
         self.metrics.loads.inc();
+        self.metrics.loaded_bytes.inc_by(model.card.weight_bytes);
         self.metrics.load_seconds.observe(load.as_secs_f64());
         tracing::info!(model = %model.name, bytes = handle.memory_bytes(), ?load, "model loaded");
         let users = Arc::new(());
@@ -157,7 +191,9 @@ impl Loaded {
         let mut state = self.lock();
         state.clock += 1;
         let last_used = state.clock;
-        state.held.insert(model.name.clone(), Held { model, handle, users, need, last_used, _files: files });
+        let last_used_ms = ingle_daemon::clock::unix_ms();
+        let held = Held { handle, users, need, last_used, last_used_ms, _files: files, model };
+        state.held.insert(held.model.name.clone(), held);
         Ok(lease)
     }
 
@@ -170,6 +206,7 @@ impl Loaded {
             return None;
         }
         held.last_used = now;
+        held.last_used_ms = ingle_daemon::clock::unix_ms();
         Some(Lease {
             model: Arc::clone(&held.model),
             handle: Arc::clone(&held.handle),
@@ -191,7 +228,12 @@ impl Loaded {
                     Duration::from_secs(2),
                 ));
             }
-            state.held.remove(name)
+            let stale = state.held.remove(name);
+            if let Some(held) = &stale {
+                let why = if held.handle.is_dead() { "its engine had ended" } else { "another content has its name" };
+                state.note(held, name, why.to_owned());
+            }
+            stale
         };
         if let Some(held) = stale {
             held.handle.stop().await;
@@ -223,7 +265,15 @@ impl Loaded {
                     Duration::from_secs(2),
                 ),
             })?;
-            evict.iter().filter_map(|name| state.held.remove(name)).collect()
+            let gone: Vec<Held> = evict.iter().filter_map(|name| state.held.remove(name)).collect();
+            for held in &gone {
+                let words = format!(
+                    "{} bytes were needed, {reserved} of {budget} were taken, and of those not in use it was the longest unused",
+                    need.total
+                );
+                state.note(held, name, words);
+            }
+            gone
         };
         for held in gone {
             tracing::info!(model = %held.model.name, "model unloaded to make room");
@@ -268,7 +318,13 @@ impl Loaded {
                     return Err(Problem::new(ErrorCode::Overloaded, format!("model `{name}` is in use here"))
                         .retry_after(Duration::from_secs(2)));
                 }
-                Some(_) => state.held.remove(name),
+                Some(_) => {
+                    let held = state.held.remove(name);
+                    if let Some(held) = &held {
+                        state.note(held, "", "it was asked to be unloaded".to_owned());
+                    }
+                    held
+                }
             }
         };
         let Some(held) = held else { return Ok(0) };
@@ -290,6 +346,11 @@ impl Loaded {
     /// Says that speeds were measured again.
     pub fn note_change(&self) {
         self.metrics.model_bytes.set(i64::try_from(self.reserved()).unwrap_or(i64::MAX));
+        let (kv, slots) = self.lock().held.values().fold((0, 0), |(kv, slots), held| {
+            (held.need.kv.saturating_add(kv), u64::from(held.handle.slots()).saturating_add(slots))
+        });
+        self.metrics.kv_reserved_bytes.set(i64::try_from(kv).unwrap_or(i64::MAX));
+        self.metrics.slots.set(i64::try_from(slots).unwrap_or(i64::MAX));
         self.changed.notify_one();
     }
 
@@ -313,9 +374,39 @@ impl Loaded {
                 prefill_tokens_per_second: rates.prefill,
                 decode_tokens_per_second: rates.decode,
                 document_bytes_per_second: rates.document_bytes,
+                last_used_ms: held.last_used_ms,
+                in_use: held.busy(),
             }
         };
         state.held.values().filter(|held| !held.handle.is_dead()).map(info).collect()
+    }
+
+    /// What left memory of late, oldest first.
+    #[must_use]
+    pub fn evictions(&self) -> Vec<v1::Eviction> {
+        self.lock().evictions.iter().cloned().collect()
+    }
+
+    /// The threads of all models, those that were given up too.
+    #[must_use]
+    pub fn executors(&self) -> Vec<(String, Arc<ModelHandle>)> {
+        self.lock().held.iter().map(|(name, held)| (name.clone(), Arc::clone(&held.handle))).collect()
+    }
+
+    /// What beats say of them.
+    #[must_use]
+    pub fn progress(&self) -> Vec<v1::ExecutorProgress> {
+        let told = |(model, handle): (String, Arc<ModelHandle>)| {
+            let progress = handle.progress();
+            v1::ExecutorProgress {
+                model,
+                steps: progress.steps,
+                inside: progress.inside,
+                step_ms: progress.still_ms,
+                abandoned: progress.abandoned,
+            }
+        };
+        self.executors().into_iter().map(told).take(limits::MODELS_MAX).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -52,7 +52,7 @@ pub(crate) async fn start(
         name: agent.name.clone(),
         work_address: config.advertise.clone().unwrap_or_else(|| work.to_string()),
         beat_address: config.beat_advertise.clone().unwrap_or_else(|| beat.to_string()),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: ingle_daemon::version().to_owned(),
         place: agent.identity.place().to_owned(),
     };
     let (registration, handle) = Registration::new(membership, record, MEMBER_TTL);

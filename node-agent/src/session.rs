@@ -69,6 +69,7 @@ impl v1::node_server::Node for NodeService {
             serve(&agent, inbound, answers, ours, epoch).await;
             Ok::<(), std::convert::Infallible>(())
         });
+        self.agent.leaving.led(hello.answers_leaving);
         self.agent.catalogue.use_gateway(&hello.gateway);
         Ok(Response::new(ReceiverStream::new(outbound)))
     }
@@ -89,6 +90,10 @@ async fn serve(
     let mut cursor = agent.outbox.attach();
     let welcome = v1::WorkResponse { message: Some(Message::Welcome(agent.welcome())) };
     let _ = answers.send(Ok(welcome)).await;
+    // A leader that comes while we leave hears of it too; twice is harmless.
+    if let Some(message) = agent.leaving.message() {
+        let _ = answers.send(Ok(v1::WorkResponse { message: Some(message) })).await;
+    }
     let write = async {
         while let Some(message) = agent.outbox.next(&mut cursor).await {
             if answers.send(Ok(v1::WorkResponse { message: Some(message) })).await.is_err() {
@@ -135,7 +140,14 @@ fn take(agent: &Arc<Agent>, request: v1::WorkRequest) {
         Some(work_request::Message::Cancel(cancel)) => agent.cancel(cancel.attempt, &cancel.reason),
         Some(work_request::Message::Load(command)) => agent.load(command),
         Some(work_request::Message::Unload(command)) => agent.unload(command),
-        Some(work_request::Message::Drain(command)) => agent.set_draining(command.drain),
+        Some(work_request::Message::Drain(command)) => {
+            agent.set_draining(command.drain);
+            if command.leave {
+                tracing::info!("the coordinator waits for nothing here any more: ending");
+                agent.leaving.let_go();
+            }
+        }
+        Some(work_request::Message::Farewell(_)) => agent.leaving.hear_farewell(),
         Some(work_request::Message::Refresh(_)) => agent.catalogue.refresh_soon(),
         // A second Hello changes nothing but the gateway; what we don't know comes from a newer coordinator.
         Some(work_request::Message::Hello(hello)) => agent.catalogue.use_gateway(&hello.gateway),

@@ -112,6 +112,8 @@ codes! {
     IdentityInUse = "IDENTITY_IN_USE", AlreadyExists, false;
     /// Computation failed on the node.
     ComputeFailed = "COMPUTE_FAILED", Internal, true;
+    /// The engine made no step for too long, and its node starts anew.
+    EngineStalled = "ENGINE_STALLED", Unavailable, true;
     /// This coordinator does not lead.
     NotLeader = "NOT_LEADER", Unavailable, true;
     /// It is shutting down.

@@ -143,9 +143,9 @@ async fn serve_ranges(
     shutdown: &Shutdown,
 ) -> Result<Served, BoxError> {
     let ranges = Ranges::new(service.sources.clone(), tasks.clone());
-    let listener = match (config.ranges.listen, address.port().checked_add(1)) {
+    let listener = match (config.ranges.listen, config.ranges.beside(address)) {
         (Some(listen), _) => grpc::bind(listen).await?,
-        (None, Some(next)) => match TcpListener::bind(SocketAddr::new(address.ip(), next)).await {
+        (None, Some(next)) => match grpc::bind(next).await {
             Ok(listener) => listener,
             Err(_) => TcpListener::bind(SocketAddr::new(address.ip(), 0)).await?,
         },

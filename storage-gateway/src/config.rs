@@ -70,6 +70,14 @@ pub struct RangesConfig {
     pub socket: Option<PathBuf>,
 }
 
+impl RangesConfig {
+    /// Where ranges are served by default beside gRPC's `address`.
+    #[must_use]
+    pub fn beside(&self, address: SocketAddr) -> Option<SocketAddr> {
+        address.port().checked_add(1).map(|port| SocketAddr::new(address.ip(), port))
+    }
+}
+
 impl Default for RangesConfig {
     fn default() -> Self {
         Self { enabled: true, listen: None, socket: None }
@@ -209,6 +217,11 @@ impl Config {
 impl Settings for Config {
     fn listen(&self) -> SocketAddr {
         self.listen
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let ranges = self.ranges.listen.or_else(|| self.ranges.beside(self.listen)).filter(|_| self.ranges.enabled);
+        std::iter::once(self.listen).chain(self.metrics).chain(ranges).collect()
     }
 
     fn metrics(&self) -> Option<SocketAddr> {

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    ingle_daemon::version::stamp(option_env!("INGLE_STAMP"));
     ingle_gateway::main()
 }

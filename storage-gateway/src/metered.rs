@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ingle_proto::ObjectPath;
 use std::sync::Arc;
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use crate::config::STATE_EXPORT;
 use crate::export::{Abilities, Attr, Entry, Export, ExportError, Replace, User};
@@ -35,6 +36,14 @@ impl Metered {
         let result = work.await;
         self.meters.call(&self.name, call, result.as_ref().err(), begun.elapsed());
         result.map_err(|error| error.of(&shown(&self.name)))
+    }
+
+    /// Of a read, where it is part of a trace; what the gateway reads for itself isn't.
+    fn span(&self, bytes: u32) -> Span {
+        if Span::current().is_none() {
+            return Span::none();
+        }
+        tracing::info_span!("nas.read", otel.kind = "client", export = %self.name, bytes)
     }
 
     fn writable(&self, path: &ObjectPath) -> Result<(), ExportError> {
@@ -93,7 +102,8 @@ impl Export for Metered {
     }
 
     async fn read_at(&self, path: &ObjectPath, offset: u64, length: u32) -> Result<Bytes, ExportError> {
-        let data = self.count("read", self.inner.read_at(path, offset, length)).await?;
+        let read = self.inner.read_at(path, offset, length).instrument(self.span(length));
+        let data = self.count("read", read).await?;
         self.meters.read(&self.name, data.len() as u64);
         Ok(data)
     }
@@ -104,7 +114,8 @@ impl Export for Metered {
         offset: u64,
         length: u32,
     ) -> Result<(Bytes, Option<Attr>), ExportError> {
-        let (data, attr) = self.count("read", self.inner.read_with_attr(path, offset, length)).await?;
+        let read = self.inner.read_with_attr(path, offset, length).instrument(self.span(length));
+        let (data, attr) = self.count("read", read).await?;
         self.meters.read(&self.name, data.len() as u64);
         Ok((data, attr))
     }

@@ -1,13 +1,13 @@
 //! The gateway's metrics: names, descriptions, and one function per event.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use ingle_daemon::metrics::Metrics;
+use ingle_daemon::metrics::{Histograms, Metrics};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 
 use crate::export::ExportError;
 use crate::ledger::record::Result as Verdict;
@@ -25,6 +25,15 @@ pub struct CallLabels {
 pub struct ExportLabels {
     export: String,
 }
+
+/// Labels of a kind of call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    call: &'static str,
+}
+
+/// Handles that an NFS server no longer knew. Of this process, for they are met far below whatever counts calls.
+pub(crate) static STALE_HANDLES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Labels of an outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,7 +57,8 @@ pub struct ActionLabels {
 #[derive(Clone)]
 pub struct Meters {
     calls: Family<CallLabels, Counter>,
-    call_seconds: Histogram,
+    call_seconds: Histograms<KindLabels>,
+    available: Family<ExportLabels, Gauge>,
     bytes_read: Family<ExportLabels, Counter>,
     bytes_written: Family<ExportLabels, Counter>,
     reads: Family<ExportLabels, Gauge>,
@@ -62,9 +72,15 @@ impl Meters {
     /// Registers them.
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
+        metrics.register(
+            "gateway_nas_stale_handles",
+            "Handles that an NFS server no longer knew: the file was replaced, or the server exports anew",
+            STALE_HANDLES.clone(),
+        );
         Self {
             calls: metrics.counters("gateway_nas_calls", "Calls to exports, by kind and outcome"),
-            call_seconds: metrics.seconds("gateway_nas_call_seconds", "How long calls to exports took"),
+            call_seconds: metrics.seconds_by("gateway_nas_call_seconds", "How long calls to exports took, by kind"),
+            available: metrics.gauges("gateway_export_available", "Whether the last call to an export found it there"),
             bytes_read: metrics.counters("gateway_read_bytes", "Bytes read from exports"),
             bytes_written: metrics.counters("gateway_written_bytes", "Bytes written to exports"),
             reads: metrics.gauges("gateway_reads_in_flight", "Reads open now"),
@@ -79,6 +95,8 @@ impl Meters {
 
     /// A call to an export ended.
     pub fn call(&self, export: &str, call: &'static str, error: Option<&ExportError>, took: Duration) {
+        let there = error.is_none_or(|error| !error.retryable());
+        self.available.get_or_create(&ExportLabels { export: export.to_owned() }).set(i64::from(there));
         let outcome = match error {
             None => "ok",
             // Answers, not failures.
@@ -88,7 +106,7 @@ impl Meters {
             Some(_) => "refused",
         };
         self.calls.get_or_create(&CallLabels { export: export.to_owned(), call, outcome }).inc();
-        self.call_seconds.observe(took.as_secs_f64());
+        self.call_seconds.get_or_create(&KindLabels { call }).observe(took.as_secs_f64());
     }
 
     /// Bytes came.
@@ -144,5 +162,40 @@ pub struct Reading(Gauge);
 impl Drop for Reading {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ingle_daemon::metrics::conventions;
+
+    #[test]
+    fn names_follow_the_conventions_and_calls_say_whether_the_nas_is_there() {
+        let metrics = Metrics::new("ingle-test");
+        let meters = Meters::new(&metrics);
+        let took = Duration::from_millis(3);
+        meters.call("docs", "read", None, took);
+        meters.call("docs", "stat", Some(&ExportError::NotFound("a".into())), took);
+        meters.call("away", "list", Some(&ExportError::Unavailable("silent".into())), took);
+        meters.read("docs", 5);
+        meters.written("docs", 7);
+        meters.publish(Verdict::Published);
+        meters.cached("memory");
+        meters.damaged_piece();
+        meters.scanned("new", 3);
+        drop(meters.reading("docs"));
+        let text = metrics.text();
+        assert_eq!(conventions::broken(&text), Vec::<String>::new());
+        for line in [
+            "ingle_gateway_export_available{export=\"docs\"} 1",
+            "ingle_gateway_export_available{export=\"away\"} 0",
+            "ingle_gateway_nas_call_seconds_count{call=\"read\"} 1",
+            "ingle_gateway_nas_calls_total{export=\"away\",call=\"list\",outcome=\"unavailable\"} 1",
+            "ingle_gateway_reads_in_flight{export=\"docs\"} 0",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} in {text}");
+        }
+        assert!(text.contains("ingle_gateway_nas_stale_handles_total "), "told before there is one: {text}");
     }
 }

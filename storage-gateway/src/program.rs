@@ -15,7 +15,7 @@ use crate::nfs_server::{self, NfsServerOptions, Squash};
 
 /// Reads and writes the NAS for Inglenook; guards paths; publishes results once
 #[derive(Parser)]
-#[command(name = "ingle-gateway", version, args_conflicts_with_subcommands = true)]
+#[command(name = "ingle-gateway", version = ingle_daemon::version(), args_conflicts_with_subcommands = true)]
 struct Args {
     #[command(flatten)]
     common: CommonArgs,

@@ -26,7 +26,7 @@ pub fn start(config: &Config, identity: Identity, exports: Vec<String>, address:
         id: identity.with_prefix("g"),
         incarnation: identity.incarnation().to_owned(),
         address: config.advertise.clone().unwrap_or_else(|| address.to_string()),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: ingle_daemon::version().to_owned(),
         exports,
         place: identity.place().to_owned(),
     };

@@ -4,6 +4,7 @@
 use ingle_proto::v1::{self, ItemOutcome};
 use ingle_tests::client::{counts, ocr_job};
 use ingle_tests::cluster::counted;
+use ingle_tests::eventually::eventually;
 use ingle_tests::models::FakeModel;
 use ingle_tests::papers::{hostile, pdf, png, tiff};
 
@@ -24,12 +25,13 @@ async fn done(world: &World, job: &str) -> Option<u64> {
 
 /// The same once some are.
 async fn some_done(world: &World, job: &str) -> u64 {
-    loop {
+    eventually("the first pages", || async {
         match done(world, job).await {
-            Some(done) if done > 0 => return done,
-            _ => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            Some(done) if done > 0 => Ok(done),
+            other => Err(format!("{other:?}")),
         }
-    }
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

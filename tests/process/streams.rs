@@ -22,13 +22,14 @@ async fn interrupted(harm: impl Fn(&mut World, usize)) {
     let undisturbed = world.client.generate(ask()).await.expect("an answer");
     assert_eq!(undisturbed.tokens.len(), TOKENS as usize);
 
+    // Asked before: between what is read and the harm nothing else is waited for, or the answer may be over by then.
+    let nodes = world.client.nodes().await.expect("nodes");
     let mut stream = world.client.inference.clone().generate(ask()).await.expect("a stream").into_inner();
     let mut answer = Answer::default();
     while answer.tokens.len() < 20 {
         answer.take(in_time("a token", stream.message()).await.expect("no error").expect("more"));
     }
     let node = answer.started.as_ref().expect("the first frame").node_id.clone();
-    let nodes = world.client.nodes().await.expect("nodes");
     let at = (0..2).find(|at| nodes[&format!("node-{}", at + 1)].node_id == node).expect("one of ours");
     harm(&mut world, at);
     while let Some(frame) = in_time("a token", stream.message()).await.expect("the stream survives") {

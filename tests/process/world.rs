@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use futures::future::join_all;
 use ingle_proto::v1::{self, JobState};
 use ingle_tests::client::{Client, counts, embed_job, generate_job, object};
 use ingle_tests::cluster::counted;
@@ -72,19 +73,21 @@ impl World {
         let nfs_address = nfs.address("nfs");
         let port = nfs_address.port();
 
-        let mut started = Vec::new();
-        for number in 1..=coordinators {
+        let etcd_url = etcd.as_ref().map(Etcd::url);
+        // Side by side: each of them waits for itself alone.
+        let starting = (1..=coordinators).map(|number| {
             let name = if number == 1 { "coordinator".to_owned() } else { format!("coordinator-{number}") };
             let mut text = format!("listen = '127.0.0.1:0'\nstate_dir = '{}'\n", at.join(&name).display());
-            if let Some(etcd) = &etcd {
-                let _ = writeln!(text, "membership = '{}'", etcd.url());
+            if let Some(url) = &etcd_url {
+                let _ = writeln!(text, "membership = '{url}'");
             }
             let arguments = settings(at, &name, &(text + more));
-            started.push(Process::start(&name, binary("ingle-coordinator"), arguments, at).await);
-        }
+            async move { Process::start(&name, binary("ingle-coordinator"), arguments, at).await }
+        });
+        let mut started = join_all(starting).await;
         let (coordinator, others) = (started.remove(0), started);
         let address = coordinator.address("grpc");
-        let members = etcd.as_ref().map_or_else(|| format!("http://{address}"), Etcd::url);
+        let members = etcd_url.unwrap_or_else(|| format!("http://{address}"));
 
         let mut text = format!("listen = '127.0.0.1:0'\nmembership = '{members}'\n");
         let _ = writeln!(text, "state_dir = '{}'\n[exports.docs]", at.join("gateway").display());
@@ -92,19 +95,28 @@ impl World {
         text += more;
         let gateway = Process::start("gateway", binary("ingle-gateway"), settings(at, "gateway", &text), at).await;
 
-        let mut started = Vec::new();
-        for number in 1..=nodes {
+        let starting = (1..=nodes).map(|number| {
             let name = format!("node-{number}");
             let mut text = format!("name = '{name}'\nlisten = '127.0.0.1:0'\nbeat_listen = '127.0.0.1:0'\n");
             let _ = writeln!(text, "membership = '{members}'\nmodels = '{}'", at.join("models").display());
             let _ = writeln!(text, "state_dir = '{0}/state'\ncache_dir = '{0}/cache'", at.join(&name).display());
             let _ = writeln!(text, "memory_reserve_bytes = 0\nmeasure_ms = 0\nthreads = 1\ndrain_timeout_s = 10");
             text += more;
-            started.push(Process::start(&name, node_binary(), settings(at, &name, &text), at).await);
-        }
+            let arguments = settings(at, &name, &text);
+            async move { Process::start(&name, node_binary(), arguments, at).await }
+        });
+        let started = join_all(starting).await;
         let client = Client::to(address);
         client.ready(nodes, models.len()).await;
         Self { client, share, nodes: started, gateway, coordinator, others, etcd, _nfs: nfs, _home: home }
+    }
+
+    /// All that daemons have said so far.
+    pub(crate) fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self._home.path()).expect("a directory");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        let logs = paths.filter(|path| path.extension().is_some_and(|ending| ending == "log"));
+        logs.map(|path| std::fs::read_to_string(path).expect("a log")).collect()
     }
 
     /// Where members and jobs are.
@@ -120,8 +132,8 @@ impl World {
     /// Models slow enough for a job of [`DOCUMENTS`] to take some seconds.
     pub(crate) fn slow_models() -> [FakeModel; 2] {
         [
-            FakeModel::that_answers("talk", ANSWER_TOKENS).at_ms_per_step(2).with_slots(2),
-            FakeModel::that_embeds("words").at_ms_per_step(4).with_slots(1),
+            FakeModel::that_answers("talk", ANSWER_TOKENS).at_ms_per_step(4).with_slots(2),
+            FakeModel::that_embeds("words").at_ms_per_step(8).with_slots(1),
         ]
     }
 

@@ -154,7 +154,7 @@ async fn values_that_no_list_knows_are_refused_with_those_it_does() {
     let nodes = cluster.client.nodes().await.expect("nodes");
     let node_id = nodes["node-1"].node_id.clone();
     for deadline_ms in [-1, i64::MAX] {
-        let drain = v1::DrainNodeRequest { node_id: node_id.clone(), deadline_ms };
+        let drain = v1::DrainNodeRequest { node_id: node_id.clone(), deadline_ms, stay: true };
         let status = cluster.client.cluster.clone().drain_node(drain).await.expect_err("a deadline");
         assert_eq!(field_of(&status), "deadline_ms", "{status:?}");
     }
@@ -164,11 +164,16 @@ async fn values_that_no_list_knows_are_refused_with_those_it_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_submission_is_answered_again_after_its_deadline() {
     let cluster = cluster().await;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
-    let deadline_ms = i64::try_from(now).expect("before the year 292 million") + 1_500;
+    let now_ms = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+        i64::try_from(now).expect("before the year 292 million")
+    };
+    let deadline_ms = now_ms() + 3_000;
     let spec = v1::JobSpec { deadline_ms, ..embed_job() };
     let first = cluster.client.try_submit(spec.clone(), "key").await.expect("in time").job.expect("a job");
-    tokio::time::sleep(std::time::Duration::from_millis(1_600)).await;
+    while now_ms() <= deadline_ms {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     let again = cluster.client.try_submit(spec.clone(), "key").await.expect("the same job");
     assert_eq!((again.existed, again.job.expect("a job").job_id), (true, first.job_id));
     let status = cluster.client.try_submit(spec, "another").await.expect_err("too late");

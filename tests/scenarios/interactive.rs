@@ -72,7 +72,8 @@ async fn an_answer_streams_and_ends_as_it_should() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_is_answered_while_a_job_keeps_the_node_busy() {
-    let model = FakeModel::that_answers("talk", 16).at_ms_per_step(3).with_slots(2);
+    // The job takes four seconds at least: three answers come in less, also where each call is slow.
+    let model = FakeModel::that_answers("talk", 16).at_ms_per_step(6).with_slots(2);
     let cluster = Cluster::of(1).with(model).start().await;
     cluster.share.documents(80);
     let id = cluster.client.submit(generate_job()).await;
@@ -135,15 +136,56 @@ async fn models_are_listed_loaded_explained_and_unloaded() {
     let fit = models.explain_fit(fit).await.expect("an explanation").into_inner();
     assert_eq!(fit.nodes.len(), 2);
     assert!(fit.nodes.iter().all(|node| node.fits && node.needed_bytes > 0 && node.tokens_per_second > 0.0), "{fit:?}");
+    let why = v1::ExplainModelRequest { model: "talk".into() };
+    let explained = eventually("the model to be told as loaded", || async {
+        let why = cluster.client.models.clone().explain_model(why.clone()).await.expect("an explanation").into_inner();
+        if why.nodes.iter().any(|node| node.loaded) { Ok(why) } else { Err(format!("{why:?}")) }
+    })
+    .await;
+    assert!(explained.nodes.len() == 2 && explained.nodes.iter().all(|node| node.ready && node.has_room));
+    assert!(explained.nodes.iter().all(|node| node.loaded == (node.node_id == node_id)), "{explained:?}");
     let unload = v1::UnloadModelRequest { model: "talk".into(), node_id: String::new() };
     let unloaded = models.unload_model(unload).await.expect("unloaded").into_inner();
-    assert_eq!(unloaded.node_ids, [node_id]);
+    assert_eq!(unloaded.node_ids, [node_id.as_str()]);
+    eventually("why it left", || async {
+        let why = cluster.client.models.clone().explain_model(why.clone()).await.expect("an explanation").into_inner();
+        let node = why.nodes.iter().find(|node| node.node_id == node_id).expect("the node");
+        match &node.evicted {
+            Some(gone) if !node.loaded && gone.reason.contains("asked to be unloaded") => Ok(()),
+            _ => Err(format!("{node:?}")),
+        }
+    })
+    .await;
     for refused in [
         models.load_model(v1::LoadModelRequest { model: "none".into(), ..Default::default() }).await.err(),
         models.explain_fit(v1::ExplainFitRequest { model: "none".into(), ..Default::default() }).await.err(),
+        models.explain_model(v1::ExplainModelRequest { model: "none".into() }).await.err(),
     ] {
         let refused = refused.expect("no such model");
         assert_eq!((refused.code(), code_of(&refused).as_str()), (Code::NotFound, "MODEL_NOT_FOUND"));
     }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_past_what_can_be_served_soon_are_refused_with_a_delay() {
+    let model = FakeModel::that_answers("talk", 20).at_ms_per_step(10).with_slots(2);
+    let cluster = Cluster::of(1).with(model).start().await;
+    // Loaded and measured.
+    for number in 0..3 {
+        cluster.client.generate(question(&format!("question {number}"))).await.expect("an answer");
+    }
+    let calls = (0..40).map(|number| cluster.client.generate(question(&format!("crowd {number}"))));
+    let answers = futures::future::join_all(calls).await;
+    let refused: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+    assert!(answers.len() - refused.len() >= 2, "as many as it computes at once are served: {refused:?}");
+    assert!(!refused.is_empty(), "40 at once are too many for one that computes two");
+    for status in refused {
+        let problem = ingle_proto::Problem::from_status(status);
+        assert_eq!((status.code(), problem.code), (Code::ResourceExhausted, ingle_proto::ErrorCode::Overloaded));
+        assert!(problem.retry_after.is_some_and(|delay| !delay.is_zero()), "{problem:?}");
+    }
+    // Once they are through, calls are taken again.
+    cluster.client.generate(question("and now?")).await.expect("an answer");
     cluster.stop().await;
 }

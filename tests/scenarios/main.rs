@@ -10,6 +10,7 @@ mod people;
 mod reading;
 mod sharing;
 mod steering;
+mod streams;
 mod surface;
 mod watching;
 mod weights;

@@ -30,7 +30,7 @@ struct Scene {
 }
 
 fn plan() -> Plan {
-    Cluster::of(2).with(FakeModel::that_answers("talk", 8).at_ms_per_step(4))
+    Cluster::of(2).with(FakeModel::that_answers("talk", 8).at_ms_per_step(8).with_slots(2))
 }
 
 impl Scene {

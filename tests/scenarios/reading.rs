@@ -226,7 +226,8 @@ async fn vectors_take_each_document_once_with_the_text_it_has() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_document_is_shared_by_the_nodes_and_its_ranges_join() {
-    let model = FakeModel::that_reads("eyes").at_ms_per_step(4).poisoned_by("arsenic");
+    // Slow enough for both nodes to have the model before all is read.
+    let model = FakeModel::that_reads("eyes").at_ms_per_step(8).poisoned_by("arsenic");
     let cluster = Cluster::of(2).with(model).start().await;
     let share = &cluster.share;
     let lines: Vec<String> = (1..=50).map(|number| format!("page {number} of it")).collect();

@@ -72,7 +72,7 @@ async fn the_last_good_vectors_stay_until_the_document_can_be_read_again() {
 async fn a_drained_cluster_says_so_to_whoever_asks() {
     let cluster = Cluster::of(1).with(FakeModel::that_answers("talk", 4)).start().await;
     let id = cluster.client.nodes().await.expect("nodes")["node-1"].node_id.clone();
-    let drain = v1::DrainNodeRequest { node_id: id.clone(), ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: id.clone(), stay: true, ..Default::default() };
     cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
     let status = cluster.client.generate(ingle_tests::client::question("anyone?")).await.expect_err("nobody works");
     assert_eq!(super::bad_input::code_of(&status), "NO_NODE");

@@ -193,7 +193,7 @@ async fn a_drained_node_hands_its_work_over_and_takes_work_again_later() {
     let (first, second) = (nodes["node-1"].node_id.clone(), nodes["node-2"].node_id.clone());
     let id = cluster.client.submit(generate_job()).await;
     cluster.client.job_that(&id, "both to work", |job| job.nodes.len() == 2).await;
-    let drain = v1::DrainNodeRequest { node_id: first.clone(), ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: first.clone(), stay: true, ..Default::default() };
     cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
     eventually("the node to be idle", || async {
         let nodes = cluster.client.nodes().await.map_err(|status| status.to_string())?;
@@ -210,7 +210,7 @@ async fn a_drained_node_hands_its_work_over_and_takes_work_again_later() {
     }
     let uncordon = v1::UncordonNodeRequest { node_id: first.clone() };
     cluster.client.cluster.clone().uncordon_node(uncordon).await.expect("uncordoned");
-    let drain = v1::DrainNodeRequest { node_id: second, ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: second, stay: true, ..Default::default() };
     cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
     eventually("the first node to be asked", || async {
         let answer = cluster.client.generate(ingle_tests::client::question("and who are you?")).await;
@@ -230,7 +230,7 @@ async fn a_drain_outlives_a_restart_of_the_coordinator() {
     let (first, second) = (nodes["node-1"].node_id.clone(), nodes["node-2"].node_id.clone());
     let id = cluster.client.submit(generate_job()).await;
     cluster.client.job_that(&id, "both to work", |job| job.nodes.len() == 2).await;
-    let drain = v1::DrainNodeRequest { node_id: first.clone(), ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: first.clone(), stay: true, ..Default::default() };
     cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
     cluster.restart_coordinator().await;
     eventually("both nodes to be back, the first drained", || async {
@@ -249,13 +249,107 @@ async fn a_drain_outlives_a_restart_of_the_coordinator() {
     // The other is to be done with at once, and the first may work again: also the node itself has heard of it.
     let uncordon = v1::UncordonNodeRequest { node_id: first.clone() };
     cluster.client.cluster.clone().uncordon_node(uncordon).await.expect("uncordoned");
-    let drain = v1::DrainNodeRequest { node_id: second, deadline_ms: 1 };
+    let drain = v1::DrainNodeRequest { node_id: second, deadline_ms: 1, stay: true };
     cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
     cluster.restart_coordinator().await;
     eventually("the first node to be asked", || async {
         let answer = cluster.client.generate(ingle_tests::client::question("and who are you?")).await;
         let node = answer.map_err(|status| format!("{status:?}"))?.started.map(|started| started.node_id);
         if node.as_ref() == Some(&first) { Ok(()) } else { Err(format!("{node:?}")) }
+    })
+    .await;
+    cluster.stop().await;
+}
+
+/// Where a model is loaded, by the names of the nodes.
+async fn holders(cluster: &Cluster, model: &str) -> Result<Vec<String>, String> {
+    let nodes = cluster.client.nodes().await.map_err(|status| format!("{status:?}"))?;
+    let holds = |node: &v1::NodeStatus| {
+        node.loaded.iter().any(|loaded| loaded.model.as_ref().is_some_and(|loaded| loaded.name == model))
+    };
+    Ok(nodes.iter().filter(|(_, node)| holds(node)).map(|(name, _)| name.clone()).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_node_hands_its_hot_model_over_and_ends_and_works_when_it_is_started_again() {
+    let mut cluster = Cluster::of(2).with(FakeModel::that_answers("talk", 6).at_ms_per_step(2)).start().await;
+    let answer = cluster.client.generate(ingle_tests::client::question("who are you?")).await.expect("an answer");
+    let first = answer.started.expect("a start").node_id;
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    let at = if nodes["node-1"].node_id == first { 0 } else { 1 };
+    let (name, other) = (format!("node-{}", at + 1), format!("node-{}", 2 - at));
+    eventually("its node to say that it holds the model", || async {
+        let holders = holders(&cluster, "talk").await?;
+        if holders == [name.clone()] { Ok(()) } else { Err(format!("{holders:?}")) }
+    })
+    .await;
+    let drain = v1::DrainNodeRequest { node_id: first.clone(), ..Default::default() };
+    cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
+    cluster.nodes.remove(at).ended().await;
+    eventually("it to be forgotten, and its model to be held by the other", || async {
+        let nodes = cluster.client.nodes().await.map_err(|status| status.to_string())?;
+        let holders = holders(&cluster, "talk").await?;
+        let handed_over = !nodes.contains_key(&name) && nodes.len() == 1 && holders == [other.clone()];
+        if handed_over { Ok(()) } else { Err(format!("{nodes:?}")) }
+    })
+    .await;
+    cluster.start_node(at + 1).await;
+    cluster.client.ready(2, 1).await;
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    assert_eq!(nodes[&name].node_id, first, "it is who it was, and nobody had to let it work");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_drained_in_the_middle_of_a_job_ends_and_loses_nothing_and_a_new_one_gets_work() {
+    let model = FakeModel::that_answers("talk", 6).at_ms_per_step(4).with_slots(2);
+    let mut cluster = Cluster::of(2).with(model).start().await;
+    cluster.share.documents(240);
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    let (first, second) = (nodes["node-1"].node_id.clone(), nodes["node-2"].node_id.clone());
+    let id = cluster.client.submit(generate_job()).await;
+    cluster.client.job_that(&id, "both to work", |job| job.nodes.len() == 2).await;
+    let deadline_ms = ingle_daemon::clock::unix_ms() + 60_000;
+    let drain = v1::DrainNodeRequest { node_id: first.clone(), deadline_ms, ..Default::default() };
+    cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
+    cluster.nodes.remove(0).ended().await;
+    let job = cluster.client.end_of(&id).await;
+    assert_eq!((job.state(), counts(&job).published), (JobState::Succeeded, 240), "{job:?}");
+    cluster.start_node(3).await;
+    let drain = v1::DrainNodeRequest { node_id: second.clone(), stay: true, ..Default::default() };
+    cluster.client.cluster.clone().drain_node(drain).await.expect("drained");
+    eventually("the new node to answer", || async {
+        let answer = cluster.client.generate(ingle_tests::client::question("and who are you?")).await;
+        let node = answer.map_err(|status| format!("{status:?}"))?.started.map(|started| started.node_id);
+        if node.as_ref().is_some_and(|node| *node != first && *node != second) {
+            Ok(())
+        } else {
+            Err(format!("{node:?}"))
+        }
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_asked_to_end_hands_its_hot_model_over_too() {
+    let mut cluster = Cluster::of(2).with(FakeModel::that_answers("talk", 6).at_ms_per_step(2)).start().await;
+    let answer = cluster.client.generate(ingle_tests::client::question("who are you?")).await.expect("an answer");
+    let first = answer.started.expect("a start").node_id;
+    let nodes = cluster.client.nodes().await.expect("nodes");
+    let at = if nodes["node-1"].node_id == first { 0 } else { 1 };
+    let (name, other) = (format!("node-{}", at + 1), format!("node-{}", 2 - at));
+    eventually("its node to say that it holds the model", || async {
+        let holders = holders(&cluster, "talk").await?;
+        if holders == [name.clone()] { Ok(()) } else { Err(format!("{holders:?}")) }
+    })
+    .await;
+    cluster.nodes.remove(at).stop().await;
+    eventually("it to be gone, and its model to be held by the other", || async {
+        let nodes = cluster.client.nodes().await.map_err(|status| status.to_string())?;
+        let holders = holders(&cluster, "talk").await?;
+        let handed_over = !nodes.contains_key(&name) && holders == [other.clone()];
+        if handed_over { Ok(()) } else { Err(format!("{nodes:?}")) }
     })
     .await;
     cluster.stop().await;

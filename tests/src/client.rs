@@ -108,7 +108,12 @@ impl Client {
     /// To the coordinator at this address.
     #[must_use]
     pub fn to(address: SocketAddr) -> Self {
-        let channel = channel(address);
+        Self::over(channel(address))
+    }
+
+    /// Over a connection that was made elsewhere, with TLS for one.
+    #[must_use]
+    pub fn over(channel: Channel) -> Self {
         Self {
             jobs: JobsClient::new(channel.clone()),
             inference: InferenceClient::new(channel.clone()),

@@ -16,8 +16,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, EXPORT};
-use crate::eventually::in_time;
+use crate::eventually::{eventually, in_time};
 use crate::models::FakeModel;
+use crate::relay::{Relay, Wire};
 use crate::share::Share;
 
 /// A port of the system's choice on loopback.
@@ -32,6 +33,8 @@ pub struct Plan {
     nas: Arc<Faults>,
     state: Option<Arc<Faults>>,
     gateway: fn(&mut ingle_gateway::Config),
+    node: fn(&mut NodeConfig),
+    wired: bool,
     etcd: Option<String>,
 }
 
@@ -70,6 +73,20 @@ impl Plan {
         self
     }
 
+    /// Each node's settings are changed so.
+    #[must_use]
+    pub fn node(mut self, change: fn(&mut NodeConfig)) -> Self {
+        self.node = change;
+        self
+    }
+
+    /// Between the coordinator and each node lie wires that can be cut.
+    #[must_use]
+    pub fn wired(mut self) -> Self {
+        self.wired = true;
+        self
+    }
+
     /// Members meet in etcd rather than at the coordinator.
     #[must_use]
     pub fn meeting_at(mut self, etcd: &str) -> Self {
@@ -104,7 +121,8 @@ impl Plan {
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
             let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{address}"));
-            nodes.push(Node::start(home.path(), &format!("node-{number}"), &models, &meeting).await);
+            let name = format!("node-{number}");
+            nodes.push(Node::start(home.path(), &name, &models, &meeting, (self.node, self.wired)).await);
         }
         let client = Client::to(address);
         client.ready(self.nodes, self.models.len()).await;
@@ -119,6 +137,7 @@ impl Plan {
             coordinator,
             gateway,
             nodes,
+            node_settings: (self.node, self.wired),
             nfs,
             faults: self.nas,
             _state: state,
@@ -145,6 +164,8 @@ pub struct Cluster {
     gateway: Daemon,
     /// In order of their names.
     pub nodes: Vec<Node>,
+    /// What is changed of nodes, and whether there are wires to them.
+    node_settings: (fn(&mut NodeConfig), bool),
     nfs: Option<NfsServer>,
     faults: Arc<Faults>,
     _state: Option<NfsServer>,
@@ -156,7 +177,27 @@ impl Cluster {
     #[must_use]
     pub fn of(nodes: usize) -> Plan {
         let nas = Arc::default();
-        Plan { nodes, models: Vec::new(), over_nfs: false, nas, state: None, gateway: |_| {}, etcd: None }
+        Plan {
+            nodes,
+            models: Vec::new(),
+            over_nfs: false,
+            nas,
+            state: None,
+            gateway: |_| {},
+            node: |_| {},
+            wired: false,
+            etcd: None,
+        }
+    }
+
+    /// Starts another node of this name, with the same models and settings.
+    ///
+    /// # Panics
+    /// It doesn't start.
+    pub async fn add_node(&mut self, name: &str) {
+        let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{}", self.address));
+        let node = Node::start(self._home.path(), name, &self.models, &meeting, self.node_settings).await;
+        self.nodes.push(node);
     }
 
     /// How many parts of calls' documents lie in the state export.
@@ -189,6 +230,19 @@ impl Cluster {
         if let Some(coordinator) = self.coordinator {
             coordinator.stop().await;
         }
+    }
+
+    /// Starts another node, or one again that has ended: `node-{number}`, with what lies in its directories.
+    pub async fn start_node(&mut self, number: usize) {
+        let (home, name) = (self._home.path(), format!("node-{number}"));
+        let state = home.join(&name).join("state");
+        eventually("its directory to be let go", || async {
+            ingle_membership::Identity::open(&state).map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+        let meeting = self.etcd.clone().unwrap_or_else(|| format!("registry://{}", self.address));
+        let node = Node::start(home, &name, &self.models, &meeting, self.node_settings).await;
+        self.nodes.push(node);
     }
 
     /// Ends the coordinator and starts it again at the same address; what it had in memory is gone.
@@ -226,6 +280,10 @@ impl Daemon {
 
     async fn stop(self) {
         self.shutdown.begin();
+        self.ended().await;
+    }
+
+    async fn ended(self) {
         let ended = in_time(&self.name, self.running).await;
         ended.unwrap_or_else(|error| panic!("{}: {error}", self.name)).unwrap_or_else(|error| {
             panic!("{}: {error}", self.name);
@@ -320,11 +378,19 @@ pub struct Node {
     pub metrics: Metrics,
     /// Where its work is served.
     pub address: SocketAddr,
+    /// What the coordinator's streams and beats go through, if anything.
+    wires: Vec<Relay>,
 }
 
 impl Node {
-    async fn start(home: &Path, name: &str, models: &Path, meeting: &str) -> Self {
-        let config = NodeConfig {
+    async fn start(
+        home: &Path,
+        name: &str,
+        models: &Path,
+        meeting: &str,
+        (change, wired): (fn(&mut NodeConfig), bool),
+    ) -> Self {
+        let mut config = NodeConfig {
             listen: ANY,
             beat_listen: ANY,
             metrics: None,
@@ -340,8 +406,16 @@ impl Node {
             drain_timeout_s: 10,
             ..NodeConfig::default()
         };
+        change(&mut config);
         let listeners = Listeners::bind(&config).await.expect("free ports");
         let address = listeners.work.local_addr().expect("bound");
+        let mut wires = Vec::new();
+        if wired {
+            let (work, beat) = (Relay::to(address).await, Relay::to(listeners.beat.local_addr().expect("bound")).await);
+            config.advertise = Some(work.address.to_string());
+            config.beat_advertise = Some(beat.address.to_string());
+            wires.extend([work, beat]);
+        }
         let (shutdown, metrics) = (Shutdown::new(), Metrics::new("ingle-node"));
         let deps = Deps {
             config,
@@ -355,7 +429,16 @@ impl Node {
         };
         let stop = shutdown.clone();
         let work = async move { ingle_node_agent::run(deps, stop, Box::new(|_| Ok(()))).await.map_err(BoxError::from) };
-        Self { daemon: Daemon::start(name, shutdown, None, work), metrics, address }
+        Self { daemon: Daemon::start(name, shutdown, None, work), metrics, address, wires }
+    }
+
+    /// Cuts its wires to the coordinator, or mends them.
+    ///
+    /// # Panics
+    /// It has none: [`Plan::wired`].
+    pub fn set_wires(&self, wire: Wire) {
+        assert!(!self.wires.is_empty(), "a cluster without wires");
+        self.wires.iter().for_each(|relay| relay.set(wire));
     }
 
     /// Asks it to drain and end, as SIGTERM does, and waits until it has.
@@ -364,6 +447,14 @@ impl Node {
     /// It ends with an error, or not in time.
     pub async fn stop(self) {
         self.daemon.stop().await;
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// It ends with an error, or not in time.
+    pub async fn ended(self) {
+        self.daemon.ended().await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! An etcd on loopback for one test, where one is installed.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::eventually::patience;
+use crate::ports::port;
 
 /// A server with one member. Dropping it kills it.
 #[derive(Debug)]
@@ -25,16 +26,16 @@ impl Etcd {
     #[must_use]
     pub fn start() -> Option<Self> {
         let Some(binary) = binary() else {
-            eprintln!("SKIPPED: no etcd here: install the package etcd-server");
+            eprintln!("skipped: no etcd here: install the package etcd-server");
             return None;
         };
-        // A port that was free may be taken by the time etcd binds it.
+        // A program that is no test may have taken its port meanwhile.
         (0..5).find_map(|_| Self::try_start(&binary)).or_else(|| panic!("{} doesn't come up", binary.display()))
     }
 
     fn try_start(binary: &Path) -> Option<Self> {
         let data = tempfile::tempdir().expect("a directory");
-        let (port, peer) = (free_port(), free_port());
+        let (port, peer) = (port(), port());
         let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
         let child = Command::new(binary)
             .args(["--name", "one", "--log-level", "error", "--data-dir"])
@@ -75,13 +76,10 @@ impl Drop for Etcd {
     }
 }
 
-fn binary() -> Option<PathBuf> {
+/// etcd's program: on the path, or where `make test` unpacks it.
+#[must_use]
+pub fn binary() -> Option<PathBuf> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/etcd/usr/bin/etcd");
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join("etcd")).chain([unpacked]).find(|file| file.is_file())
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
 }

@@ -59,6 +59,18 @@ impl FakeModel {
         self.with("panic", word)
     }
 
+    /// A step with texts that have this word in them never comes back.
+    #[must_use]
+    pub fn hanging_at(self, word: &str) -> Self {
+        self.with("hang", word)
+    }
+
+    /// An answer to a text that says `hold at N` waits before its token N until this file is there.
+    #[must_use]
+    pub fn held_until(self, released: &Path) -> Self {
+        self.with("hold_until", released.display().to_string())
+    }
+
     /// So many requests at once.
     #[must_use]
     pub fn with_slots(self, slots: u32) -> Self {

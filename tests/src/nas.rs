@@ -1,12 +1,14 @@
 //! Real NAS servers for tests: NFS-Ganesha on loopback, started and ended by the test that needs it.
 
-use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::hosts::Host;
+use crate::ports::port;
 
 /// Longest that the server may take to answer.
 const READY_MAX: Duration = Duration::from_secs(20);
@@ -22,6 +24,8 @@ pub struct Ganesha {
     directory: PathBuf,
     ports: (u16, u16),
     caching: bool,
+    /// Where it runs, if not on this machine's loopback.
+    host: Option<Host>,
 }
 
 impl Ganesha {
@@ -30,7 +34,7 @@ impl Ganesha {
     /// # Errors
     /// It can't run here: says what is missing. Tests print that and skip.
     pub fn start(directory: &Path) -> Result<Self, String> {
-        Self::begin(directory, false)
+        Self::begin(directory, false, None)
     }
 
     /// Starts it as on a NAS that holds what is in use in memory: attributes for a minute, of up to a million files.
@@ -38,10 +42,18 @@ impl Ganesha {
     /// # Errors
     /// It can't run here: says what is missing.
     pub fn start_caching(directory: &Path) -> Result<Self, String> {
-        Self::begin(directory, true)
+        Self::begin(directory, true, None)
     }
 
-    fn begin(directory: &Path, caching: bool) -> Result<Self, String> {
+    /// Starts it on a host of its own. To be called where that host is reached.
+    ///
+    /// # Errors
+    /// It can't run here: says what is missing.
+    pub fn start_on(host: &Host, directory: &Path) -> Result<Self, String> {
+        Self::begin(directory, false, Some(host.clone()))
+    }
+
+    fn begin(directory: &Path, caching: bool, host: Option<Host>) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("NFS-Ganesha needs root".to_owned());
         }
@@ -58,9 +70,9 @@ impl Ganesha {
         }
         // Ganesha keeps sockets there, and doesn't make the directory itself.
         std::fs::create_dir_all("/var/run/ganesha").map_err(|error| format!("/var/run/ganesha: {error}"))?;
-        let ports = free_ports().map_err(|error| format!("no free port: {error}"))?;
-        let child = launch(home.path(), directory, ports, caching)?;
-        let mut server = Self { child, home, directory: directory.to_owned(), ports, caching };
+        let ports = (port(), port());
+        let child = launch(home.path(), directory, ports, caching, host.as_ref())?;
+        let mut server = Self { child, home, directory: directory.to_owned(), ports, caching, host };
         server.wait_until_ready()?;
         Ok(server)
     }
@@ -69,7 +81,7 @@ impl Ganesha {
     #[must_use]
     pub fn url(&self) -> String {
         let (nfs, mount) = self.ports;
-        format!("nfs://127.0.0.1{}?nfsport={nfs}&mountport={mount}", self.directory.display())
+        format!("nfs://{}{}?nfsport={nfs}&mountport={mount}", address(self.host.as_ref()), self.directory.display())
     }
 
     /// The ports of NFS and of its mount service.
@@ -90,14 +102,15 @@ impl Ganesha {
     /// It didn't come up: says why.
     pub fn restart(&mut self) -> Result<(), String> {
         self.kill();
-        self.child = launch(self.home.path(), &self.directory, self.ports, self.caching)?;
+        self.child = launch(self.home.path(), &self.directory, self.ports, self.caching, self.host.as_ref())?;
         self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
         let begun = Instant::now();
         loop {
-            let answers = |port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            let address = address(self.host.as_ref());
+            let answers = |port| std::net::TcpStream::connect((address, port)).is_ok();
             if answers(self.ports.0) && answers(self.ports.1) {
                 return Ok(());
             }
@@ -117,17 +130,21 @@ impl Drop for Ganesha {
     }
 }
 
-/// Two ports that are free now.
-fn free_ports() -> io::Result<(u16, u16)> {
-    let (a, b) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((a.local_addr()?.port(), b.local_addr()?.port()))
+fn address(host: Option<&Host>) -> IpAddr {
+    host.map_or(Ipv4Addr::LOCALHOST.into(), Host::ip)
 }
 
-fn launch(home: &Path, directory: &Path, (nfs, mount): (u16, u16), caching: bool) -> Result<Child, String> {
+fn launch(
+    home: &Path,
+    directory: &Path,
+    (nfs, mount): (u16, u16),
+    caching: bool,
+    host: Option<&Host>,
+) -> Result<Child, String> {
     let config = home.join("ganesha.conf");
     let attributes_s = if caching { 60 } else { 0 };
     let text = format!(
-        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {nfs}; MNT_Port = {mount}; Bind_addr = 127.0.0.1;
+        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {nfs}; MNT_Port = {mount}; Bind_addr = {address};
            Enable_NLM = false; Enable_RQUOTA = false; mount_path_pseudo = false; }}
          MDCACHE {{ Entries_HWMark = 1000000; }}
          NFSv4 {{ Graceless = true; RecoveryBackend = fs; }}
@@ -135,10 +152,12 @@ fn launch(home: &Path, directory: &Path, (nfs, mount): (u16, u16), caching: bool
            Squash = No_Root_Squash; SecType = sys; Attr_Expiration_Time = {attributes_s}; MaxRead = 1048576; MaxWrite = 1048576;
            FSAL {{ Name = VFS; }} }}
          LOG {{ Default_Log_Level = EVENT; }}\n",
-        directory.display()
+        directory.display(),
+        address = address(host),
     );
     std::fs::write(&config, text).map_err(|error| format!("{}: {error}", config.display()))?;
-    Command::new("ganesha.nfsd")
+    let program = Path::new("ganesha.nfsd");
+    host.map_or_else(|| Command::new(program), |host| host.command(program))
         .env("LD_PRELOAD", home.join("norpcbind.so"))
         .arg("-F")
         .args(["-f".as_ref(), config.as_os_str()])

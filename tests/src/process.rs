@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::eventually::{eventually, patience};
 
@@ -94,6 +94,19 @@ impl Process {
         self.child.wait().expect("ours");
     }
 
+    /// The same for one that may have ended by itself: answers how, if it had.
+    ///
+    /// # Panics
+    /// It can't be waited for.
+    pub fn kill_if_running(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.try_wait().expect("ours");
+        if ended.is_none() {
+            self.child.kill().expect("ours");
+            self.child.wait().expect("ours");
+        }
+        ended
+    }
+
     /// Starts it again with the same settings; it serves gRPC where it did.
     ///
     /// # Panics
@@ -108,13 +121,22 @@ impl Process {
         self.wait_until_it_serves().await;
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After SIGSTOP every thread of it stands still.
     ///
     /// # Panics
     /// It is gone.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, signal).expect("ours");
+        signal_child(&self.child, signal);
+    }
+
+    /// Starts it again if it ended by itself, as a supervisor does, and doesn't wait until it serves. Answers how it ended.
+    ///
+    /// # Panics
+    /// It can't be started.
+    pub fn revive(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.try_wait().expect("ours")?;
+        self.child = spawn(&self.name, &self.program, &self.arguments, &self.home);
+        Some(ended)
     }
 
     /// Asks it to end (SIGTERM) and waits until it has.
@@ -144,18 +166,8 @@ impl Process {
     /// Its page of metrics.
     pub async fn metrics(&self) -> String {
         let address = self.address("metrics");
-        eventually("a page of metrics", || async {
-            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-            let fetch = async {
-                let mut stream = tokio::net::TcpStream::connect(address).await?;
-                stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
-                let mut page = String::new();
-                stream.read_to_string(&mut page).await?;
-                Ok::<_, std::io::Error>(page)
-            };
-            fetch.await.map_err(|error| error.to_string())
-        })
-        .await
+        eventually("a page of metrics", || async { metrics_page(address).await.map_err(|error| error.to_string()) })
+            .await
     }
 
     fn log(&self) -> PathBuf {
@@ -174,6 +186,41 @@ impl Drop for Process {
             for line in lines.iter().skip(lines.len().saturating_sub(TAIL_LINES)) {
                 eprintln!("{line}");
             }
+        }
+    }
+}
+
+/// The page of metrics that is served at an address.
+///
+/// # Errors
+/// Nobody answers there.
+pub async fn metrics_page(address: SocketAddr) -> std::io::Result<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await?;
+    Ok(page)
+}
+
+/// Sends a child a signal. After SIGSTOP every thread of it stands still: `kill` returns before the last one does, and
+/// whoever goes on at once may be answered by a process that it takes for frozen.
+///
+/// # Panics
+/// It is gone, or not a child of this process.
+pub fn signal_child(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("ours");
+    if signal != Signal::STOP {
+        return;
+    }
+    // It is left for whoever waits for its end.
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    loop {
+        match waitid(WaitId::Pid(pid), options) {
+            Ok(_) => return,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("process {}: {error}", child.id()),
         }
     }
 }

@@ -2,7 +2,6 @@
 //! its units.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,9 +35,7 @@ impl Tgt {
             return Err("tgt needs root".to_owned());
         }
         let home = tempfile::tempdir().map_err(|error| format!("no tempdir: {error}"))?;
-        let free = TcpListener::bind("127.0.0.1:0").map_err(|error| format!("no free port: {error}"))?;
-        let port = free.local_addr().map_err(|error| format!("no free port: {error}"))?.port();
-        drop(free);
+        let port = crate::ports::port();
         let child = launch(home.path(), port)?;
         let mut server = Self { child, home, port, said: Vec::new() };
         server.wait_until_ready()?;
@@ -133,8 +130,7 @@ impl Drop for Tgt {
     }
 }
 
-/// Its control socket is numbered after the port, in the fifteen bits that it takes: free ports of a machine are closer
-/// together than that. 0 is that of the machine's own server.
+/// Its control socket is numbered after the port, in the fifteen bits that it takes. 0 is that of the machine's own server.
 fn control(port: u16) -> String {
     (port & 0x7fff).max(1).to_string()
 }

@@ -1,6 +1,7 @@
 //! The house's own chores: tidy checks and the one script behind `make test`.
 
 pub mod chores;
+pub mod deb;
 pub mod tidy;
 
 use std::io::Write as _;

@@ -19,7 +19,8 @@ impl Encoder {
     /// Embeds all texts; the time it took and one vector per text.
     pub(crate) fn embed(&mut self, texts: &[String]) -> anyhow::Result<(Duration, Vec<Vec<f32>>)> {
         let mut vectors = vec![Vec::new(); texts.len()];
-        let request = Request::Embed(EmbedRequest { texts: texts.to_vec(), normalise: true });
+        let texts = texts.iter().map(|text| text.as_str().into()).collect();
+        let request = Request::Embed(EmbedRequest { texts, normalise: true });
         let begun = Instant::now();
         self.0.run(request, |output| {
             if let Output::Embedding { index, vector, .. } = output {

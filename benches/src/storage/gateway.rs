@@ -1,7 +1,7 @@
 //! A gateway as people run it: the release binary, a settings file, a port.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ impl Gateway {
         tls: TlsConfig,
     ) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("ingle-bench-gateway-").tempdir()?;
-        let (listen, metrics) = (free()?, free()?);
+        let (listen, metrics) = (free(), free());
         let mut text = format!(
             "listen = '{listen}'\nmetrics = '{metrics}'\nstate_dir = '{}'\n{settings}\n",
             home.path().join("state").display()
@@ -115,6 +115,6 @@ impl Drop for Gateway {
     }
 }
 
-fn free() -> std::io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
+fn free() -> SocketAddr {
+    ([127, 0, 0, 1], ingle_tests::ports::port()).into()
 }

@@ -377,13 +377,18 @@ async fn explain(client: &Client, job_id: String) -> Result<(), Failure> {
             } else {
                 String::new()
             };
+            let why = match (b.reason.is_empty(), b.why_here.is_empty()) {
+                (false, true) => b.reason.clone(),
+                (false, false) => format!("{}; before: {}", b.why_here, b.reason),
+                (true, _) => b.why_here.clone(),
+            };
             vec![
                 b.batch.to_string(),
                 b.state.clone(),
                 b.items.to_string(),
                 b.attempts.to_string(),
                 b.node_id.clone(),
-                format!("{wait}{}", human::cut(&b.reason, 200)),
+                format!("{wait}{}", human::cut(&why, 300)),
             ]
         });
         out.table(&["BATCH", "STATE", "ITEMS", "ATTEMPTS", "NODE", "WHY"], rows.collect())?;

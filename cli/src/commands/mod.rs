@@ -3,8 +3,11 @@
 pub(crate) mod chat;
 pub(crate) mod cluster;
 pub(crate) mod completions;
+mod drain;
 pub(crate) mod embed;
+mod explaining;
 pub(crate) mod jobs;
+pub(crate) mod man;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod ocr;

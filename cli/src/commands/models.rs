@@ -42,6 +42,11 @@ pub(crate) enum ModelsCommand {
     /// Say what a model needs and predict its speed on every node
     #[command(after_help = "Examples:\n  ingle models fit smollm2-135m-instruct --context 8192 --slots 4")]
     Fit(FitArgs),
+    /// Say why a model is where it is, and what keeps work of it from each node
+    #[command(
+        after_help = "Examples:\n  ingle models explain smollm2-135m-instruct\n  ingle models explain smollm2-135m-instruct --json"
+    )]
+    Explain(ModelArgs),
     /// Fetch models: the three starter models, or any repository of the Hugging Face hub
     #[command(after_help = PULL_EXAMPLES)]
     Pull(PullArgs),
@@ -148,6 +153,7 @@ pub(crate) async fn run(client: &Client, command: ModelsCommand) -> Result<(), F
                 nodes => out.line(format!("{} is unloaded from {}", args.model, nodes.join(", "))),
             }
         }
+        ModelsCommand::Explain(args) => super::explaining::model(client, args.model).await,
         ModelsCommand::Fit(args) => {
             let mut models = client.models().await?;
             let request = v1::ExplainFitRequest {

@@ -6,10 +6,11 @@ use clap::{Args, Subcommand};
 use ingle_proto::v1::{self, NodeState};
 use serde_json::{Value, json};
 
+use super::drain::DrainArgs;
 use super::swap::SwapArgs;
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
-use crate::human::{self, parse_duration};
+use crate::human;
 use crate::json;
 use crate::out::{Colour, Out};
 
@@ -25,10 +26,10 @@ pub(crate) enum NodesCommand {
     /// Show one node with what it has and does
     #[command(after_help = "Examples:\n  ingle nodes show node-1")]
     Show(NodeArgs),
-    /// Give a node no more work; batches finish or go back
-    #[command(after_help = "Examples:\n  ingle nodes drain node-1 --wait\n  ingle nodes drain node-1 --deadline 5m")]
+    /// Take a node out of service: its work finishes or goes back, and its process ends
+    #[command(after_help = "Examples:\n  ingle nodes drain node-1 --deadline 5m\n  ingle nodes drain node-1 --stay")]
     Drain(DrainArgs),
-    /// Replace a node by another: wait for the new one, load there what the old one holds, drain the old one
+    /// Replace a node by another: wait for the new one, load there what the old one holds, drain the old one to its end
     #[command(
         after_help = "Examples:\n  ingle nodes swap nuc-2 strix-1\n  ingle nodes swap nuc-2 strix-1 --deadline 5m"
     )]
@@ -44,18 +45,6 @@ pub(crate) struct NodeArgs {
     node: String,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct DrainArgs {
-    /// The node: its identifier, the beginning of it, or its name
-    node: String,
-    /// How long what runs may take to finish; after that it goes back
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    deadline: Option<Duration>,
-    /// Wait until the node is drained
-    #[arg(long)]
-    wait: bool,
-}
-
 pub(crate) async fn run(client: &Client, command: NodesCommand) -> Result<(), Failure> {
     let out = client.out;
     let nodes = list(client).await?;
@@ -66,16 +55,7 @@ pub(crate) async fn run(client: &Client, command: NodesCommand) -> Result<(), Fa
         }
         NodesCommand::List => table(out, &nodes),
         NodesCommand::Show(args) => show(out, find(&nodes, &args.node)?),
-        NodesCommand::Drain(args) => {
-            let node_id = find(&nodes, &args.node)?.node_id.clone();
-            let deadline_ms =
-                args.deadline.map_or(0, |d| human::now_ms() + i64::try_from(d.as_millis()).unwrap_or(i64::MAX / 2));
-            let mut cluster = client.cluster().await?;
-            let request = v1::DrainNodeRequest { node_id: node_id.clone(), deadline_ms };
-            let node = client.call(cluster.drain_node(client.request(request))).await?.node.unwrap_or_default();
-            let node = if args.wait { drained(client, &node_id).await? } else { node };
-            show(out, &node)
-        }
+        NodesCommand::Drain(args) => super::drain::run(client, &args).await,
         NodesCommand::Uncordon(args) => {
             let node_id = find(&nodes, &args.node)?.node_id.clone();
             let mut cluster = client.cluster().await?;
@@ -89,29 +69,6 @@ pub(crate) async fn run(client: &Client, command: NodesCommand) -> Result<(), Fa
 pub(super) async fn list(client: &Client) -> Result<Vec<v1::NodeStatus>, Failure> {
     let mut cluster = client.cluster().await?;
     Ok(client.call(cluster.list_nodes(client.request(v1::ListNodesRequest {}))).await?.nodes)
-}
-
-pub(super) async fn drained(client: &Client, node_id: &str) -> Result<v1::NodeStatus, Failure> {
-    let waiting = async {
-        loop {
-            let nodes = list(client).await?;
-            let node = find(&nodes, node_id)?;
-            match node.state() {
-                NodeState::Draining => tokio::time::sleep(POLL).await,
-                NodeState::Drained => return Ok(node.clone()),
-                state => {
-                    let state = json::node_state(state);
-                    return Err(Failure::new(Exit::WorkFailed, format!("{node_id} is {state} instead of drained")));
-                }
-            }
-        }
-    };
-    tokio::select! {
-        node = waiting => node,
-        _ = tokio::signal::ctrl_c() => {
-            Err(Failure::new(Exit::Interrupted, format!("stopped waiting; {node_id} goes on draining")))
-        }
-    }
 }
 
 /// A node by identifier, by name, or by the beginning of its identifier if only one begins so.
@@ -174,7 +131,7 @@ fn state(out: Out, state: NodeState) -> String {
     }
 }
 
-fn show(out: Out, node: &v1::NodeStatus) -> Result<(), Failure> {
+pub(super) fn show(out: Out, node: &v1::NodeStatus) -> Result<(), Failure> {
     if out.json {
         return out.json(&json::node(node));
     }
@@ -185,6 +142,7 @@ fn show(out: Out, node: &v1::NodeStatus) -> Result<(), Failure> {
         ("name", node.name.clone()),
         ("state", state(out, node.state())),
         ("reason", node.reason.clone()),
+        ("breakers", super::explaining::breakers(node)),
         ("address", node.address.clone()),
         ("version", node.version.clone()),
         ("processor", format!("{} ({} cores; {})", capacity.cpu, capacity.cores, capacity.instruction_sets.join(" "))),

@@ -4,10 +4,16 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::exit::{Exit, Failure};
+
+/// How long the lock is waited for: an `up` that was killed holds it until its last thread has ended.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is tried.
+const LOCK_EVERY: Duration = Duration::from_millis(25);
 
 /// The data directory: what was given, `$XDG_DATA_HOME/inglenook`, or `~/.local/share/inglenook`.
 pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
@@ -54,7 +60,7 @@ impl Layout {
             .write(true)
             .open(&path)
             .map_err(|error| at(&path, error))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !taken_within(&lock, LOCK_WITHIN) {
             let mut holder = String::new();
             // Only who it is: it may be empty for a moment.
             let _ = (&mut lock).take(32).read_to_string(&mut holder);
@@ -113,6 +119,20 @@ impl Layout {
     }
 }
 
+/// Takes the lock. Nothing else goes on in this process yet, so that it may sleep.
+fn taken_within(lock: &File, patience: Duration) -> bool {
+    let began = Instant::now();
+    loop {
+        if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        if began.elapsed() > patience {
+            return false;
+        }
+        std::thread::sleep(LOCK_EVERY);
+    }
+}
+
 /// For its owner only: logs and job state are nobody else's.
 fn make(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
@@ -129,8 +149,15 @@ mod tests {
         let failure = Layout::open(dir.path()).err().expect("in use");
         assert_eq!(failure.exit, Exit::Refused);
         assert!(failure.message.contains(&std::process::id().to_string()), "{}", failure.message);
-        drop(first);
+        // One that is about to end is waited for.
+        let (tell, told) = std::sync::mpsc::sync_channel::<()>(0);
+        let ending = std::thread::spawn(move || {
+            let _ = told.recv();
+            drop(first);
+        });
+        tell.send(()).expect("it waits");
         let again = Layout::open(dir.path()).expect("free again");
+        ending.join().expect("no panic");
         assert!(again.no_models());
         std::fs::create_dir(again.models().join(".part")).expect("room");
         assert!(again.no_models());

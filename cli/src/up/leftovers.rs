@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 
 /// How long one may take to end when asked, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long one that was killed may take until its last thread is gone.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What is written down of a process: enough to know it again, since process ids are used again.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -27,13 +29,20 @@ impl Trace {
         Some(Self { pid, started: started(pid)?, program })
     }
 
-    /// Whether that very process still runs.
+    /// Whether that very process still runs, or a thread of it is left. One that was killed keeps its ports and locks until
+    /// its last thread has ended; its program can't be told any more by then, and its first thread may be gone already.
     fn runs(&self) -> bool {
-        let program = std::fs::read_link(format!("/proc/{}/exe", self.pid)).unwrap_or_default();
-        let program = program.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        // A binary that was built anew meanwhile reads `NAME (deleted)`.
-        let same = program == self.program || program.strip_suffix(" (deleted)") == Some(&self.program);
-        same && started(self.pid) == Some(self.started)
+        if started(self.pid) != Some(self.started) {
+            return false;
+        }
+        match std::fs::read_link(format!("/proc/{}/exe", self.pid)) {
+            Ok(program) => {
+                let program = program.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+                // A binary that was built anew meanwhile reads `NAME (deleted)`.
+                program == self.program || program.strip_suffix(" (deleted)") == Some(&self.program)
+            }
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound && threads_left(self.pid),
+        }
     }
 
     fn signal(&self, signal: Signal) {
@@ -46,13 +55,21 @@ impl Trace {
     }
 }
 
-/// Start time and state of a process from `/proc/PID/stat`; `None` for one that has ended.
+/// When a process started, from `/proc/PID/stat`; also of one that ended and that nobody asked after.
 fn started(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name stands in parentheses and may hold anything, also parentheses.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    (state != "Z").then(|| fields.nth(18)?.parse().ok())?
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether a thread of a process hasn't ended.
+fn threads_left(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut states = tasks.filter_map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        stat.rsplit_once(')')?.1.trim_start().chars().next()
+    });
+    states.any(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Ends what an earlier `up` left running. Answers their names.
@@ -76,7 +93,17 @@ pub(crate) async fn end(run: &Path) -> Result<Vec<String>, Failure> {
         trace.signal(Signal::TERM);
     }
     let began = Instant::now();
-    while found.iter().any(|(_, trace)| trace.runs()) {
+    while let Some((name, trace)) = found.iter().find(|(_, trace)| trace.runs()) {
+        if began.elapsed() > GRACE + GONE_WITHIN {
+            return Err(Failure::new(
+                Exit::WorkFailed,
+                format!(
+                    "{name} (process {}), left over from an earlier run, doesn't end though it was killed",
+                    trace.pid
+                ),
+            )
+            .hint("its disk or NAS may hang; start again once it has gone"));
+        }
         if began.elapsed() > GRACE {
             for (_, trace) in &found {
                 trace.signal(Signal::KILL);
@@ -125,5 +152,25 @@ mod tests {
         reaper.join().expect("no panic").expect("ended");
         assert!(!trace.runs());
         assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn one_that_ended_runs_no_more_though_nobody_asked_after_it() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep is everywhere");
+        let pid = i32::try_from(child.id()).expect("a process id");
+        // Whatever its program is by now: only when it started counts here.
+        let trace = Trace { pid, started: started(pid).expect("it runs"), program: "sleep".into() };
+        assert!(threads_left(pid));
+        child.kill().expect("ours");
+        let began = Instant::now();
+        // It stays in the table of processes until it is waited for, and has no thread any more.
+        while threads_left(pid) {
+            assert!(began.elapsed() < Duration::from_secs(60), "it doesn't end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(started(pid), Some(trace.started), "it is still there");
+        assert!(!trace.runs());
+        child.wait().expect("ours");
+        assert!(!trace.runs() && started(pid) != Some(trace.started));
     }
 }

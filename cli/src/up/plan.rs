@@ -17,7 +17,7 @@ use crate::exit::{Exit, Failure};
 const READY: Duration = Duration::from_secs(60);
 /// How long one may take to end: a node finishes what it computes.
 const END: Duration = Duration::from_secs(15);
-const NODE_END: Duration = Duration::from_secs(30);
+const NODE_END: Duration = Duration::from_secs(45);
 
 /// Processes in groups that start one after the other.
 pub(crate) struct Plan {

@@ -162,6 +162,11 @@ impl Keeper {
             if began.elapsed() > STABLE {
                 backoff.reset();
             }
+            // A node that was drained has left; started again it would take work.
+            if status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+                self.say("left", "ended as it was asked to, and is not started again");
+                return;
+            }
             let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             self.say("ended", &format!("ended ({how}); starting it again"));
             running = match self.again(&mut backoff).await {
@@ -244,6 +249,25 @@ mod tests {
         let (_signals, told) = watch::channel(Stop::InOrder);
         cluster.stop(told).await;
         assert_eq!(std::fs::read_to_string(&order).expect("written"), "node\ncoordinator\ngateway\n");
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_well_by_itself_is_not_started_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let go = dir.path().join("go");
+        let script = format!(
+            "echo start >> {0}/starts; touch \"$ready\"; while [ ! -e {1} ]; do sleep 0.05; done; exit 0",
+            dir.path().display(),
+            go.display()
+        );
+        let cluster = Cluster::of(Out::new(false), vec![vec![played(dir.path(), "node", &script)]]);
+        cluster.start().await.expect("it serves");
+        std::fs::write(&go, "").expect("written");
+        // Whoever keeps it ends with it, rather than start another.
+        let mut groups = cluster.watched.lock().await;
+        let kept = tokio::time::timeout(Duration::from_secs(30), groups[0].keepers.join_next()).await;
+        kept.expect("in time").expect("there was one").expect("no panic");
+        assert_eq!(std::fs::read_to_string(dir.path().join("starts")).expect("written").lines().count(), 1);
     }
 
     #[tokio::test]

@@ -35,7 +35,15 @@ pub(crate) struct Script {
     pub(crate) until_asked: bool,
     pub(crate) asked: tokio::sync::Notify,
     pub(crate) explained: Option<v1::ExplainJobResponse>,
+    pub(crate) explained_model: Option<v1::ExplainModelResponse>,
     pub(crate) nodes: Vec<v1::NodeStatus>,
+    /// One entry per call of ListNodes, the last is repeated; without any `nodes` is answered.
+    pub(crate) looks: Mutex<std::collections::VecDeque<Vec<v1::NodeStatus>>>,
+    /// DrainNode is answered with the first of `looks`.
+    pub(crate) drains: Mutex<Vec<v1::DrainNodeRequest>>,
+    /// What LoadModel answers, one entry per call; the last is repeated. And what was asked.
+    pub(crate) loadings: Mutex<std::collections::VecDeque<Result<(), Problem>>>,
+    pub(crate) loads: Mutex<Vec<v1::LoadModelRequest>>,
     pub(crate) models: Vec<v1::ModelStatus>,
 }
 
@@ -121,11 +129,21 @@ impl Played {
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for Played {
     async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        Ok(Response::new(v1::ListNodesResponse { nodes: self.0.nodes.clone() }))
+        let mut looks = self.0.looks.lock().expect("no panic");
+        let look = if looks.len() > 1 { looks.pop_front() } else { looks.front().cloned() };
+        Ok(Response::new(v1::ListNodesResponse { nodes: look.unwrap_or_else(|| self.0.nodes.clone()) }))
     }
 
-    async fn drain_node(&self, _: Request<v1::DrainNodeRequest>) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        not_played()
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        let request = request.into_inner();
+        let looks = self.0.looks.lock().expect("no panic");
+        let Some(nodes) = looks.front() else { return not_played() };
+        let node = nodes.iter().find(|node| node.node_id == request.node_id).cloned();
+        self.0.drains.lock().expect("no panic").push(request);
+        Ok(Response::new(v1::DrainNodeResponse { node }))
     }
 
     async fn uncordon_node(
@@ -154,8 +172,19 @@ impl v1::models_server::Models for Played {
         Ok(Response::new(v1::ListModelsResponse { models }))
     }
 
-    async fn load_model(&self, _: Request<v1::LoadModelRequest>) -> Result<Response<v1::LoadModelResponse>, Status> {
-        not_played()
+    async fn load_model(
+        &self,
+        request: Request<v1::LoadModelRequest>,
+    ) -> Result<Response<v1::LoadModelResponse>, Status> {
+        let request = request.into_inner();
+        let node_id = request.node_id.clone();
+        self.0.loads.lock().expect("no panic").push(request);
+        let mut loadings = self.0.loadings.lock().expect("no panic");
+        match if loadings.len() > 1 { loadings.pop_front() } else { loadings.front().cloned() } {
+            None => not_played(),
+            Some(Err(problem)) => Err(problem.into()),
+            Some(Ok(())) => Ok(Response::new(v1::LoadModelResponse { node_id, ..Default::default() })),
+        }
     }
 
     async fn unload_model(
@@ -167,6 +196,13 @@ impl v1::models_server::Models for Played {
 
     async fn explain_fit(&self, _: Request<v1::ExplainFitRequest>) -> Result<Response<v1::ExplainFitResponse>, Status> {
         not_played()
+    }
+
+    async fn explain_model(
+        &self,
+        _: Request<v1::ExplainModelRequest>,
+    ) -> Result<Response<v1::ExplainModelResponse>, Status> {
+        self.0.explained_model.clone().map_or_else(not_played, |explained| Ok(Response::new(explained)))
     }
 }
 

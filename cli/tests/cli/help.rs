@@ -30,6 +30,7 @@ const COMMANDS: &[&str] = &[
     "models load",
     "models unload",
     "models fit",
+    "models explain",
     "models pull",
     "completions",
     "status",
@@ -73,4 +74,20 @@ fn completions_know_the_commands() {
         assert_eq!(code(&output), 0);
         assert!(stdout(&output).contains("uncordon"), "{shell}");
     }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let folder = dir.path().join("man1");
+    let output = run(&["man", "--into", folder.to_str().expect("UTF-8")]);
+    assert_eq!(code(&output), 0);
+    for command in COMMANDS {
+        let name = format!("ingle {command}").trim_end().replace(' ', "-");
+        let page =
+            std::fs::read_to_string(folder.join(format!("{name}.1"))).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
+    }
+    assert!(!folder.join("ingle-man.1").exists(), "what help doesn't list has no page");
+    assert!(!stdout(&run(&["--help"])).contains("ingle man"), "nor is it listed");
 }

@@ -195,7 +195,7 @@ fn what_is_not_there_or_not_reached_is_said() {
     let output = Hub::start(Mood::Gated).pull(dir.path(), &["owner/small"]);
     assert_eq!(code(&output), 5);
     assert!(stderr(&output).contains("HF_TOKEN"), "{}", stderr(&output));
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let port = crate::ports::port();
     let gone = Hub { endpoint: format!("http://127.0.0.1:{port}"), asked: Arc::default() };
     let output = gone.pull(dir.path(), &["owner/small"]);
     assert_eq!(code(&output), 6);

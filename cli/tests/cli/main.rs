@@ -2,8 +2,12 @@
 
 mod chat;
 mod coordinator;
+mod draining;
 mod help;
 mod hub;
+#[path = "../../../tests/src/ports.rs"]
+#[allow(unreachable_pub, reason = "it is public where it lies")]
+mod ports;
 mod waiting;
 
 use std::process::{Command, Output};
@@ -66,8 +70,8 @@ fn usage_errors_exit_with_2() {
 
 #[test]
 fn nobody_there_exits_with_3_and_says_what_to_do() {
-    // Bound and let go: nobody listens there.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    // Nobody listens there.
+    let port = ports::port();
     let endpoint = format!("http://127.0.0.1:{port}");
     for line in [
         &["status"][..],

@@ -294,3 +294,58 @@ async fn a_standing_job_tells_each_pass_until_it_is_cancelled() {
     let passes: Vec<u64> = lines.iter().filter_map(|line| line["standing"]["passes"].as_u64()).collect();
     assert_eq!(passes, [1, 2], "a line per pass: {}", stdout(&output));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_is_explained_in_words_and_json() {
+    let fit = v1::NodeFit { fits: true, needed_bytes: 2 << 30, available_bytes: 3 << 30, ..Default::default() };
+    let leaving = v1::LeavingModel { model: "pages".into(), bytes: 1 << 30 };
+    let evicted = v1::Eviction {
+        bytes: 2 << 30,
+        made_room_for: "pages".into(),
+        reason: "it was the longest unused".into(),
+        at_ms: 1_000,
+        ..Default::default()
+    };
+    let breaker = v1::Breaker {
+        model: "words".into(),
+        state: v1::BreakerState::HalfOpen.into(),
+        reason: "it ran out of memory".into(),
+        ..Default::default()
+    };
+    let node = v1::ModelOnNode {
+        node_id: "n-1".into(),
+        why_not: "it is draining".into(),
+        fit: Some(fit),
+        leaving: vec![leaving],
+        has_room: true,
+        evicted: Some(evicted),
+        breakers: vec![breaker],
+        terms: Some(v1::NodeTerms { backlog_ms: -0.0, ..Default::default() }),
+        ..Default::default()
+    };
+    let explained = v1::ExplainModelResponse {
+        summary: "it is loaded nowhere".into(),
+        nodes: vec![node],
+        calls_waiting: 2,
+        service_ms: 1500.0,
+        ..Default::default()
+    };
+    let coordinator = Coordinator::start(Script { explained_model: Some(explained), ..Script::default() }).await;
+    let said = stdout(&coordinator.ingle(&["models", "explain", "words"]).await);
+    for part in [
+        "it is loaded nowhere",
+        "2 wait; one takes 1.5 s",
+        "n-1 takes no work of it: it is draining",
+        "would make room: pages (",
+        "to make room for pages: it was the longest unused",
+        "half open",
+        "it ran out of memory",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("-0"), "{said}");
+    let document = json(&stdout(&coordinator.ingle(&["models", "explain", "words", "--json"]).await));
+    assert_eq!(document["nodes"][0]["leaving"][0]["model"], "pages");
+    assert_eq!(document["nodes"][0]["breakers"][0]["state"], "half_open");
+    assert_eq!(document["nodes"][0]["evicted"]["made_room_for"], "pages");
+}

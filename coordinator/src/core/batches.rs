@@ -40,6 +40,8 @@ impl Job {
             self.uncut.remove(&segment);
         }
         let bytes = self.range_bytes(segment, None, first, count);
+        self.uncut_left.items -= u64::from(count);
+        self.uncut_left.bytes = self.uncut_left.bytes.saturating_sub(bytes);
         Some(self.add_batch(BatchRecord { segment, first, count, bucket, bytes, ..Default::default() }))
     }
 
@@ -52,6 +54,7 @@ impl Job {
         }
         if let Some(entry) = batch.entry().filter(|_| !batch.join) {
             self.pages_opened((batch.segment, entry));
+            self.ranges.entry((batch.segment, entry)).or_default().insert(batch.id);
         }
         self.queued.insert(batch.id);
         let id = batch.id;
@@ -88,6 +91,9 @@ impl Core {
     pub(super) fn complete(&mut self, step: &mut Step, node: &NodeId, complete: v1::Complete) {
         let Some(token) = &complete.token else { return };
         let number = token.attempt;
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.ending.remove(&number);
+        }
         // A late attempt from a node believed dead, or a replay: its staged files are never looked at.
         let Some(attempt) = self.attempts.get(&number).filter(|attempt| attempt.node == *node) else { return };
         let Owner::Batch { job, batch } = attempt.owner else { return };
@@ -118,7 +124,9 @@ impl Core {
             self.failed(step, node, number, v1::FailureKind::Node, &problem);
             return;
         }
-        self.drop_attempt(number);
+        if let Some(attempt) = self.drop_attempt(number) {
+            self.note_end(&attempt, "done");
+        }
         self.storage_works(step, job);
         let busy_ms = complete.busy_us as f64 / 1e3;
         let Some(entry) = self.jobs.get_mut(&job) else { return };
@@ -128,6 +136,9 @@ impl Core {
         *self.principal_busy.entry(entry.record.principal.clone()).or_default() += busy_ms as u64;
         let Some(record) = entry.batches.get_mut(&batch) else { return };
         let assigned = record.count;
+        if !record.join && complete.count > 0 {
+            self.nodes.worked(node, &model);
+        }
         if !record.join {
             if record.takes_documents() {
                 entry.counts.running = entry.counts.running.saturating_sub(u64::from(assigned));
@@ -143,6 +154,8 @@ impl Core {
             if done < assigned {
                 // Drained or preempted: what is left becomes a batch of its own, free of charge.
                 let (segment, document, first, bucket) = (record.segment, record.document, record.first, record.bucket);
+                // It was not reached: what it may do to a node is as unknown as before.
+                let suspect = record.suspect;
                 let bytes = |from, count| entry.range_bytes(segment, document.checked_sub(1), from, count);
                 let rest = BatchRecord {
                     segment,
@@ -151,6 +164,7 @@ impl Core {
                     count: assigned - done,
                     bucket,
                     bytes: bytes(first + done, assigned - done),
+                    suspect,
                     ..Default::default()
                 };
                 let kept = bytes(first, done);
@@ -197,6 +211,7 @@ impl Core {
             entry.counts.committed += u64::from(complete.committed);
             entry.counts.incomplete += u64::from(record.incomplete);
         }
+        entry.settled += u64::from(record.stands_for());
         if !record.join {
             entry.counts.bytes_done += record.bytes;
             entry.work_settled(&record);
@@ -324,13 +339,15 @@ impl Core {
         }
         job.join_documents(step);
         let kind = job.record.spec().kind();
-        let cut_off: std::collections::BTreeSet<u32> =
-            job.uncut.iter().filter_map(|index| job.segments.get(index)).map(|s| s.info().bucket).collect();
+        // Segments are walked only for buckets of which nothing is open: the last of them, as a rule.
+        let cut_off = |bucket: u32| {
+            job.uncut.iter().filter_map(|index| job.segments.get(index)).any(|segment| segment.info().bucket == bucket)
+        };
         let ready: Vec<u32> = job
             .joins_due
             .iter()
             .copied()
-            .filter(|bucket| !cut_off.contains(bucket) && job.bucket_open.get(bucket).copied().unwrap_or_default() == 0)
+            .filter(|bucket| job.bucket_open.get(bucket).copied().unwrap_or_default() == 0 && !cut_off(*bucket))
             .take(if step.has_room() { limits::CHANGES_PER_COMMIT / 4 } else { 4 })
             .collect();
         for bucket in ready {
@@ -398,7 +415,7 @@ impl Core {
     fn pace(&mut self, number: u64) {
         let now = self.now.mono_ms;
         if let Some(job) = self.jobs.get_mut(&number) {
-            let pace = super::Pace { at: now, documents: job.settled(), bytes: job.counts.bytes_done };
+            let pace = super::Pace { at: now, documents: job.settled, bytes: job.counts.bytes_done };
             job.pace.push_back(pace);
             while job.pace.len() > 2 && job.pace.front().is_some_and(|pace| pace.at + 60_000 < now) {
                 job.pace.pop_front();
@@ -411,8 +428,8 @@ impl Core {
 }
 
 impl Job {
-    /// Documents that need nothing more of a node.
-    pub(super) fn settled(&self) -> u64 {
+    /// Documents that need nothing more of a node, counted anew.
+    pub(super) fn settled_anew(&self) -> u64 {
         self.batches
             .values()
             .map(|b| match b.state() {

@@ -38,16 +38,6 @@ impl Core {
         bytes: u64,
         max_tokens: u32,
     ) {
-        let waiting = self.calls.values().filter(|call| call.attempt.is_none()).count();
-        if self.calls.len() >= limits::CALLS_MAX || waiting >= limits::CALLS_WAITING_MAX {
-            // The delay is what those ahead are expected to take, shared by the nodes.
-            let ahead: f64 = self.attempts.values().map(|attempt| attempt.expected_ms).sum();
-            let delay = (ahead / self.nodes.len().max(1) as f64).clamp(500.0, 60_000.0);
-            let problem = Problem::new(ErrorCode::Overloaded, format!("{waiting} calls wait already; come back later"))
-                .retry_after(std::time::Duration::from_millis(delay as u64));
-            step.effects.push(Effect::CallFailed { call: id, problem });
-            return;
-        }
         if self.nodes.iter().all(|(_, node)| !node.connected || node.left) {
             let problem = Problem::new(ErrorCode::NoNode, "no node is connected; see `ingle nodes list`")
                 .retry_after(std::time::Duration::from_secs(2));
@@ -55,6 +45,10 @@ impl Core {
             return;
         }
         let size = Size { items: 1, bytes, output_tokens: max_tokens, pages: 0 };
+        if let Err(problem) = self.admit(kind, &model, size) {
+            step.effects.push(Effect::CallFailed { call: id, problem });
+            return;
+        }
         self.calls.insert(
             id,
             Call { kind, model, size, since: self.now.mono_ms, waits_since: self.now.mono_ms, attempt: None, moves: 0 },
@@ -84,6 +78,9 @@ impl Core {
                 bytes_done: 0,
                 items_done: 0,
                 unconfirmed: false,
+                decision: None,
+                alone: false,
+                seen: true,
             },
         );
         if let Some(entry) = self.nodes.get_mut(node) {
@@ -92,9 +89,11 @@ impl Core {
     }
 
     pub(super) fn call_ended(&mut self, id: CallId) {
-        if let Some(attempt) = self.calls.remove(&id).and_then(|call| call.attempt) {
-            self.drop_attempt(attempt);
-        }
+        let Some(call) = self.calls.remove(&id) else { return };
+        let Some(attempt) = call.attempt.and_then(|number| self.drop_attempt(number)) else { return };
+        self.note_end(&attempt, "done");
+        self.nodes.worked(&attempt.node, &call.model);
+        self.time_call(&attempt, &call.model);
     }
 
     pub(super) fn call_gone(&mut self, step: &mut Step, id: CallId) {
@@ -155,7 +154,8 @@ impl Core {
             let Some(info) = node.model(model) else { continue };
             let needed = placement::fit(info, info.context.min(4096), 1).needed;
             let has = node.attached.capacity.memory_budget_bytes;
-            if node.draining {
+            // One that ends by itself may be started again in a moment; a person's drain is for longer.
+            if self.nodes.cordons().contains_key(id) {
                 drained.push(id.as_str());
             } else if let Some(problem) = node.broken_models.get(model) {
                 let words = format!("model {model} failed on every node that may run it; {id}: {problem}");

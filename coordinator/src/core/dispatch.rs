@@ -5,7 +5,7 @@ use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 use super::event::{BatchWork, CallId, Effect, Work};
 use super::models::UNREAD;
 use super::nodes::{Health, NodeEntry};
-use super::placement::{Size, Speeds, Terms, tie};
+use super::placement::{Decision, Size, Speeds, Terms, tie};
 use super::ranges::DocumentKey;
 use super::record::BatchState;
 use super::{Attempt, Core, Job, Owner, Step};
@@ -23,12 +23,16 @@ enum Cut {
 
 /// After this long in the queue batch work counts as interactive, milliseconds.
 const AGEING_MS: u64 = 10 * 60_000;
+/// How much of a batch is in the way of a call that enters beside it.
+const BATCHES_BESIDE_CALLS: f64 = 0.05;
+/// The most of it, as a share of what the call itself takes: between alike nodes it decides, against another call never.
+const BATCHES_BESIDE_CALLS_MAX: f64 = 0.05;
 
 impl Core {
     /// Hands out work until no node takes more.
     pub(super) fn schedule(&mut self, step: &mut Step) {
         self.schedule_calls(step);
-        if self.nodes.mass_failure(self.now) {
+        if self.braked() {
             return;
         }
         // A commit is bounded: what doesn't fit waits for the next event, at the latest a tick.
@@ -72,7 +76,7 @@ impl Core {
             .collect()
     }
 
-    fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
+    pub(super) fn eligible(&self, node: &NodeEntry, model: &str) -> Result<(), String> {
         if node.draining {
             return Err("it is draining".into());
         }
@@ -87,6 +91,13 @@ impl Core {
         }
         if let Some(problem) = node.broken_models.get(model) {
             return Err(format!("the model failed there: {problem}"));
+        }
+        if let Some(why) = node.breakers.refusal(model, self.now.mono_ms, |number| self.attempts.contains_key(&number))
+        {
+            return Err(why);
+        }
+        if node.stalls.contains_key(model) {
+            return Err("its engine stands still in the middle of a step".into());
         }
         let Some(info) = node.model(model) else {
             return Err(if node.fetches(model) { UNREAD } else { "it doesn't see the model" }.into());
@@ -106,15 +117,8 @@ impl Core {
         let loaded = node.loaded(model);
         let (prefill, output) = self.speeds.estimate(id, &node.attached.capacity, info, loaded, size);
         let slots = f64::from(node.attached.capacity.slots.max(1));
-        let backlog: f64 = node
-            .attempts
-            .iter()
-            .filter_map(|number| self.attempts.get(number))
-            .map(|attempt| {
-                let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
-                (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
-            })
-            .sum();
+        let (calls, batches) = self.backlogs(node);
+        let backlog = calls + batches;
         Terms { backlog: backlog / slots, load: Speeds::load_ms(info, loaded.is_some()), prefill, output }
     }
 
@@ -122,41 +126,33 @@ impl Core {
         let now = self.now;
         let Some(job) = self.jobs.get(&number) else { return false };
         let model = job.record.model.clone();
-        let candidates = self.candidates(&model);
-        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
-        if fit.is_empty() {
-            if let Some(problem) = self.broken_everywhere(&model) {
-                self.end_failed(step, number, &problem);
-                return false;
-            }
-            let hold = self.why_no_node(&candidates, &model);
-            self.hold(step, number, hold);
-            return false;
-        }
-        let fit = self.may_try(number, fit);
-        if fit.is_empty() {
-            return false;
-        }
-        // Items that a node died with run alone: the first fit node is emptied for them, the others go on with the rest.
+        // Items that a node died with run alone: a node is emptied for them, the others go on with the rest.
         let suspect = job.due(now.unix_ms, true);
-        let ward = suspect.and_then(|_| fit.first().cloned()).filter(|node| self.batches_on(node).next().is_none());
+        let ward = suspect.and_then(|_| {
+            let wards = self.may_try(number, self.ward_nodes(&model));
+            wards.into_iter().find(|node| self.is_empty(node))
+        });
         let fit = match &ward {
             Some(node) => vec![node.clone()],
             None => {
+                let Some(fit) = self.fit_nodes(step, number, &model) else { return false };
                 let wards = self.wards();
                 let suspicious = |id: &NodeId| self.batches_on(id).any(|batch| batch.suspect);
-                fit.into_iter().filter(|id| !wards.contains(id) && !suspicious(id)).collect()
+                let mut fit = self.may_try(number, fit);
+                fit.retain(|id| !wards.contains(id) && !suspicious(id));
+                fit
             }
         };
+        let Some(job) = self.jobs.get(&number) else { return false };
         if fit.is_empty() {
             return false;
         }
         // The next batch: one that waits already, else a new one cut to what the nodes have shown they can do.
         let waiting = if ward.is_some() { suspect } else { job.due(now.unix_ms, false) };
-        let probe = match waiting {
-            Some(batch) => job.size(&job.batches[&batch]),
+        let (probe, cut) = match waiting {
+            Some(batch) => (job.size(&job.batches[&batch]), None),
             None => match self.next_cut(job, &model, &fit) {
-                Some((_, size)) => size,
+                Some((cut, size)) => (size, Some(cut)),
                 None => return false,
             },
         };
@@ -178,24 +174,22 @@ impl Core {
             return false;
         };
         let node = chosen.2.clone();
-        let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
-        let batch = match waiting {
-            Some(batch) => batch,
-            None => {
-                let Some((cut, _)) = self.jobs.get(&number).and_then(|job| self.next_cut(job, &model, &fit)) else {
-                    return false;
-                };
-                let Some(batch) = self.jobs.get_mut(&number).and_then(|job| match cut {
-                    Cut::Entries(segment, count) => job.cut(segment, count),
-                    Cut::Pages(key, count) => job.cut_pages(key, count),
-                }) else {
-                    return false;
-                };
-                batch
-            }
+        let decision = Decision {
+            terms: chosen.3,
+            next: scored.iter().find(|other| other.2 != node).map(|other| (other.2.clone(), other.0)),
+            of: scored.len(),
         };
+        let expected_ms = chosen.3.load + chosen.3.prefill + chosen.3.output;
+        let held = chosen.3.load <= 0.0;
+        let made = self.jobs.get_mut(&number).and_then(|job| match cut {
+            Some(Cut::Entries(segment, count)) => job.cut(segment, count),
+            Some(Cut::Pages(key, count)) => job.cut_pages(key, count),
+            None => waiting,
+        });
+        let Some(batch) = made else { return false };
         let attempt = self.new_attempt(step);
         let allowed_ms = limits::ATTEMPT_FLOOR_MS.max((expected_ms * 20.0).min(8.64e7) as u64);
+        self.note_use(&model);
         let Some(job) = self.jobs.get_mut(&number) else { return false };
         let queued_ms = job.waiting_since.take().map_or(0, |since| now.mono_ms.saturating_sub(since));
         job.hold = String::new();
@@ -255,6 +249,9 @@ impl Core {
             pages: of_pages.then_some(v1::PageRange { first, count }),
             document,
         };
+        let alone = self.is_empty(&node);
+        self.joined_by_another(&node);
+        let Some(job) = self.jobs.get(&number) else { return false };
         let priority = job.record.spec().priority();
         let model_ref = v1::ModelRef { name: model, digest: job.record.model_digest.clone().into() };
         self.attempts.insert(
@@ -268,11 +265,17 @@ impl Core {
                 bytes_done: 0,
                 items_done: 0,
                 unconfirmed: false,
+                decision: Some(decision),
+                alone,
+                seen: false,
             },
         );
         if let Some(entry) = self.nodes.get_mut(&node) {
             entry.attempts.insert(attempt);
+            entry.breakers.sent(&model_ref.name, attempt);
         }
+        let kind = self.kind_of(&Owner::Batch { job: number, batch });
+        self.tally.place(kind, held);
         step.effects.push(Effect::Dispatch {
             node,
             attempt,
@@ -284,6 +287,31 @@ impl Core {
         });
         step.effects.push(Effect::JobChanged { job: number });
         true
+    }
+
+    /// Nodes that a job's next batch may be weighed for: all that are fit, or some of many. `None` where there is nothing to be
+    /// had now; the job says why, or has failed for good.
+    fn fit_nodes(&mut self, step: &mut Step, number: u64, model: &str) -> Option<Vec<NodeId>> {
+        if let Some(some) = self.some_of_many(model) {
+            if !some.is_empty() {
+                return Some(some);
+            }
+            if !self.looks_at_all() {
+                return None;
+            }
+        }
+        let candidates = self.candidates(model);
+        let fit: Vec<NodeId> = candidates.iter().filter(|(_, why)| why.is_ok()).map(|(id, _)| id.clone()).collect();
+        if !fit.is_empty() {
+            return Some(fit);
+        }
+        if let Some(problem) = self.broken_everywhere(model) {
+            self.end_failed(step, number, &problem);
+        } else {
+            let hold = self.why_no_node(&candidates, model);
+            self.hold(step, number, hold);
+        }
+        None
     }
 
     /// Where and how much to cut next: about [`limits::BATCH_TARGET_MS`] on the fastest node, and never so much that the
@@ -307,37 +335,20 @@ impl Core {
         let output_tokens = job.record.spec().generate.as_ref().map_or(0, |g| g.max_tokens);
         let measured = fit.iter().any(|id| self.speeds.measured(id, model));
         let ceiling = if measured { limits::BATCH_ITEMS_MAX } else { 4 } as usize;
-        // The last of a job is shared out.
-        let fair = (job.uncut_items() as usize).div_ceil(2 * fit.len().max(1)).max(1);
+        // The last of a job is shared out, but not in crumbs.
+        let fair = job.uncut_items().div_ceil(2 * fit.len().max(1) as u64).max(1);
+        // Sizes of the first so many entries. More of them never take less time: the last that fits is found by halving.
+        let mut sizes: Vec<Size> = Vec::new();
         let mut size = Size { items: 0, bytes: 0, output_tokens, pages: 0 };
-        for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling).min(fair)) {
-            let grown = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
-            if size.items > 0 && expected(grown) > limits::BATCH_TARGET_MS {
-                break;
-            }
-            size = grown;
+        for kib in info.size_kib[entry.cut as usize..].iter().take(left.min(ceiling)) {
+            size = Size { items: size.items + 1, bytes: size.bytes + (u64::from(*kib) << 10), ..size };
+            sizes.push(size);
         }
+        let most =
+            |size: &Size| if u64::from(size.items) <= fair { limits::BATCH_TARGET_MS } else { limits::BATCH_LEAST_MS };
+        let fits = sizes.partition_point(|size| size.items == 1 || expected(*size) <= most(size));
+        let size = *sizes.get(fits.checked_sub(1)?)?;
         Some((Cut::Entries(segment, size.items), size))
-    }
-
-    /// Batches that a node holds.
-    fn batches_on(&self, node: &NodeId) -> impl Iterator<Item = &super::BatchRecord> {
-        let attempts = self.nodes.get(node).into_iter().flat_map(|entry| &entry.attempts);
-        attempts.filter_map(|number| match self.attempts.get(number)?.owner {
-            Owner::Batch { job, batch } => self.jobs.get(&job)?.batches.get(&batch),
-            Owner::Call(_) => None,
-        })
-    }
-
-    /// Nodes that are kept for suspect batches which wait.
-    fn wards(&self) -> std::collections::BTreeSet<NodeId> {
-        self.jobs
-            .values()
-            .filter(|job| job.record.state() == JobState::Running && job.due(self.now.unix_ms, true).is_some())
-            .filter_map(|job| {
-                self.candidates(&job.record.model).into_iter().find(|(_, why)| why.is_ok()).map(|(id, _)| id)
-            })
-            .collect()
     }
 
     /// Every node that sees the model has failed to run it, and none is about to have it: waiting won't help.
@@ -391,13 +402,11 @@ impl Core {
                             .attempts
                             .iter()
                             .filter(|a| self.attempts.get(a).is_some_and(|a| matches!(a.owner, Owner::Call(_))));
-                        calls.count() < entry.attempts_max()
+                        calls.count() < entry.call_places(&model)
                     })
                 })
                 .map(|(node, _)| {
-                    let mut terms = self.terms(&node, &model, size);
-                    // Batch work steps aside: only other calls are in the way.
-                    terms.backlog = self.call_backlog(&node);
+                    let terms = self.call_terms(&node, &model, size);
                     (terms, tie(id.0, &node), node)
                 })
                 .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
@@ -406,6 +415,7 @@ impl Core {
                 continue;
             };
             let attempt = self.new_attempt(step);
+            self.note_use(&model);
             self.attempts.insert(
                 attempt,
                 Attempt {
@@ -417,15 +427,21 @@ impl Core {
                     bytes_done: 0,
                     items_done: 0,
                     unconfirmed: false,
+                    decision: Some(Decision { terms, next: None, of: 1 }),
+                    alone: false,
+                    seen: false,
                 },
             );
             if let Some(entry) = self.nodes.get_mut(&node) {
                 entry.attempts.insert(attempt);
+                entry.breakers.sent(&model, attempt);
             }
             if let Some(call) = self.calls.get_mut(&id) {
                 call.attempt = Some(attempt);
                 call.model = model.clone();
             }
+            let kind = self.kind_of(&Owner::Call(id));
+            self.tally.place(kind, terms.load <= 0.0);
             step.effects.push(Effect::Dispatch {
                 node,
                 attempt,
@@ -438,19 +454,34 @@ impl Core {
         }
     }
 
-    fn call_backlog(&self, node: &NodeId) -> f64 {
-        self.nodes.get(node).map_or(0.0, |entry| {
-            entry
-                .attempts
-                .iter()
-                .filter_map(|number| self.attempts.get(number))
-                .filter(|attempt| matches!(attempt.owner, Owner::Call(_)))
-                .map(|attempt| {
-                    let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
-                    (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1)
-                })
-                .sum()
-        })
+    /// The terms of a call on a node that can run the model. It enters beside batch work between two steps of the engine:
+    /// other calls are in its way, batches only a little, and never so much that calls crowd where there are none. Calls
+    /// share a node equally, step by step, and nobody knows which ends first, so that each takes as much from this one as it
+    /// takes itself.
+    fn call_terms(&self, id: &NodeId, model: &str, size: Size) -> Terms {
+        let terms = self.terms(id, model, size);
+        let own = terms.prefill + terms.output;
+        let Some(node) = self.nodes.get(id) else { return Terms { backlog: 0.0, ..terms } };
+        let of_calls =
+            |number: &&u64| self.attempts.get(number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
+        // What takes no time by its figures takes some.
+        let calls = own.max(1.0) * node.attempts.iter().filter(of_calls).count() as f64;
+        let (_, batches) = self.backlogs(node);
+        Terms { backlog: calls + (batches * BATCHES_BESIDE_CALLS).min(own * BATCHES_BESIDE_CALLS_MAX), ..terms }
+    }
+
+    /// What a node still has to do, as far as anybody knows, milliseconds: of calls, and of batches.
+    fn backlogs(&self, node: &NodeEntry) -> (f64, f64) {
+        let mut backlogs = (0.0, 0.0);
+        for attempt in node.attempts.iter().filter_map(|number| self.attempts.get(number)) {
+            let ran = self.now.mono_ms.saturating_sub(attempt.started) as f64;
+            let left = (attempt.expected_ms - ran).max(attempt.expected_ms * 0.1);
+            match attempt.owner {
+                Owner::Call(_) => backlogs.0 += left,
+                Owner::Batch { .. } => backlogs.1 += left,
+            }
+        }
+        backlogs
     }
 
     /// Attempts that ran far past what was expected, by our clock, are given up, and that counts as a failure of what is in
@@ -463,9 +494,10 @@ impl Core {
             .map(|(number, _)| *number)
             .collect();
         for number in late {
-            let Some(attempt) = self.attempts.get(&number) else { continue };
+            let Some(attempt) = self.attempts.get(&number).cloned() else { continue };
+            self.attempt_failed(&attempt, true, "it ran far longer than expected");
             step.effects.push(Effect::CancelAttempt {
-                node: attempt.node.clone(),
+                node: attempt.node,
                 attempt: number,
                 reason: "it ran far longer than expected".into(),
             });
@@ -477,7 +509,7 @@ impl Core {
 }
 
 impl Job {
-    fn has_work(&self, unix_ms: i64) -> bool {
+    pub(super) fn has_work(&self, unix_ms: i64) -> bool {
         !self.uncut.is_empty()
             || !self.uncut_pages.is_empty()
             || self.queued.iter().any(|batch| self.batches.get(batch).is_some_and(|b| b.not_before_ms <= unix_ms))
@@ -490,22 +522,12 @@ impl Job {
     }
 
     pub(super) fn uncut_items(&self) -> u64 {
-        self.uncut
-            .iter()
-            .filter_map(|index| self.segments.get(index))
-            .map(|segment| u64::from(segment.info().to_do - segment.cut))
-            .sum()
+        self.uncut_left.items
     }
 
     /// Of documents that no node has.
     pub(super) fn remaining_bytes(&self) -> u64 {
-        let uncut: u64 = self
-            .uncut
-            .iter()
-            .filter_map(|index| self.segments.get(index))
-            .map(|s| s.info().size_kib[s.cut as usize..].iter().map(|k| u64::from(*k) << 10).sum::<u64>())
-            .sum();
-        uncut
+        self.uncut_left.bytes
             + self.uncut_page_bytes()
             + self.queued.iter().filter_map(|batch| self.batches.get(batch)).map(|b| b.bytes).sum::<u64>()
     }

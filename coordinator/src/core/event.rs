@@ -1,5 +1,7 @@
 //! The closed enums that drive the core: what happened, and what is to be done about it once it is durable.
 
+use std::collections::BTreeMap;
+
 use ingle_proto::{Epoch, NodeId, Problem, v1};
 
 /// Names a caller that waits for an answer.
@@ -164,6 +166,20 @@ pub enum Event {
         /// Bytes its models take.
         reserved: u64,
     },
+    /// Models left a node's memory: all that it remembers of, oldest first.
+    Evicted {
+        /// Which.
+        node: NodeId,
+        /// What.
+        evictions: Vec<v1::Eviction>,
+    },
+    /// Engines on a node stand still, or move again: all that do, with how long their present step takes, milliseconds.
+    Stalled {
+        /// Which.
+        node: NodeId,
+        /// Milliseconds by model.
+        stalls: BTreeMap<String, u64>,
+    },
     /// A batch goes on.
     Progress {
         /// Which attempt.
@@ -233,6 +249,31 @@ pub enum Event {
         node: NodeId,
         /// Unix milliseconds after which its work is taken back; 0 for never, in the past for at once.
         deadline_ms: i64,
+        /// Its process shall end when it has nothing left.
+        leaves: bool,
+    },
+    /// A node was asked to end, and says so.
+    Leaving {
+        /// Which.
+        node: NodeId,
+        /// Milliseconds that it gives its work to end.
+        within_ms: u64,
+    },
+    /// A node that leaves has nothing left, and told everything.
+    Goodbye {
+        /// Which.
+        node: NodeId,
+    },
+    /// Loading a model elsewhere, for a node that leaves, has ended.
+    Warmed {
+        /// The node that leaves.
+        node: NodeId,
+        /// Which model.
+        model: String,
+        /// Where it was to be loaded.
+        to: NodeId,
+        /// What came of it.
+        result: Result<(), Problem>,
     },
     /// Give it work again.
     Uncordon {
@@ -240,6 +281,11 @@ pub enum Event {
         reply: ReplyId,
         /// Which.
         node: NodeId,
+    },
+    /// We ourselves stood still for so long, and heard nobody.
+    Stood {
+        /// Milliseconds.
+        ms: u64,
     },
     /// Time passed.
     Tick,
@@ -372,6 +418,27 @@ pub enum Effect {
         node: NodeId,
         /// Which of both.
         drain: bool,
+    },
+    /// Tell a node that nothing is waited for any more: its process is to end.
+    Leave {
+        /// Which.
+        node: NodeId,
+    },
+    /// Answer a node's goodbye.
+    Farewell {
+        /// Which.
+        node: NodeId,
+    },
+    /// Load a model on a node, since the only one that holds it leaves.
+    Warm {
+        /// The node that leaves.
+        node: NodeId,
+        /// Which model.
+        model: v1::ModelRef,
+        /// Where.
+        to: NodeId,
+        /// How long that may take, milliseconds.
+        within_ms: u64,
     },
     /// Watchers of a job should look.
     JobChanged {

@@ -1,9 +1,11 @@
 //! Why a job is where it is: the terms of the decision, in words and numbers.
 
-use ingle_proto::v1;
+use ingle_proto::{NodeId, v1};
 
+use super::Core;
+use super::nodes::Health;
+use super::placement::{Decision, Size, Terms};
 use super::record::{BatchState, ended};
-use super::{Core, placement::Size};
 
 impl Core {
     /// Explains a job; `None` if there is none of that number.
@@ -57,6 +59,11 @@ impl Core {
                     tries => format!("it waits for the NAS ({}), and {tries} batches try it now", outage.reason),
                 }
             }
+            _ if self.nodes.mass_failure(self.now) => {
+                "more than half of the nodes fell silent at once: the fault is likely this coordinator's own, and nothing new \
+                 is started until they are heard again, or were waited for long enough"
+                    .into()
+            }
             _ if !job.running.is_empty() => format!(
                 "{} batches run on {} nodes, {} wait, {} are being published",
                 job.running.len(),
@@ -90,7 +97,11 @@ impl Core {
                     BatchState::Quarantined => "quarantined",
                     BatchState::Published => "published",
                 };
+                let running = self.attempts.get(&b.attempt).filter(|_| b.state() == BatchState::Running);
+                let decision = running.and_then(|attempt| attempt.decision.as_ref().map(|d| (&attempt.node, d)));
                 v1::BatchExplanation {
+                    why_here: decision.map(|(node, decision)| why_here(node, decision)).unwrap_or_default(),
+                    terms: decision.map(|(node, decision)| wire_terms(node, Ok(()), &decision.terms)),
                     batch: b.id,
                     state: state.into(),
                     items: b.count,
@@ -121,18 +132,75 @@ impl Core {
             .into_iter()
             .map(|(id, why)| {
                 let terms = self.terms(&id, &record.model, size);
-                v1::NodeTerms {
-                    node_id: id.to_string(),
-                    fits: why.is_ok(),
-                    why_not: why.err().unwrap_or_default(),
-                    backlog_ms: terms.backlog,
-                    load_ms: terms.load,
-                    prefill_ms: terms.prefill,
-                    output_ms: terms.output,
-                    finish_ms: terms.finish(),
-                }
+                let why = why.map_err(|why| self.with_times(&id, &record.model, why));
+                wire_terms(&id, why, &terms)
             })
             .collect();
         Some(v1::ExplainJobResponse { summary, batches, nodes })
     }
+
+    /// Adds to what refuses a node the times that change while one looks.
+    pub(super) fn with_times(&self, id: &NodeId, model: &str, why: String) -> String {
+        let Some(node) = self.nodes.get(id) else { return why };
+        let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
+        let now = self.now.mono_ms;
+        let mut words = why;
+        if node.health(self.now) != Health::Ready {
+            words += &format!("; last heard {} ago", seconds(now.saturating_sub(node.last_seen)));
+        }
+        if node.rest_until > now {
+            words += &format!("; for {} more", seconds(node.rest_until - now));
+        }
+        match node.breakers.left_ms(model, now) {
+            0 => {}
+            left => words += &format!("; one attempt in {}", seconds(left)),
+        }
+        if let Some(ms) = node.stalls.get(model) {
+            words += &format!("; for {}", seconds(*ms));
+        }
+        words
+    }
+}
+
+/// Never below zero, and never a negative zero, which sums of nothing are.
+pub(super) fn shown(ms: f64) -> f64 {
+    if ms > 0.0 { ms } else { 0.0 }
+}
+
+/// The terms as they are shown.
+pub(super) fn wire_terms(id: &NodeId, why: Result<(), String>, terms: &Terms) -> v1::NodeTerms {
+    v1::NodeTerms {
+        node_id: id.to_string(),
+        fits: why.is_ok(),
+        why_not: why.err().unwrap_or_default(),
+        backlog_ms: shown(terms.backlog),
+        load_ms: shown(terms.load),
+        prefill_ms: shown(terms.prefill),
+        output_ms: shown(terms.output),
+        finish_ms: shown(terms.finish()),
+    }
+}
+
+fn why_here(node: &NodeId, decision: &Decision) -> String {
+    let seconds = |ms: f64| format!("{:.1} s", shown(ms) / 1e3);
+    let terms = &decision.terms;
+    let (why, other) = match &decision.next {
+        None => (format!("{node} alone could take it"), String::new()),
+        Some((other, finish)) if *finish < terms.finish() => {
+            let words = format!("; {other} would be done in {}, and takes no more now", seconds(*finish));
+            (format!("{node} was free, and soon enough"), words)
+        }
+        Some((other, finish)) => (
+            format!("of {} nodes {node} would be done first", decision.of),
+            format!("; the next is {other} with {}", seconds(*finish)),
+        ),
+    };
+    format!(
+        "{why}: {} = backlog {} + load {} + prefill {} + output {}{other}",
+        seconds(terms.finish()),
+        seconds(terms.backlog),
+        seconds(terms.load),
+        seconds(terms.prefill),
+        seconds(terms.output),
+    )
 }

@@ -491,6 +491,7 @@ impl Job {
                 (carried.unchanged, carried.skipped, carried.held);
         }
         self.uncut.clear();
+        self.uncut_left = super::Left::default();
         self.joins_due.clear();
         for (index, segment) in &self.segments {
             let info = segment.info();
@@ -502,6 +503,9 @@ impl Job {
             self.counts.bytes_total += info.to_do_bytes;
             if segment.cut < info.to_do {
                 self.uncut.insert(*index);
+                self.uncut_left.items += u64::from(info.to_do - segment.cut);
+                let kib = info.size_kib[segment.cut as usize..].iter().map(|kib| u64::from(*kib));
+                self.uncut_left.bytes += kib.sum::<u64>() << 10;
             }
             if (joins(kind) && info.to_do > 0) || info.deleted > 0 {
                 self.joins_due.insert(info.bucket);

@@ -13,8 +13,12 @@ use v1::JobState;
 /// Whose fault it is that an attempt is gone.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Loss {
-    /// Its node died with it.
+    /// Its node died with it, and nothing else was there.
     Died,
+    /// Its node died, and nobody knows whether it had it.
+    Unseen,
+    /// Its node died with it and with others.
+    Among,
     /// It ran far too long: a failure of what is in it.
     Late,
     /// Nobody's.
@@ -29,21 +33,23 @@ impl Core {
         let id = attached.node.clone();
         let adopted = attached.adopted.clone();
         let running: std::collections::BTreeSet<u64> = attached.running.iter().copied().collect();
-        let hardware = attached.capacity.clone();
-        if let Some(before) = self.nodes.get(&id)
-            && before.attached.capacity.cpu != hardware.cpu
-        {
-            self.speeds.forget(&id);
-        }
+        // What was learned on other hardware says nothing of this.
+        self.speeds.runs_on(&id, &attached.capacity);
+        self.came_back(step, &id, &attached.incarnation);
         let restarted = self.nodes.attach(attached, self.now).is_some();
         // What it runs is adopted; what we believed it to run and it doesn't know is gone with its process.
         let ours: Vec<u64> =
             self.attempts.iter().filter(|(_, attempt)| attempt.node == id).map(|(number, _)| *number).collect();
+        if restarted {
+            let gone: Vec<u64> = ours.iter().copied().filter(|number| !running.contains(number)).collect();
+            self.node_failed(&id, &gone, "its process ended while it worked");
+        }
         for number in ours {
             if running.contains(&number) {
                 self.lost.remove(&number);
                 if let Some(attempt) = self.attempts.get_mut(&number) {
                     attempt.unconfirmed = false;
+                    attempt.seen = true;
                     // Whoever cancelled may have spoken into a broken stream, or to the leader before.
                     if let Owner::Batch { job, .. } = attempt.owner
                         && self.jobs.get(&job).is_some_and(|job| job.record.state() == JobState::Cancelling)
@@ -78,12 +84,18 @@ impl Core {
         }
         // Whether it is drained is ours to know: it may have been told otherwise by a leader before, or missed it.
         let drain = self.nodes.get(&id).is_some_and(|node| node.draining);
-        step.effects.push(Effect::SetDrain { node: id, drain });
+        step.effects.push(Effect::SetDrain { node: id.clone(), drain });
+        self.begin_going(step, &id);
     }
 
     /// The attempt is gone with its node.
     fn attempt_lost(&mut self, number: u64, problem: &Problem) {
-        self.lost.insert(number, (problem.clone(), Loss::Died));
+        let loss = match self.attempts.get(&number) {
+            Some(attempt) if !attempt.alone => Loss::Among,
+            Some(attempt) if !attempt.seen => Loss::Unseen,
+            _ => Loss::Died,
+        };
+        self.lost.insert(number, (problem.clone(), loss));
     }
 
     /// The attempt ended without anybody's fault: free of charge.
@@ -97,28 +109,42 @@ impl Core {
             && let Some((number, (problem, loss))) = self.lost.pop_first()
         {
             let Some(attempt) = self.drop_attempt(number) else { continue };
+            let outcome = match loss {
+                Loss::Died | Loss::Unseen | Loss::Among => "died",
+                Loss::Late => "late",
+                Loss::Free => "given_back",
+            };
+            self.note_end(&attempt, outcome);
             match (attempt.owner, loss) {
                 (Owner::Batch { job, batch }, Loss::Free) => self.requeue(step, job, batch, &problem, true),
-                (Owner::Batch { job, batch }, _) => self.charge(step, job, batch, &problem, loss == Loss::Died),
+                (Owner::Batch { job, batch }, _) => self.charge(step, job, batch, &problem, loss),
                 (Owner::Call(call), Loss::Late) => self.call_failed(step, call, v1::FailureKind::Input, &problem),
                 (Owner::Call(call), _) => self.call_failed(step, call, v1::FailureKind::Node, &problem),
             }
         }
     }
 
-    pub(super) fn node_left(&mut self, id: &NodeId) {
+    pub(super) fn node_left(&mut self, step: &mut Step, id: &NodeId) {
+        if self.node_gone(step, id) {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(id) else { return };
         node.left = true;
         // Nothing of it will answer. One that went in order was heard until then; one that fell silent died.
-        if !node.connected {
-            let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
-            let died = node.health(self.now) != Health::Ready;
-            for number in node.attempts.clone() {
-                if died {
-                    self.attempt_lost(number, &problem);
-                } else {
-                    self.give_back(number, &problem);
-                }
+        if node.connected {
+            return;
+        }
+        let died = node.health(self.now) != Health::Ready;
+        let held: Vec<u64> = node.attempts.iter().copied().collect();
+        let problem = Problem::new(ErrorCode::NoNode, format!("node {id} left"));
+        if died {
+            self.node_failed(id, &held, "it fell silent while it worked, and left");
+        }
+        for number in held {
+            if died {
+                self.attempt_lost(number, &problem);
+            } else {
+                self.give_back(number, &problem);
             }
         }
     }
@@ -140,6 +166,9 @@ impl Core {
             let attempts: Vec<u64> =
                 self.nodes.get(&id).map(|n| n.attempts.iter().copied().collect()).unwrap_or_default();
             let problem = Problem::new(ErrorCode::NoNode, format!("node {id} has been silent and is believed dead"));
+            if health >= Health::Quiet && handled < Health::Quiet {
+                self.node_failed(&id, &attempts, "it fell silent while it worked");
+            }
             for number in attempts {
                 let is_call = self.attempts.get(&number).is_some_and(|attempt| matches!(attempt.owner, Owner::Call(_)));
                 let due =
@@ -215,6 +244,10 @@ impl Core {
                             bytes_done: 0,
                             items_done: 0,
                             unconfirmed: true,
+                            decision: None,
+                            // Suspect ones are sent to empty nodes only; what was beside the others is not recorded.
+                            alone: batch.suspect,
+                            seen: false,
                         },
                     );
                 }
@@ -274,6 +307,7 @@ impl Job {
                 BatchState::Published => {}
             }
         }
+        self.settled = self.settled_anew();
         self.counts.published = 0;
         let totals = super::check::settled_counts(kind, &self.batches);
         self.counts.unchanged += totals.unchanged;

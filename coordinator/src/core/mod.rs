@@ -3,13 +3,17 @@
 //! The driver commits the changes and only then carries out the effects. The same code runs in production, under property
 //! tests and in the simulation.
 
+mod admission;
 mod batches;
+mod breakers;
 pub(crate) mod calls;
 pub mod check;
+mod crowd;
 mod dispatch;
 mod drains;
 pub mod event;
 pub mod explain;
+mod explain_model;
 mod jobs;
 mod members;
 mod models;
@@ -20,7 +24,10 @@ mod ranges;
 pub mod record;
 mod setbacks;
 mod standing;
+pub mod tally;
 mod view;
+mod wards;
+mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +40,7 @@ use calls::Call;
 use nodes::NodeTable;
 use placement::Speeds;
 use ranges::{DocumentKey, Split};
+use tally::Tally;
 
 /// What a step asks for.
 #[derive(Debug, Default)]
@@ -87,7 +95,13 @@ pub(crate) struct Job {
     pub(crate) uncut_pages: BTreeSet<DocumentKey>,
     /// Those of them whose pages are all settled, and that need a join.
     pub(crate) ready_documents: BTreeSet<DocumentKey>,
+    /// Batches of their pages, whatever became of them.
+    pub(crate) ranges: BTreeMap<DocumentKey, BTreeSet<u64>>,
     pub(crate) counts: v1::ItemCounts,
+    /// Documents that need nothing more of a node.
+    pub(crate) settled: u64,
+    /// Entries that no batch covers yet.
+    pub(crate) uncut_left: Left,
     pub(crate) next_batch: u64,
     /// The walk under way, and when to try again after one failed.
     pub(crate) scan: ScanState,
@@ -103,6 +117,13 @@ pub(crate) struct Job {
     pub(crate) outage: Option<outage::Outage>,
     /// Of a standing job: when the last look ended, Unix milliseconds.
     pub(crate) looked_ms: i64,
+}
+
+/// How much is left of something.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) items: u64,
+    pub(crate) bytes: u64,
 }
 
 /// How far a job was at a moment.
@@ -158,6 +179,12 @@ pub(crate) struct Attempt {
     pub(crate) items_done: u32,
     /// Set after a leader change, until its node reports it.
     pub(crate) unconfirmed: bool,
+    /// Why there; none of what another leader dispatched.
+    pub(crate) decision: Option<placement::Decision>,
+    /// No other batch was at its node since it was sent there: if the node dies, nothing else can have done it.
+    pub(crate) alone: bool,
+    /// Its node has said that it has it. What died on its way there, or after its node, did the node no harm.
+    pub(crate) seen: bool,
 }
 
 /// Jobs, nodes and attempts, and the rules between them.
@@ -174,11 +201,18 @@ pub struct Core {
     lost: BTreeMap<u64, (Problem, members::Loss)>,
     calls: BTreeMap<CallId, Call>,
     speeds: Speeds,
+    paces: admission::Paces,
+    /// When each model was last given work, monotonic milliseconds: what is hot.
+    used: BTreeMap<String, u64>,
+    /// Nodes that were told to end and whose record went without a goodbye: they may only have been cut off.
+    gone: BTreeMap<NodeId, drains::Cordon>,
     principal_busy: BTreeMap<String, u64>,
     marks: Marks,
+    tally: Tally,
     next_attempt: u64,
     next_job: u64,
     now: Now,
+    crowd: crowd::Crowd,
 }
 
 impl Core {
@@ -198,11 +232,16 @@ impl Core {
             lost: BTreeMap::new(),
             calls: BTreeMap::new(),
             speeds: Speeds::default(),
+            paces: admission::Paces::default(),
+            used: BTreeMap::new(),
+            gone: BTreeMap::new(),
             principal_busy: BTreeMap::new(),
             marks: Marks::default(),
+            tally: Tally::default(),
             next_attempt: 1,
             next_job: 1,
             now,
+            crowd: crowd::Crowd::default(),
         };
         for (key, value) in records {
             core.load_record(&key, &value).map_err(|error| format!("record {key}: {error}"))?;
@@ -257,6 +296,8 @@ impl Core {
     pub fn step(&mut self, now: Now, event: Event) -> Step {
         self.now = now;
         let mut step = Step::default();
+        let of_a_call = matches!(event, Event::CallGone { .. });
+        let pace = self.pace_of(&event);
         match event {
             Event::Submit { reply, spec, idempotency_key, spec_digest, principal } => {
                 self.submit(&mut step, reply, *spec, idempotency_key, spec_digest, principal);
@@ -270,9 +311,14 @@ impl Core {
             Event::ScanFailed { job, scan, problem } => self.scan_failed(&mut step, job, scan, &problem),
             Event::NodeAttached(attached) => self.node_attached(&mut step, *attached),
             Event::NodeDetached { node } => self.nodes.detached(&node, now),
-            Event::NodeLeft { node } => self.node_left(&node),
+            Event::NodeLeft { node } => self.node_left(&mut step, &node),
+            Event::Leaving { node, within_ms } => self.node_leaving(&mut step, &node, within_ms),
+            Event::Goodbye { node } => self.node_goodbye(&mut step, &node),
+            Event::Warmed { node, model, to, result } => self.warmed(&mut step, &node, &model, &to, result),
             Event::Beat { node, incarnation, busy_ms } => self.nodes.beat(&node, &incarnation, busy_ms, now),
             Event::Models { node, models, loaded, reserved } => self.nodes.models(&node, models, loaded, reserved),
+            Event::Evicted { node, evictions } => self.nodes.evicted(&node, evictions),
+            Event::Stalled { node, stalls } => self.nodes.stalled(&node, stalls),
             Event::Progress { attempt, items, bytes } => {
                 if let Some(attempt) = self.attempts.get_mut(&attempt)
                     && let Owner::Batch { job, batch } = attempt.owner
@@ -281,6 +327,7 @@ impl Core {
                     let most = self.jobs.get(&job).and_then(|job| job.batches.get(&batch));
                     let (count, size) = most.map_or((0, 0), |batch| (batch.count, batch.bytes));
                     attempt.items_done = items.min(count);
+                    attempt.seen = true;
                     attempt.bytes_done = bytes.min(size);
                     step.effects.push(Effect::JobChanged { job });
                 }
@@ -293,13 +340,29 @@ impl Core {
             }
             Event::CallEnded { call } => self.call_ended(call),
             Event::CallGone { call } => self.call_gone(&mut step, call),
-            Event::Drain { reply, node, deadline_ms } => self.set_drain(&mut step, reply, &node, Some(deadline_ms)),
+            Event::Drain { reply, node, deadline_ms, leaves } => {
+                self.set_drain(&mut step, reply, &node, Some((deadline_ms, leaves)));
+            }
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
+            Event::Stood { ms } => self.nodes.forgive(ms, now),
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
-        self.schedule(&mut step);
+        self.schedule_at(&mut step, pace);
+        if !of_a_call {
+            self.note_cancels(&step);
+        }
         step
+    }
+
+    /// Whether an effect is still wanted. Many steps are made durable at once: an attempt that one of them began and another
+    /// ended must not reach its node, which it might kill once more after its item was set aside for that.
+    #[must_use]
+    pub fn wants(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Dispatch { attempt, .. } => self.attempts.contains_key(attempt) && !self.lost.contains_key(attempt),
+            _ => true,
+        }
     }
 
     /// This leader's epoch.
@@ -309,6 +372,8 @@ impl Core {
     }
 
     fn tick(&mut self, step: &mut Step) {
+        self.nodes.watch_brake(self.now);
+        self.mend_models();
         self.start_scans(step);
         self.watch_nodes(step);
         self.watch_attempts(step);

@@ -1,9 +1,12 @@
 //! Nodes as the leader sees them: intent (draining) beside what is observed (beats, models, attempts).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use ingle_proto::{NodeId, v1};
 
+use super::breakers::Breakers;
+use super::drains::{Cordon, Going};
 use super::event::{Attached, Now};
 use crate::limits;
 
@@ -31,10 +34,14 @@ pub struct NodeEntry {
     pub last_seen: u64,
     /// The same for people.
     pub last_seen_unix: i64,
-    /// A person wants it to take no work.
+    /// It is to take no work: a person wants that, or it leaves.
     pub draining: bool,
+    /// How far its drain is; none while it may work.
+    pub(crate) going: Option<Going>,
     /// Attempts here.
     pub attempts: BTreeSet<u64>,
+    /// Attempts that it was told to stop and may still be at, each with the monotonic milliseconds after which that is over.
+    pub ending: BTreeMap<u64, u64>,
     /// Milliseconds busy since it started.
     pub busy_ms: u64,
     /// Bytes its models take.
@@ -49,6 +56,12 @@ pub struct NodeEntry {
     pub rest_until: u64,
     /// Its record left membership.
     pub left: bool,
+    /// What failures in a row keep from here.
+    pub(crate) breakers: Breakers,
+    /// Models that left its memory, oldest first.
+    pub(crate) evictions: Vec<v1::Eviction>,
+    /// Models whose engine stands still there, with the milliseconds that its present step takes.
+    pub(crate) stalls: BTreeMap<String, u64>,
 }
 
 impl NodeEntry {
@@ -84,6 +97,19 @@ impl NodeEntry {
         self.attached.loaded.iter().find(|l| l.model.as_ref().is_some_and(|m| m.name == name))
     }
 
+    /// Calls of a model that it computes at once: more of them would wait there, where no other node can help.
+    #[must_use]
+    pub fn call_places(&self, model: &str) -> usize {
+        let slots = self.attached.capacity.slots.clamp(1, 256);
+        let of_model = self.loaded(model).map_or(slots, |loaded| loaded.slots.max(1));
+        slots.min(of_model) as usize
+    }
+
+    /// Whether it may be given something, for all that it has said.
+    fn has_room(&self) -> bool {
+        self.connected && !self.left && !self.draining && self.attempts.len() < self.attempts_max()
+    }
+
     /// Batches and calls it may hold.
     #[must_use]
     pub fn attempts_max(&self) -> usize {
@@ -107,8 +133,14 @@ fn unread(info: &v1::ModelInfo) -> bool {
 #[derive(Debug, Default)]
 pub struct NodeTable {
     nodes: BTreeMap<NodeId, NodeEntry>,
-    /// Those that shall take no work, attached or not, with the deadline of their drain: Unix milliseconds, or 0.
-    cordoned: BTreeMap<NodeId, i64>,
+    /// Those that shall take no work, attached or not.
+    cordoned: BTreeMap<NodeId, Cordon>,
+    /// Since when more than half of them are silent.
+    brake_since: Option<u64>,
+    /// Nodes with room, as far as that doesn't change with time alone; true of all but those in `touched`.
+    roomy: BTreeSet<NodeId>,
+    /// Nodes that were changed since.
+    touched: BTreeSet<NodeId>,
 }
 
 impl NodeTable {
@@ -117,7 +149,31 @@ impl NodeTable {
     }
 
     pub(crate) fn get_mut(&mut self, node: &NodeId) -> Option<&mut NodeEntry> {
-        self.nodes.get_mut(node)
+        let entry = self.nodes.get_mut(node)?;
+        // Whoever asks may change what the index is made of.
+        if !self.touched.contains(node) {
+            self.touched.insert(node.clone());
+        }
+        Some(entry)
+    }
+
+    /// Whether any had room when that was last asked.
+    pub(crate) fn any_room(&self) -> bool {
+        !self.roomy.is_empty()
+    }
+
+    /// At most `most` nodes that have room, in their order, beginning after one.
+    pub(crate) fn roomy_after(&mut self, after: Option<&NodeId>, most: usize) -> Vec<NodeId> {
+        for id in std::mem::take(&mut self.touched) {
+            if self.nodes.get(&id).is_some_and(NodeEntry::has_room) {
+                self.roomy.insert(id);
+            } else {
+                self.roomy.remove(&id);
+            }
+        }
+        let Some(after) = after else { return self.roomy.iter().take(most).cloned().collect() };
+        let behind = self.roomy.range((Bound::Excluded(after), Bound::Unbounded));
+        behind.chain(self.roomy.range(..=after)).take(most).cloned().collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &NodeEntry)> {
@@ -134,22 +190,30 @@ impl NodeTable {
         let id = attached.node.clone();
         let before = self.nodes.get(&id);
         let same = before.is_some_and(|entry| entry.attached.incarnation == attached.incarnation);
-        let draining = self.cordoned.contains_key(&id);
+        let going = before.filter(|_| same).and_then(|entry| entry.going.clone()).map(Going::on_another_stream);
+        let draining = self.cordoned.contains_key(&id) || going.as_ref().is_some_and(|going| going.by_itself);
         let entry = NodeEntry {
             connected: true,
             last_seen: now.mono_ms,
             last_seen_unix: now.unix_ms,
             draining,
+            going: going.filter(|_| draining),
             attempts: before.filter(|_| same).map(|e| e.attempts.clone()).unwrap_or_default(),
+            ending: BTreeMap::new(),
             busy_ms: 0,
             reserved: before.filter(|_| same).map_or(0, |e| e.reserved),
             handled: Health::Ready,
             broken_models: BTreeMap::new(),
             rest_until: 0,
             left: false,
+            // A process that ends again and again is what they are for.
+            breakers: before.map(|e| e.breakers.clone()).unwrap_or_default(),
+            evictions: before.filter(|_| same).map(|e| e.evictions.clone()).unwrap_or_default(),
+            stalls: BTreeMap::new(),
             fetching,
             attached,
         };
+        self.touched.insert(id.clone());
         let old = self.nodes.insert(id, entry);
         old.filter(|_| !same)
     }
@@ -157,6 +221,7 @@ impl NodeTable {
     pub(crate) fn detached(&mut self, node: &NodeId, _now: Now) {
         if let Some(entry) = self.nodes.get_mut(node) {
             entry.connected = false;
+            self.touched.insert(node.clone());
         }
     }
 
@@ -182,6 +247,7 @@ impl NodeTable {
         if let Some(entry) = self.nodes.get_mut(node) {
             if entry.attached.models != models {
                 entry.broken_models.clear();
+                entry.breakers.forget_models();
                 entry.attached.models = models;
             }
             entry.attached.loaded = loaded;
@@ -190,33 +256,101 @@ impl NodeTable {
         }
     }
 
-    /// Cordons with a deadline, or takes the cordon away.
-    pub(crate) fn cordon(&mut self, node: &NodeId, deadline_ms: Option<i64>) {
-        match deadline_ms {
-            Some(deadline_ms) => drop(self.cordoned.insert(node.clone(), deadline_ms)),
+    /// Work of a model was done there.
+    pub(crate) fn worked(&mut self, node: &NodeId, model: &str) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.breakers.succeeded(model);
+        }
+    }
+
+    /// Takes what left its memory.
+    pub(crate) fn evicted(&mut self, node: &NodeId, mut evictions: Vec<v1::Eviction>) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            let over = evictions.len().saturating_sub(limits::EVICTIONS_PER_NODE_MAX);
+            evictions.drain(..over);
+            entry.evictions = evictions;
+        }
+    }
+
+    /// Takes which engines stand still.
+    pub(crate) fn stalled(&mut self, node: &NodeId, stalls: BTreeMap<String, u64>) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.stalls = stalls;
+        }
+    }
+
+    /// Cordons, or takes the cordon away. A node that leaves by itself takes no work either way.
+    pub(crate) fn cordon(&mut self, node: &NodeId, cordon: Option<Cordon>) {
+        let cordoned = cordon.is_some();
+        match cordon {
+            Some(cordon) => drop(self.cordoned.insert(node.clone(), cordon)),
             None => drop(self.cordoned.remove(node)),
         }
         if let Some(entry) = self.nodes.get_mut(node) {
-            entry.draining = deadline_ms.is_some();
+            entry.draining = cordoned || entry.going.as_ref().is_some_and(|going| going.by_itself);
+            if !entry.draining {
+                entry.going = None;
+            }
+            self.touched.insert(node.clone());
         }
     }
 
-    /// Nodes that shall take no work, and the deadlines of their drains.
-    pub(crate) fn cordons(&self) -> &BTreeMap<NodeId, i64> {
+    /// Forgets a node that has left.
+    pub(crate) fn remove(&mut self, node: &NodeId) {
+        self.nodes.remove(node);
+        self.touched.insert(node.clone());
+    }
+
+    /// Nodes that shall take no work, and how they are drained.
+    pub(crate) fn cordons(&self) -> &BTreeMap<NodeId, Cordon> {
         &self.cordoned
     }
 
-    /// Whether more than half of the nodes are silent at once: then the fault is likely ours.
-    pub(crate) fn mass_failure(&self, now: Now) -> bool {
-        let counted: Vec<_> = self.nodes.values().filter(|entry| !entry.left).collect();
-        let silent = counted.iter().filter(|entry| entry.health(now) > Health::Suspect).count();
-        counted.len() > 2 && silent * 2 > counted.len()
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut NodeEntry> {
+        self.nodes.values_mut()
     }
 
-    /// Drops nodes that left and hold nothing.
+    /// Whether more than half of the nodes are silent at once: then the fault is likely ours. Nodes whose silence was dealt
+    /// with before don't count, and it is believed for a while only: members may be gone for good.
+    pub(crate) fn mass_failure(&self, now: Now) -> bool {
+        self.half_silent(now)
+            && self.brake_since.is_none_or(|since| now.mono_ms.saturating_sub(since) < limits::BRAKE_MS)
+    }
+
+    /// Silence of so many milliseconds wasn't the nodes'.
+    pub(crate) fn forgive(&mut self, ms: u64, now: Now) {
+        for entry in self.nodes.values_mut() {
+            entry.last_seen = entry.last_seen.saturating_add(ms).min(now.mono_ms);
+        }
+    }
+
+    /// Takes note of when that began.
+    pub(crate) fn watch_brake(&mut self, now: Now) {
+        self.brake_since = if self.half_silent(now) { self.brake_since.or(Some(now.mono_ms)) } else { None };
+    }
+
+    fn half_silent(&self, now: Now) -> bool {
+        let counted = self.nodes.values().filter(|entry| !entry.left && entry.handled < Health::Lost);
+        let (mut all, mut silent) = (0, 0);
+        for entry in counted {
+            all += 1;
+            silent += usize::from(entry.health(now) != Health::Ready);
+        }
+        all > 2 && silent * 2 > all
+    }
+
+    /// Drops nodes that left and hold nothing, and what nodes have had time enough to stop.
     pub(crate) fn forget_departed(&mut self, now: Now) {
-        self.nodes.retain(|_, entry| {
-            !(entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost)
+        for entry in self.nodes.values_mut() {
+            entry.ending.retain(|_, until| *until > now.mono_ms);
+        }
+        let Self { nodes, touched, .. } = self;
+        nodes.retain(|id, entry| {
+            let gone = entry.left && entry.attempts.is_empty() && !entry.connected && entry.health(now) == Health::Lost;
+            if gone {
+                touched.insert(id.clone());
+            }
+            !gone
         });
     }
 }

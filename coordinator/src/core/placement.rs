@@ -25,6 +25,17 @@ impl Terms {
     }
 }
 
+/// Why work went where it went.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Decision {
+    /// Of the node it went to.
+    pub terms: Terms,
+    /// The next best, and when it would have been done there.
+    pub next: Option<(NodeId, f64)>,
+    /// Nodes that could have taken it.
+    pub of: usize,
+}
+
 /// Size of a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Size {
@@ -58,10 +69,27 @@ struct Speed {
     ms_per_page: Option<Mean>,
 }
 
-/// Measured speeds by (node, model).
+/// Measured speeds by node and model, and on what hardware.
 #[derive(Debug, Default)]
-pub struct Speeds(BTreeMap<(NodeId, String), Speed>);
+pub struct Speeds {
+    measured: BTreeMap<NodeId, BTreeMap<String, Speed>>,
+    /// Outlives a node's entry among the nodes: it may have left to be given other hardware.
+    hardware: BTreeMap<NodeId, Hardware>,
+}
 
+/// What makes a machine another one: nothing that merely varies from one measurement to the next.
+#[derive(Debug, Clone, PartialEq)]
+struct Hardware {
+    cpu: String,
+    cores: u32,
+    memory_bytes: u64,
+    instruction_sets: Vec<String>,
+    devices: Vec<String>,
+    backend: String,
+}
+
+/// Machines whose speeds are remembered, attached or not.
+const MACHINES_MAX: usize = 2 * crate::limits::NODES_MAX;
 /// Bytes per token of ordinary text: good enough for an estimate that measurement replaces.
 const BYTES_PER_TOKEN: f64 = 4.0;
 /// Share of the measured peak that engines reach before they are measured.
@@ -75,7 +103,7 @@ const LOAD_BYTES_PER_MS: f64 = 110_000.0;
 impl Speeds {
     /// Learns from a batch that took `busy_ms`.
     pub fn learn(&mut self, node: &NodeId, model: &str, size: Size, busy_ms: f64) {
-        let speed = self.0.entry((node.clone(), model.to_owned())).or_default();
+        let speed = self.measured.entry(node.clone()).or_default().entry(model.to_owned()).or_default();
         if size.bytes > 0 {
             Mean::add(&mut speed.ms_per_kib, busy_ms / (size.bytes as f64 / 1024.0));
         }
@@ -87,15 +115,33 @@ impl Speeds {
         }
     }
 
-    /// Forgets a node: it comes back with other hardware.
-    pub fn forget(&mut self, node: &NodeId) {
-        self.0.retain(|(n, _), _| n != node);
+    /// A node says what it has: on other hardware than before, nothing that was learned holds any more.
+    pub fn runs_on(&mut self, node: &NodeId, capacity: &v1::Capacity) {
+        let hardware = Hardware {
+            cpu: capacity.cpu.clone(),
+            cores: capacity.cores,
+            memory_bytes: capacity.memory_bytes,
+            instruction_sets: capacity.instruction_sets.clone(),
+            devices: capacity.devices.clone(),
+            backend: capacity.backend.clone(),
+        };
+        if self.hardware.get(node) == Some(&hardware) {
+            return;
+        }
+        self.measured.remove(node);
+        if self.hardware.len() >= MACHINES_MAX && !self.hardware.contains_key(node) {
+            // Nodes that never come back would add up: whoever is dropped is measured anew.
+            if let Some((dropped, _)) = self.hardware.pop_first() {
+                self.measured.remove(&dropped);
+            }
+        }
+        self.hardware.insert(node.clone(), hardware);
     }
 
     /// Whether this model has run on this node.
     #[must_use]
     pub fn measured(&self, node: &NodeId, model: &str) -> bool {
-        self.0.contains_key(&(node.clone(), model.to_owned()))
+        self.measured.get(node).is_some_and(|models| models.contains_key(model))
     }
 
     /// Milliseconds of (input, output) for work of this size.
@@ -109,7 +155,7 @@ impl Speeds {
         size: Size,
     ) -> (f64, f64) {
         let name = model.model.as_ref().map_or("", |m| m.name.as_str());
-        let speed = self.0.get(&(node.clone(), name.to_owned())).copied().unwrap_or_default();
+        let speed = self.measured.get(node).and_then(|models| models.get(name)).copied().unwrap_or_default();
         let kib = size.bytes as f64 / 1024.0;
         if model.kind() == v1::JobKind::Generate {
             if let Some(per_item) = speed.ms_per_item {
@@ -221,9 +267,10 @@ mod tests {
     }
 
     #[test]
-    fn measurement_replaces_the_guess_and_is_forgotten_with_the_node() {
+    fn measurement_replaces_the_guess_and_is_forgotten_with_the_hardware() {
         let mut speeds = Speeds::default();
-        let capacity = v1::Capacity { compute_f32: 400e9, ..Default::default() };
+        let capacity = v1::Capacity { compute_f32: 400e9, cores: 4, cpu: "a".into(), ..Default::default() };
+        speeds.runs_on(&node("n-1"), &capacity);
         let size = Size { items: 4, bytes: 8192, ..Size::default() };
         let info = model(v1::JobKind::Embed);
         let guess = speeds.estimate(&node("n-1"), &capacity, &info, None, size);
@@ -231,8 +278,21 @@ mod tests {
         let measured = speeds.estimate(&node("n-1"), &capacity, &info, None, size);
         assert_ne!(guess, measured);
         assert!((measured.0 - 80.0).abs() < 1e-9);
-        speeds.forget(&node("n-1"));
-        assert_eq!(speeds.estimate(&node("n-1"), &capacity, &info, None, size), guess);
+        // Measured again at its next start, and the same machine.
+        speeds.runs_on(&node("n-1"), &v1::Capacity { compute_f32: 390e9, ..capacity.clone() });
+        assert_eq!(speeds.estimate(&node("n-1"), &capacity, &info, None, size), measured);
+        for other in [
+            v1::Capacity { cores: 8, ..capacity.clone() },
+            v1::Capacity { cpu: "b".into(), ..capacity.clone() },
+            v1::Capacity { memory_bytes: 1 << 30, ..capacity.clone() },
+            v1::Capacity { devices: vec!["gpu".into()], ..capacity.clone() },
+            v1::Capacity { backend: "another".into(), ..capacity.clone() },
+        ] {
+            speeds.runs_on(&node("n-1"), &capacity);
+            speeds.learn(&node("n-1"), "m", size, 80.0);
+            speeds.runs_on(&node("n-1"), &other);
+            assert_eq!(speeds.estimate(&node("n-1"), &capacity, &info, None, size), guess, "{other:?}");
+        }
     }
 
     #[test]

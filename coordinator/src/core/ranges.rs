@@ -105,6 +105,16 @@ impl Job {
         }
     }
 
+    /// Takes out a batch that others replace.
+    pub(super) fn remove_batch(&mut self, id: u64) {
+        let Some(batch) = self.batches.remove(&id) else { return };
+        if let Some(entry) = batch.entry().filter(|_| !batch.join)
+            && let Some(ranges) = self.ranges.get_mut(&(batch.segment, entry))
+        {
+            ranges.remove(&id);
+        }
+    }
+
     /// A batch of pages was committed, set aside, or replaced by others that follow at once.
     pub(super) fn pages_closed(&mut self, key: DocumentKey) {
         if let Some(split) = self.splits.get_mut(&key) {
@@ -134,7 +144,7 @@ impl Job {
     /// them are batches again, in no queue yet. Answers those.
     pub(super) fn around_splits(&mut self, step: &mut Step, before: &BatchRecord) -> Vec<u64> {
         let job = self.record.number;
-        self.batches.remove(&before.id);
+        self.remove_batch(before.id);
         step.changes.push(Change::Delete { key: batch_key(job, before.id) });
         let mut splits = before.splits.clone();
         splits.sort_unstable_by_key(|split| split.index);
@@ -167,12 +177,9 @@ impl Job {
 
     /// The document's ranges as its join is sent them: manifests in page order, and what was set aside.
     pub(super) fn document_parts(&self, key: DocumentKey) -> (Vec<v1::BlobRef>, v1::DocumentJoin) {
-        let (segment, entry) = key;
-        let mut ranges: Vec<&BatchRecord> = self
-            .batches
-            .values()
-            .filter(|batch| batch.takes_pages() && batch.segment == segment && batch.entry() == Some(entry))
-            .collect();
+        let entry = key.1;
+        let of_it = self.ranges.get(&key).into_iter().flatten();
+        let mut ranges: Vec<&BatchRecord> = of_it.filter_map(|id| self.batches.get(id)).collect();
         ranges.sort_unstable_by_key(|batch| batch.first);
         let manifests = ranges.iter().filter(|batch| batch.state() == BatchState::Committed);
         let failed =
@@ -191,6 +198,7 @@ impl Job {
     /// Finds the documents in ranges again after a restart.
     pub(super) fn restore_splits(&mut self) {
         self.splits.clear();
+        self.ranges.clear();
         for batch in self.batches.values() {
             for split in &batch.splits {
                 self.splits.insert((batch.segment, split.index), Split { pages: split.pages, ..Split::default() });
@@ -203,6 +211,7 @@ impl Job {
             if batch.join {
                 split.joined = true;
             } else {
+                self.ranges.entry((batch.segment, batch.document - 1)).or_default().insert(batch.id);
                 split.cut = split.cut.max(batch.end());
                 split.open += u32::from(matches!(batch.state(), BatchState::Queued | BatchState::Running));
             }

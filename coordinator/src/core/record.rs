@@ -272,6 +272,9 @@ pub struct BatchRecord {
     /// Of the items with a result, those that lack pages.
     #[prost(uint32, tag = "30")]
     pub incomplete: u32,
+    /// Nodes that died when its single item was alone on its way to them, or there without their word.
+    #[prost(uint32, tag = "31")]
+    pub unseen_deaths: u32,
 }
 
 /// A document that was too long for one attempt.
@@ -294,6 +297,12 @@ pub struct CordonRecord {
     /// Unix milliseconds after which its work is taken back; 0 for never.
     #[prost(int64, tag = "2")]
     pub deadline_ms: i64,
+    /// Its process shall end when it has nothing left.
+    #[prost(bool, tag = "3")]
+    pub leaves: bool,
+    /// The start of its process that was told to end; empty if none was. Another start of it has come back on purpose.
+    #[prost(string, tag = "4")]
+    pub told: String,
 }
 
 /// High-water marks: numbers below them may have been used.

@@ -4,9 +4,23 @@ use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
 use super::batches::{backoff, mends};
 use super::event::Effect;
+use super::members::Loss;
 use super::record::{BatchRecord, BatchState, Change, batch_key};
 use super::{Core, Owner, Step};
 use crate::limits;
+
+/// As metrics name it.
+fn outcome(kind: v1::FailureKind) -> &'static str {
+    match kind {
+        v1::FailureKind::Item => "item",
+        v1::FailureKind::Storage => "storage",
+        v1::FailureKind::Model => "model",
+        v1::FailureKind::Node => "node",
+        v1::FailureKind::Cancelled => "cancelled",
+        v1::FailureKind::Input => "input",
+        v1::FailureKind::Unspecified => "unspecified",
+    }
+}
 
 impl Core {
     pub(super) fn failed(
@@ -17,10 +31,14 @@ impl Core {
         kind: v1::FailureKind,
         problem: &Problem,
     ) {
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.ending.remove(&number);
+        }
         if self.attempts.get(&number).is_none_or(|attempt| attempt.node != *node) {
             return;
         }
         let Some(attempt) = self.drop_attempt(number) else { return };
+        self.note_end(&attempt, outcome(kind));
         let kind = match kind {
             v1::FailureKind::Input | v1::FailureKind::Item if problem.code == ErrorCode::EpochStale => {
                 v1::FailureKind::Storage
@@ -30,6 +48,7 @@ impl Core {
             v1::FailureKind::Storage if !mends(problem) => v1::FailureKind::Item,
             kind => kind,
         };
+        self.hold_against(&attempt, kind, problem);
         match kind {
             v1::FailureKind::Node => {
                 if let Some(entry) = self.nodes.get_mut(node) {
@@ -49,11 +68,24 @@ impl Core {
             _ => {}
         }
         match attempt.owner {
-            Owner::Call(call) => self.call_failed(step, call, kind, problem),
+            Owner::Call(call) => {
+                if problem.code == ErrorCode::EngineStalled
+                    && let Some(call) = self.calls.get_mut(&call)
+                {
+                    // Two engines that it brought to a stand are enough.
+                    call.moves += 2;
+                }
+                self.call_failed(step, call, kind, problem);
+            }
+            // As if the node had died with it: it has to, and what brings engines to a stand must not wander through all.
+            Owner::Batch { job, batch } if problem.code == ErrorCode::EngineStalled => {
+                let loss = if attempt.alone { Loss::Died } else { Loss::Among };
+                self.charge(step, job, batch, problem, loss);
+            }
             Owner::Batch { job, batch } => match kind {
                 v1::FailureKind::Input => self.end_failed(step, job, problem),
                 v1::FailureKind::Item | v1::FailureKind::Unspecified => {
-                    self.charge(step, job, batch, problem, false);
+                    self.charge(step, job, batch, problem, Loss::Late);
                 }
                 v1::FailureKind::Storage
                 | v1::FailureKind::Node
@@ -78,6 +110,7 @@ impl Core {
         if record.takes_documents() {
             entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
         }
+        self.tally.retry("free");
         record.set_state(BatchState::Queued);
         record.node.clear();
         record.reason = problem.message.clone();
@@ -93,19 +126,22 @@ impl Core {
         self.progress_job(step, job);
     }
 
-    /// Something in the batch did it: halve until the poisonous item stands alone, then count against it.
-    pub(super) fn charge(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, died: bool) {
+    /// Something in the batch did it: halve until the poisonous item stands alone, then count against it. A node's death
+    /// counts only against an item that was alone there; one that had company must be alone the next time.
+    pub(super) fn charge(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, loss: Loss) {
+        let died = loss != Loss::Late;
         let Some(entry) = self.jobs.get_mut(&job) else { return };
         let Some(record) = entry.batches.get(&batch).filter(|b| b.state() == BatchState::Running) else { return };
         if record.count > 1 {
             let record = record.clone();
             entry.running.remove(&batch);
-            entry.batches.remove(&batch);
+            entry.remove_batch(batch);
             if record.takes_documents() {
                 entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
             }
             entry.work_settled(&record);
             step.changes.push(Change::Delete { key: batch_key(job, batch) });
+            self.tally.retry("halved");
             let half = record.count.div_ceil(2);
             for (first, count) in [(record.first, half), (record.first + half, record.count - half)] {
                 let bytes = entry.range_bytes(record.segment, record.entry(), first, count);
@@ -118,7 +154,7 @@ impl Core {
                     bytes,
                     reason: format!("split after: {}", problem.message),
                     code: problem.code.as_str().to_owned(),
-                    suspect: died,
+                    suspect: died || record.suspect,
                     ..Default::default()
                 };
                 let id = entry.add_batch(part);
@@ -131,7 +167,7 @@ impl Core {
             entry.counts.running = entry.counts.running.saturating_sub(u64::from(record.count));
         }
         entry.running.remove(&batch);
-        self.count_against(step, job, batch, problem, died);
+        self.count_against(step, job, batch, problem, loss);
     }
 
     /// What a batch had staged is gone (swept while no coordinator ran for a day): all of it is done again, and that counts,
@@ -144,6 +180,7 @@ impl Core {
         (record.manifest, record.outputs) = (None, 0);
         (record.committed, record.unchanged, record.skipped, record.failed) = (0, 0, 0, 0);
         record.incomplete = 0;
+        entry.settled = entry.settled.saturating_sub(u64::from(before.stands_for()));
         if before.takes_documents() || before.joins_document() {
             let counts = &mut entry.counts;
             counts.unchanged = counts.unchanged.saturating_sub(u64::from(before.unchanged));
@@ -163,7 +200,7 @@ impl Core {
             }
         }
         for batch in again {
-            self.count_against(step, job, batch, problem, false);
+            self.count_against(step, job, batch, problem, Loss::Late);
         }
     }
 
@@ -188,17 +225,26 @@ impl Core {
     }
 
     /// Counts a failure against a batch that is in no queue, and sets it aside if it was one too many.
-    fn count_against(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, died: bool) {
+    fn count_against(&mut self, step: &mut Step, job: u64, batch: u64, problem: &Problem, loss: Loss) {
         let now = self.now.unix_ms;
         let Some(entry) = self.jobs.get_mut(&job) else { return };
         let Some(record) = entry.batches.get_mut(&batch) else { return };
-        record.failures += u32::from(!died);
-        record.deaths += u32::from(died);
-        record.suspect = died && !record.join;
+        match loss {
+            Loss::Late => record.failures += 1,
+            Loss::Died => record.deaths += 1,
+            Loss::Unseen => record.unseen_deaths += 1,
+            // Joins are not sent to empty nodes: their company must not keep them going for ever.
+            Loss::Among if record.join => record.unseen_deaths += 1,
+            Loss::Among | Loss::Free => {}
+        }
+        record.suspect = (record.suspect || loss != Loss::Late) && !record.join;
         record.reason = problem.message.clone();
         record.code = problem.code.as_str().to_owned();
         record.node.clear();
-        if record.failures >= limits::ITEM_FAILURES_MAX || record.deaths >= limits::ITEM_DEATHS_MAX {
+        let blamed = record.failures >= limits::ITEM_FAILURES_MAX
+            || record.deaths >= limits::ITEM_DEATHS_MAX
+            || record.deaths + record.unseen_deaths >= limits::ITEM_UNSEEN_DEATHS_MAX;
+        if blamed {
             if record.join && !record.joins_document() {
                 // A join that can't be made is the job's own failure: its documents can't become visible.
                 step.put_batch(job, record);
@@ -208,14 +254,17 @@ impl Core {
             }
             record.set_state(BatchState::Quarantined);
             let record = record.clone();
+            self.tally.aside(&record.code, record.stands_for());
             // A page that is set aside is its document's shortcoming, which the document's join tells of.
             entry.counts.quarantined += u64::from(record.stands_for());
+            entry.settled += u64::from(record.stands_for());
             if !record.join {
                 entry.work_settled(&record);
             }
         } else {
+            self.tally.retry("charged");
             record.set_state(BatchState::Queued);
-            let tries = record.failures + record.deaths;
+            let tries = record.failures + record.deaths + record.unseen_deaths + u32::from(loss == Loss::Among);
             record.not_before_ms = now + backoff(job ^ batch, tries);
             entry.queued.insert(batch);
         }

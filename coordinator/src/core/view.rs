@@ -1,6 +1,6 @@
 //! What people may see: jobs, nodes and models as the wire shows them, made from the core's state when asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_proto::job::job_id;
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
@@ -93,6 +93,12 @@ impl Core {
         Some(view)
     }
 
+    /// Whether a job has ended, and not long ago.
+    #[must_use]
+    pub fn has_ended(&self, number: u64) -> bool {
+        self.ended.contains_key(&number)
+    }
+
     /// Whether an idempotency key names a job.
     #[must_use]
     pub fn knows_key(&self, key: &str) -> bool {
@@ -117,6 +123,21 @@ impl Core {
         ))
     }
 
+    /// The same of at most `most` segments from one on, with the joins of their buckets: what a page of items is made of.
+    #[must_use]
+    pub fn parts_from(&self, number: u64, first: u32, most: usize) -> Option<(Vec<SegmentRecord>, Vec<BatchRecord>)> {
+        let job = self.jobs.get(&number)?;
+        let segments: BTreeMap<u32, &Segment> =
+            job.segments.range(first..).take(most).map(|(index, segment)| (*index, segment)).collect();
+        let buckets: BTreeSet<u32> = segments.values().map(|segment| segment.info().bucket).collect();
+        let of_them = |batch: &&BatchRecord| {
+            let of_bucket = batch.join && !batch.joins_document();
+            if of_bucket { buckets.contains(&batch.bucket) } else { segments.contains_key(&batch.segment) }
+        };
+        let batches = job.batches.values().filter(of_them).cloned().collect();
+        Some((segments.values().map(|segment| segment.record.clone()).collect(), batches))
+    }
+
     /// All nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<v1::NodeStatus> {
@@ -130,7 +151,8 @@ impl Core {
     pub fn node(&self, id: &NodeId) -> Option<v1::NodeStatus> {
         let Some(node) = self.nodes.get(id) else {
             let cordoned = self.nodes.cordons().contains_key(id);
-            return cordoned.then(|| Self::absent(id, "it is cordoned, and not attached"));
+            let drain = self.drain_status(id);
+            return cordoned.then(|| v1::NodeStatus { drain, ..Self::absent(id, "it is cordoned, and not attached") });
         };
         let health = node.health(self.now);
         let (state, reason) = self.node_state(node, health);
@@ -147,6 +169,10 @@ impl Core {
             last_beat_ms: node.last_seen_unix,
             memory_reserved: node.reserved,
             reason,
+            breakers: node.breakers.view(None, self.now),
+            drain: self.drain_status(id),
+            // Heat and power are the rind's to fill in.
+            ..Default::default()
         })
     }
 
@@ -162,15 +188,19 @@ impl Core {
             return (v1::NodeState::Lost, why.into());
         }
         if node.draining {
-            let idle = node.attempts.is_empty();
-            let state = if idle { v1::NodeState::Drained } else { v1::NodeState::Draining };
-            return (state, format!("{} attempts left", node.attempts.len()));
+            return Self::draining_state(node);
         }
         if health != Health::Ready || !node.connected {
             return (v1::NodeState::Suspect, "silent for over 3 s or not connected".into());
         }
         if node.rest_until > self.now.mono_ms {
             return (v1::NodeState::Ready, "rests after a fault of its own".into());
+        }
+        if let Some((model, ms)) = node.stalls.first_key_value() {
+            return (v1::NodeState::Ready, format!("the engine of {model} has stood still for {} s", ms / 1000));
+        }
+        if let Some(why) = node.breakers.refusal("", self.now.mono_ms, |number| self.attempts.contains_key(&number)) {
+            return (v1::NodeState::Ready, why);
         }
         (v1::NodeState::Ready, String::new())
     }

@@ -161,6 +161,20 @@ async fn problems_are_answers() {
 }
 
 #[tokio::test]
+async fn watchers_hear_that_a_job_has_ended() {
+    let (store, epoch) = MemoryStore::new().open();
+    let running = start(Arc::new(store), epoch).await;
+    let mut watch = running.handle.watch(1);
+    running.submit("").await.unwrap();
+    assert!(!watch.borrow_and_update().ended);
+    running.handle.ask(|reply| Event::Cancel { reply, job: 1 }).await.unwrap();
+    let ended = watch.wait_for(|seen| seen.ended);
+    tokio::time::timeout(Duration::from_secs(10), ended).await.expect("it is told").unwrap();
+    assert!(running.handle.query(|core, _| core.has_ended(1)).await.unwrap());
+    running.end().await.unwrap();
+}
+
+#[tokio::test]
 async fn watchers_hear_changes_and_are_forgotten() {
     let (store, epoch) = MemoryStore::new().open();
     let running = start(Arc::new(store), epoch).await;

@@ -76,6 +76,7 @@ impl Driver {
         let mut ticks = tokio::time::interval(Duration::from_millis(limits::TICK_MS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticked = Instant::now();
+        let mut awake_ms = now().mono_ms;
         let mut inputs = Vec::with_capacity(limits::EVENTS_PER_COMMIT);
         loop {
             tokio::select! {
@@ -93,6 +94,13 @@ impl Driver {
                 ticked = Instant::now();
                 inputs.push(Input::Event(Event::Tick));
             }
+            // The loop comes round at every tick: a long way round was ours, frozen, asleep or at a commit.
+            let stood = now().mono_ms.saturating_sub(awake_ms);
+            if stood >= limits::STOOD_MS {
+                tracing::warn!(ms = stood, "this process stood still; the silence of nodes meanwhile isn't theirs");
+                inputs.insert(0, Input::Event(Event::Stood { ms: stood }));
+            }
+            awake_ms = now().mono_ms;
             self.turn(&mut inputs, &shutdown).await?;
         }
         self.inbox.inputs.close();
@@ -125,8 +133,13 @@ impl Driver {
             pending.changes.extend(step.changes);
             pending.bytes += bytes;
             pending.effects.extend(step.effects);
+            // What changes nothing that is stored, as a person's call, needn't wait for the commit of what came after it.
+            if pending.changes.is_empty() {
+                self.flush(std::mem::take(&mut pending), shutdown).await?;
+            }
         }
         self.flush(pending, shutdown).await?;
+        self.meters.tally(&self.core.take_tally());
         let now = now();
         for query in queries {
             query(&self.core, now);
@@ -134,6 +147,7 @@ impl Driver {
         if self.gauges_at.elapsed() >= GAUGES_EVERY {
             self.gauges_at = Instant::now();
             self.meters.status(&self.core.status());
+            self.meters.stand(&self.core.stand());
         }
         Ok(())
     }
@@ -157,9 +171,12 @@ impl Driver {
             self.commit(std::mem::replace(&mut changes, rest), shutdown).await?;
         }
         for effect in pending.effects {
+            if !self.core.wants(&effect) {
+                continue;
+            }
             match effect {
                 Effect::Reply { reply, answer } => self.inbox.shared.answer(reply, answer),
-                Effect::JobChanged { job } => self.inbox.shared.job_changed(job),
+                Effect::JobChanged { job } => self.inbox.shared.job_changed(job, self.core.has_ended(job)),
                 other => self.perform.perform(other, self.epoch),
             }
         }
@@ -171,7 +188,10 @@ impl Driver {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         let begun = Instant::now();
         loop {
-            let outcome = match self.store.commit(self.epoch, changes.clone()).await {
+            let tried = Instant::now();
+            let answered = self.store.commit(self.epoch, changes.clone()).await;
+            self.meters.written(tried.elapsed(), answered.as_ref().err());
+            let outcome = match answered {
                 Ok(revision) => {
                     self.revision = revision;
                     Ok(true)

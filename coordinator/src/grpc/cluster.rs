@@ -33,7 +33,8 @@ impl ClusterService {
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for ClusterService {
     async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        let nodes = self.api.handle.query(|core, _| core.nodes()).await?;
+        let mut nodes = self.api.handle.query(|core, _| core.nodes()).await?;
+        self.api.sessions.with_heat(&mut nodes);
         Ok(Response::new(v1::ListNodesResponse { nodes }))
     }
 
@@ -41,13 +42,13 @@ impl v1::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        let v1::DrainNodeRequest { node_id, deadline_ms } = request.into_inner();
+        let v1::DrainNodeRequest { node_id, deadline_ms, stay } = request.into_inner();
         let latest = ingle_daemon::clock::unix_ms().saturating_add(DEADLINE_AHEAD_MS);
         if !(0..=latest).contains(&deadline_ms) {
             let words = format!("expected 0, or Unix milliseconds up to {latest} (366 days ahead), got {deadline_ms}");
             return Err(Problem::invalid("deadline_ms", words).into());
         }
-        let node = self.steer(&node_id, |reply, node| Event::Drain { reply, node, deadline_ms }).await?;
+        let node = self.steer(&node_id, |reply, node| Event::Drain { reply, node, deadline_ms, leaves: !stay }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node }))
     }
 
@@ -63,7 +64,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         let (status, gateway_ready) =
             tokio::join!(self.api.handle.query(|core, _| core.status()), self.api.gateway.ready());
         Ok(Response::new(v1::GetStatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: ingle_daemon::version().to_owned(),
             gateway: self.api.gateway.endpoint().unwrap_or_default(),
             gateway_ready,
             ..status?

@@ -61,7 +61,7 @@ impl Items {
         let number = spec::job_number(&request.job_id)?;
         let size = spec::page_size(request.page_size)?;
         let (from, mut entry) = position(&request.page_token)?;
-        let parts = self.parts(number).await?;
+        let parts = self.parts(number, from).await?;
         let mut page = v1::ListItemsResponse::default();
         let mut results = BTreeMap::new();
         let segments = parts.segments.iter().filter(|segment| segment.index >= from);
@@ -90,8 +90,12 @@ impl Items {
         Ok(page)
     }
 
-    async fn parts(&self, number: u64) -> Result<Parts, Problem> {
-        let (job, open) = self.api.handle.query(move |core, _| (core.job(number), core.parts(number))).await?;
+    /// What is recorded of the segments that a page from one on may look at: of a job that has ended all of them.
+    async fn parts(&self, number: u64, from: u32) -> Result<Parts, Problem> {
+        // One more than is looked at: the next page begins with it.
+        let most = SEGMENTS_PER_PAGE + 1;
+        let (job, open) =
+            self.api.handle.query(move |core, _| (core.job(number), core.parts_from(number, from, most))).await?;
         let job = job.ok_or_else(|| spec::no_job(number))?;
         let (mut segments, batches) = match open {
             Some(parts) => parts,

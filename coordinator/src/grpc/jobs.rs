@@ -17,8 +17,9 @@ use super::items::Items;
 use super::{PRINCIPAL, Reach, rules, spec, unexpected};
 use crate::core::record::ended;
 use crate::core::{Answer, Event, ReplyId};
+use crate::driver::Seen;
 
-/// How often a watcher is told at most.
+/// How often a watcher is told at most; a job's end is told at once.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 /// How long a submission waits to learn which exports there are.
 const EXPORTS_WITHIN: Duration = Duration::from_secs(2);
@@ -224,7 +225,7 @@ impl v1::jobs_server::Jobs for JobsService {
 struct Watcher {
     api: Reach,
     job: u64,
-    changes: watch::Receiver<u64>,
+    changes: watch::Receiver<Seen>,
     told: Instant,
     first: Option<v1::Job>,
 }
@@ -246,20 +247,59 @@ async fn watch(watcher: Option<Watcher>) -> Option<(Result<v1::WatchJobResponse,
     })
 }
 
+/// Waits for a change that may be told: none before `due`, but the job's end. False if there will be none.
+async fn news(changes: &mut watch::Receiver<Seen>, due: Instant) -> bool {
+    if changes.changed().await.is_err() {
+        return false;
+    }
+    tokio::select! {
+        () = tokio::time::sleep_until(due) => true,
+        // The driver may end meanwhile: what changed before is told all the same.
+        _ = changes.wait_for(|seen| seen.ended) => true,
+    }
+}
+
 impl Watcher {
     async fn next(&mut self) -> Result<v1::Job, Problem> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
-        if self.changes.changed().await.is_err() {
+        if !news(&mut self.changes, self.told + TELL_EVERY).await {
             let words = "too many jobs are watched, or this coordinator is stopping; watch again in a few seconds";
             return Err(Problem::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(2)));
         }
-        tokio::time::sleep_until(self.told + TELL_EVERY).await;
         self.told = Instant::now();
         // What changed while we waited is told now.
         self.changes.mark_unchanged();
         let number = self.job;
         self.api.handle.query(move |core, _| core.job(number)).await?.ok_or_else(|| spec::no_job(number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn changes_wait_until_they_are_due_and_the_end_does_not() {
+        let far = Instant::now() + Duration::from_secs(3_600);
+        let (sender, mut changes) = watch::channel(Seen::default());
+        {
+            let mut told = Box::pin(news(&mut changes, far));
+            assert_eq!((&mut told).now_or_never(), None, "nothing changed");
+            sender.send_modify(|seen| seen.changes += 1);
+            assert_eq!((&mut told).now_or_never(), None, "it was told a moment ago");
+            sender.send_modify(|seen| *seen = Seen { changes: seen.changes + 1, ended: true });
+            assert_eq!((&mut told).now_or_never(), Some(true), "the end is told at once");
+        }
+        // Once it is due a change is told whatever it is.
+        let (sender, mut changes) = watch::channel(Seen::default());
+        sender.send_modify(|seen| seen.changes += 1);
+        assert_eq!(news(&mut changes, Instant::now()).now_or_never(), Some(true));
+        changes.mark_unchanged();
+        drop(sender);
+        assert_eq!(news(&mut changes, far).now_or_never(), Some(false), "nobody tells any more");
     }
 }

@@ -144,4 +144,16 @@ impl v1::models_server::Models for ModelsService {
             .await??;
         Ok(Response::new(explained))
     }
+
+    async fn explain_model(
+        &self,
+        request: Request<v1::ExplainModelRequest>,
+    ) -> Result<Response<v1::ExplainModelResponse>, Status> {
+        let model = request.into_inner().model;
+        if model.is_empty() {
+            return Err(Problem::missing("model").into());
+        }
+        let explained = self.api.handle.query(move |core, _| core.explain_model(&model)).await??;
+        Ok(Response::new(explained))
+    }
 }

@@ -1,5 +1,6 @@
 //! Beats of all nodes, on one thread, one runtime and connections of their own: no amount of work here can starve them.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Deps;
+use super::heat::Heat;
 use crate::core::Event;
 use crate::limits;
 
@@ -24,6 +26,11 @@ const EVERY: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Answers that wait for the driver; later ones are dropped, for the next says the same.
 const ANSWERS_MAX: usize = 1_024;
+
+/// A step that takes longer keeps new work of its model away: steps take some tens of milliseconds, and hardly ever seconds.
+const STALL_MS: u64 = 30_000;
+/// Executors of one beat that are looked at.
+const EXECUTORS_MAX: usize = 512;
 
 struct Watch {
     id: String,
@@ -35,14 +42,14 @@ struct Watch {
 pub(super) struct Beats(mpsc::Sender<Watch>);
 
 impl Beats {
-    pub(super) fn start(deps: &Deps) -> std::io::Result<Self> {
+    pub(super) fn start(deps: &Deps, heat: &Heat) -> std::io::Result<Self> {
         let (watches, watched) = mpsc::channel(limits::NODES_MAX);
         let (events, mut heard) = mpsc::channel(ANSWERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let shutdown = deps.tasks.shutdown().clone();
-        let (tls, epoch) = (deps.tls.clone(), deps.epoch);
+        let (tls, epoch, heat) = (deps.tls.clone(), deps.epoch, heat.clone());
         std::thread::Builder::new().name("beats".into()).spawn(move || {
-            runtime.block_on(run(watched, events, tls, epoch, shutdown));
+            runtime.block_on(run(watched, events, heat, tls, epoch, shutdown));
         })?;
         let handle = deps.handle.clone();
         deps.tasks.spawn("beats", OnFailure::Log, async move {
@@ -69,6 +76,7 @@ impl Beats {
 async fn run(
     mut watched: mpsc::Receiver<Watch>,
     events: mpsc::Sender<Event>,
+    heat: Heat,
     tls: TlsConfig,
     epoch: Epoch,
     shutdown: Shutdown,
@@ -79,11 +87,11 @@ async fn run(
             () = shutdown.wait() => return,
             watch = watched.recv() => {
                 let Some(watch) = watch else { return };
-                let (events, tls) = (events.clone(), tls.clone());
+                let (heard, tls) = (Heard { events: events.clone(), heat: heat.clone() }, tls.clone());
                 nodes.spawn(async move {
                     tokio::select! {
                         () = watch.stop.cancelled() => {}
-                        () = keep(&watch, &events, &tls, epoch) => {}
+                        () = keep(&watch, &heard, &tls, epoch) => {}
                     }
                 });
             }
@@ -92,10 +100,16 @@ async fn run(
     }
 }
 
-async fn keep(watch: &Watch, events: &mpsc::Sender<Event>, tls: &TlsConfig, epoch: Epoch) {
+/// Where answers go.
+struct Heard {
+    events: mpsc::Sender<Event>,
+    heat: Heat,
+}
+
+async fn keep(watch: &Watch, heard: &Heard, tls: &TlsConfig, epoch: Epoch) {
     let mut told = false;
     loop {
-        let problem = beat(watch, events, tls, epoch).await;
+        let problem = beat(watch, heard, tls, epoch).await;
         if problem.code == ErrorCode::EpochStale && !told {
             told = true;
             tracing::error!(node = watch.id, address = watch.address, %problem, "a newer coordinator leads this node");
@@ -106,19 +120,14 @@ async fn keep(watch: &Watch, events: &mpsc::Sender<Event>, tls: &TlsConfig, epoc
 }
 
 /// Asks until something goes wrong, and says what.
-async fn beat(watch: &Watch, events: &mpsc::Sender<Event>, tls: &TlsConfig, epoch: Epoch) -> Problem {
-    match try_beat(watch, events, tls, epoch).await {
+async fn beat(watch: &Watch, heard: &Heard, tls: &TlsConfig, epoch: Epoch) -> Problem {
+    match try_beat(watch, heard, tls, epoch).await {
         Ok(never) => match never {},
         Err(problem) => problem,
     }
 }
 
-async fn try_beat(
-    watch: &Watch,
-    events: &mpsc::Sender<Event>,
-    tls: &TlsConfig,
-    epoch: Epoch,
-) -> Result<Infallible, Problem> {
+async fn try_beat(watch: &Watch, heard: &Heard, tls: &TlsConfig, epoch: Epoch) -> Result<Infallible, Problem> {
     let silent = |_| Problem::new(ErrorCode::Deadline, format!("no beat within {ANSWER_WITHIN:?}"));
     let options = ConnectOptions { connect_timeout: ANSWER_WITHIN, ..ConnectOptions::default() };
     let channel = grpc::connect_lazy(&watch.address, tls, &options)
@@ -130,6 +139,8 @@ async fn try_beat(
     let _ = requests.try_send(request(sequence));
     let opened = tokio::time::timeout(ANSWER_WITHIN, client.beat(ReceiverStream::new(outgoing)));
     let mut answers = opened.await.map_err(silent)?.map_err(|status| Problem::from_status(&status))?.into_inner();
+    // The first answer tells, also that nothing stands still any more.
+    let mut stalled = true;
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -145,7 +156,20 @@ async fn try_beat(
                 format!("expected node {}, but {node} answers at {}", watch.id, watch.address),
             ));
         }
-        let _ = events.try_send(Event::Beat { node, incarnation: answer.incarnation, busy_ms: answer.busy_ms });
+        heard.heat.told(&node, &answer);
+        let stands: BTreeMap<String, u64> = answer
+            .executors
+            .iter()
+            .take(EXECUTORS_MAX)
+            .filter(|executor| executor.step_ms >= STALL_MS || executor.abandoned)
+            .map(|executor| (executor.model.clone(), executor.step_ms))
+            .collect();
+        if (!stands.is_empty() || stalled)
+            && heard.events.try_send(Event::Stalled { node: node.clone(), stalls: stands.clone() }).is_ok()
+        {
+            stalled = !stands.is_empty();
+        }
+        let _ = heard.events.try_send(Event::Beat { node, incarnation: answer.incarnation, busy_ms: answer.busy_ms });
         ticks.tick().await;
         sequence += 1;
         let sent = tokio::time::timeout(ANSWER_WITHIN, requests.send(request(sequence))).await.map_err(silent)?;

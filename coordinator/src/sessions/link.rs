@@ -18,7 +18,11 @@ const COMMANDS_MAX: usize = 64;
 const SENT_MAX: usize = 4_096;
 
 #[derive(Default)]
-pub(super) struct Link(Mutex<State>);
+pub(super) struct Link {
+    state: Mutex<State>,
+    /// Held while the driver is told of a stream's begin or end, so that it hears of them in the order in which they were.
+    pub(super) order: tokio::sync::Mutex<()>,
+}
 
 #[derive(Default)]
 struct State {
@@ -39,7 +43,7 @@ impl Link {
         incarnation: &str,
         running: &[u64],
     ) -> (u64, Vec<u64>) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let sent = std::mem::take(&mut state.sent);
         let lost = if state.incarnation == incarnation {
             sent.into_iter().filter(|attempt| !running.contains(attempt)).collect()
@@ -55,7 +59,7 @@ impl Link {
 
     /// That stream broke. False if another took its place before.
     pub(super) fn detach(&self, stream: u64) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         if state.outgoing.as_ref().is_none_or(|(number, _)| *number != stream) {
             return false;
         }
@@ -66,11 +70,11 @@ impl Link {
     }
 
     pub(super) fn open(&self) -> bool {
-        lock(&self.0).outgoing.is_some()
+        lock(&self.state).outgoing.is_some()
     }
 
     pub(super) fn send(&self, message: Message) -> Result<(), Problem> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let attempt = match &message {
             Message::Assign(assign) => assign.token.as_ref().map(|token| token.attempt),
             _ => None,
@@ -93,11 +97,11 @@ impl Link {
 
     /// An attempt's end was heard of.
     pub(super) fn ended(&self, attempt: u64) {
-        lock(&self.0).sent.remove(&attempt);
+        lock(&self.state).sent.remove(&attempt);
     }
 
     pub(super) fn expect_answer(&self) -> Result<(u64, oneshot::Receiver<v1::CommandDone>), Problem> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         if state.commands.len() >= COMMANDS_MAX {
             let words = format!("{COMMANDS_MAX} commands wait for this node already");
             return Err(Problem::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(5)));
@@ -110,7 +114,7 @@ impl Link {
     }
 
     pub(super) fn answer(&self, done: v1::CommandDone) {
-        let waiting = lock(&self.0).commands.remove(&done.request);
+        let waiting = lock(&self.state).commands.remove(&done.request);
         if let Some(waiting) = waiting {
             // Whoever asked may have left.
             let _ = waiting.send(done);
@@ -123,7 +127,7 @@ pub(super) struct Forget<'a>(pub(super) &'a Link, pub(super) u64);
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        lock(&self.0.0).commands.remove(&self.1);
+        lock(&self.0.state).commands.remove(&self.1);
     }
 }
 

@@ -1,6 +1,7 @@
 //! One session per node: the leader's `Node.Work` stream and, on a thread of its own, its beats.
 
 mod beats;
+mod heat;
 mod link;
 mod work;
 
@@ -22,6 +23,7 @@ use crate::gateway::Gateway;
 use crate::members::Roster;
 
 use beats::Beats;
+use heat::Heat;
 use link::Link;
 
 /// How long a node may take to load or unload a model.
@@ -52,6 +54,7 @@ pub struct Sessions(Arc<Inner>);
 struct Inner {
     deps: Deps,
     beats: Beats,
+    heat: Heat,
     /// By the record's identity, or for nodes that don't register by their address.
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Of the nodes that answered with their identity.
@@ -72,8 +75,9 @@ impl Sessions {
     /// # Errors
     /// What the system said to another thread.
     pub fn new(deps: Deps) -> std::io::Result<Self> {
-        let beats = Beats::start(&deps)?;
-        Ok(Self(Arc::new(Inner { deps, beats, entries: Mutex::default(), links: Mutex::default() })))
+        let heat = Heat::default();
+        let beats = Beats::start(&deps, &heat)?;
+        Ok(Self(Arc::new(Inner { deps, beats, heat, entries: Mutex::default(), links: Mutex::default() })))
     }
 
     /// A node is there, or says something else of itself than before. One without an identity (it doesn't register) is
@@ -106,12 +110,19 @@ impl Sessions {
         if self.link(id).is_none_or(|link| !link.open()) {
             entry.stop.cancel();
         }
-        let (handle, node) = (self.0.deps.handle.clone(), id.clone());
-        self.0.deps.tasks.spawn(
-            "node left",
-            OnFailure::Log,
-            async move { handle.send(Event::NodeLeft { node }).await },
-        );
+        let (sessions, node) = (self.clone(), id.clone());
+        self.0.deps.tasks.spawn("node left", OnFailure::Log, async move { sessions.tell_left(node).await });
+    }
+
+    /// Tells that a node is gone, unless it is a member again: then another session stands for it, and the end of an older
+    /// one, whose stream may have been dead for a while, says nothing.
+    async fn tell_left(&self, node: NodeId) -> Result<(), Problem> {
+        let link = self.link_of(&node);
+        let _order = link.order.lock().await;
+        if lock(&self.0.entries).contains_key(node.as_str()) {
+            return Ok(());
+        }
+        self.0.deps.handle.send(Event::NodeLeft { node }).await
     }
 
     /// Sends to a node without waiting.
@@ -123,6 +134,11 @@ impl Sessions {
             Some(link) => link.send(message),
             None => Err(unconnected(node)),
         }
+    }
+
+    /// Adds what beats said of heat and power to what is known of nodes.
+    pub fn with_heat(&self, nodes: &mut [v1::NodeStatus]) {
+        self.0.heat.add_to(nodes);
     }
 
     /// Loads (or unloads) a model on a node and waits until it says that it is done.

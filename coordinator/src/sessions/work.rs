@@ -58,6 +58,7 @@ pub(super) async fn keep(
                     problem = pump(sessions, &mut open) => problem,
                 };
                 tracing::info!(node = %open.node, %problem, "the stream to the node ended");
+                let order = open.link.order.lock().await;
                 if open.link.detach(open.stream) {
                     let detached = deps.handle.send(Event::NodeDetached { node: open.node.clone() }).await;
                     // Once this is answered, nothing more is dispatched to the stream that was.
@@ -65,6 +66,7 @@ pub(super) async fn keep(
                         break;
                     }
                 }
+                drop(order);
                 left = Some(open.node.clone());
             }
             Err(problem) if problem.code == ErrorCode::EpochStale && !stale_told => {
@@ -93,7 +95,7 @@ pub(super) async fn keep(
         // It was heard of as long as its stream lived; now it is gone.
         stop.cancel();
         if let Some(node) = left {
-            let _ = deps.handle.send(Event::NodeLeft { node }).await;
+            let _ = sessions.tell_left(node).await;
         }
     }
 }
@@ -130,6 +132,7 @@ async fn open(sessions: &Sessions, record: &NodeRecord) -> Result<Open, Problem>
     let running: Vec<u64> = welcome.running.iter().map(|token| token.attempt).collect();
     // Before its frames come, which follow on this stream.
     let adopted = deps.calls.adopt(welcome.streams, deps.epoch);
+    let order = link.order.lock().await;
     // From here on it can be sent to: the core may dispatch as soon as it hears of the node.
     let (stream, lost) = link.attach(outgoing, &welcome.incarnation, &running);
     for attempt in lost {
@@ -153,6 +156,8 @@ async fn open(sessions: &Sessions, record: &NodeRecord) -> Result<Open, Problem>
         adopted,
     };
     deps.handle.send(Event::NodeAttached(Box::new(attached))).await?;
+    deps.handle.send(Event::Evicted { node: node.clone(), evictions: welcome.evictions }).await?;
+    drop(order);
     Ok(Open { node, link, stream, inbound })
 }
 
@@ -162,6 +167,7 @@ fn hello(sessions: &Sessions) -> v1::Hello {
         epoch: Some(deps.epoch.into()),
         coordinator_id: deps.coordinator_id.clone(),
         gateway: deps.gateway.endpoint().unwrap_or_default(),
+        answers_leaving: true,
     }
 }
 
@@ -218,6 +224,7 @@ async fn take(sessions: &Sessions, open: &Open, message: Option<Message>) -> Res
             Event::Failed { node, attempt: token.attempt, kind, problem }
         }
         Some(Message::Models(seen)) => {
+            deps.handle.send(Event::Evicted { node: node.clone(), evictions: seen.evictions }).await?;
             Event::Models { node, models: seen.models, loaded: seen.loaded, reserved: seen.memory_reserved }
         }
         Some(Message::Embed(done)) => {
@@ -242,6 +249,10 @@ async fn take(sessions: &Sessions, open: &Open, message: Option<Message>) -> Res
             open.link.answer(done);
             return Ok(());
         }
+        Some(Message::Leaving(leaving)) => {
+            Event::Leaving { node, within_ms: u64::try_from(leaving.within_ms).unwrap_or(0) }
+        }
+        Some(Message::Goodbye(_)) => Event::Goodbye { node },
         // A second Welcome says nothing new; what we don't know comes from a newer node.
         Some(Message::Welcome(_)) | None => return Ok(()),
     };

@@ -2,15 +2,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod blame;
+mod breakers;
 mod calls;
+mod cutting;
 mod drains;
+mod explained;
 mod lateness;
+mod leaving;
 mod models;
 mod outage;
 mod outdated;
+mod overload;
+mod pages;
 mod progress;
 mod setbacks;
+mod silence;
+mod spread;
 mod standing;
+mod tally;
 
 use std::collections::BTreeMap;
 
@@ -27,6 +37,10 @@ struct Rig {
     now: Now,
     epoch: u64,
     live: BTreeMap<String, Vec<u8>>,
+    /// Bytes for models on nodes that attach; 0: not told.
+    budget: u64,
+    /// What nodes have that attach from now on.
+    capacity: v1::Capacity,
 }
 
 /// A dispatch as it was asked for.
@@ -80,7 +94,8 @@ impl Rig {
     fn new() -> Self {
         let now = Now { mono_ms: 5_000, unix_ms: 1_700_000_000_000 };
         let core = Core::load(Epoch { generation: 1, revision: 1 }, now, []).unwrap();
-        Self { core, now, epoch: 1, live: BTreeMap::new() }
+        let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
+        Self { core, now, epoch: 1, live: BTreeMap::new(), budget: 0, capacity }
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
@@ -119,7 +134,42 @@ impl Rig {
         assert_eq!(self.core.check(), Vec::<String>::new());
     }
 
+    /// The same where one node beats, by a later start of its process.
+    fn pass_of(&mut self, ms: u64, number: u32, start: u32) -> Vec<Effect> {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms as i64;
+        let beat = Event::Beat { node: node(number), incarnation: format!("i{number}-{start}"), busy_ms: 1 };
+        let mut effects = self.step(beat);
+        effects.extend(self.step(Event::Tick));
+        effects
+    }
+
     fn attach(&mut self, number: u32, running: &[u64]) -> Vec<Effect> {
+        self.attach_as(number, &format!("i{number}"), running)
+    }
+
+    fn attach_with(&mut self, number: u32, slots: u32) -> Vec<Effect> {
+        self.attach_slots(number, &format!("i{number}"), slots, &[])
+    }
+
+    /// The node has so many bytes for models.
+    fn budget(&mut self, number: u32, bytes: u64) -> Vec<Effect> {
+        self.budget = bytes;
+        self.attach(number, &[])
+    }
+
+    /// Its process ended, and another began; both beat as `pass` lets them.
+    fn restarted(&mut self, number: u32, time: u32) -> Vec<Effect> {
+        self.attach_as(number, &format!("i{number} again {time}"), &[])
+    }
+
+    /// A later start of a node's process, which runs nothing.
+    fn attach_again(&mut self, number: u32, start: u32) -> Vec<Effect> {
+        self.attach_as(number, &format!("i{number}-{start}"), &[])
+    }
+
+    /// What every node sees.
+    fn models() -> Vec<v1::ModelInfo> {
         let info = |name: &str, kind: v1::JobKind| v1::ModelInfo {
             model: Some(v1::ModelRef { name: name.into(), digest: vec![7; 32].into() }),
             kind: kind.into(),
@@ -128,19 +178,24 @@ impl Rig {
             bytes_per_token: 80_000_000,
             ..Default::default()
         };
-        let capacity = v1::Capacity { slots: 1, compute_f32: 1e11, memory_bandwidth: 1e10, ..Default::default() };
+        vec![info("pages", v1::JobKind::Ocr), info("words", v1::JobKind::Generate), info("vectors", v1::JobKind::Embed)]
+    }
+
+    /// The same as another start of its process.
+    fn attach_as(&mut self, number: u32, incarnation: &str, running: &[u64]) -> Vec<Effect> {
+        self.attach_slots(number, incarnation, self.capacity.slots, running)
+    }
+
+    fn attach_slots(&mut self, number: u32, incarnation: &str, slots: u32, running: &[u64]) -> Vec<Effect> {
+        let capacity = v1::Capacity { memory_budget_bytes: self.budget, slots, ..self.capacity.clone() };
         self.step(Event::NodeAttached(Box::new(Attached {
             node: node(number),
-            incarnation: format!("i{number}"),
+            incarnation: incarnation.into(),
             name: format!("machine {number}"),
             address: String::new(),
             version: String::new(),
             capacity,
-            models: vec![
-                info("pages", v1::JobKind::Ocr),
-                info("words", v1::JobKind::Generate),
-                info("vectors", v1::JobKind::Embed),
-            ],
+            models: Self::models(),
             loaded: Vec::new(),
             running: running.to_vec(),
             adopted: Vec::new(),
@@ -189,6 +244,16 @@ impl Rig {
 
     /// A node has done its batch; documents at `splits` are too long for it.
     fn complete(&mut self, sent: &Sent, splits: &[u32]) -> Vec<Effect> {
+        self.complete_with(sent, splits, 0, 1_000)
+    }
+
+    /// A node has done its batch of documents of a KiB each, and was busy with it for so long.
+    fn complete_in(&mut self, sent: &Sent, busy_us: u64) -> Vec<Effect> {
+        let count = sent.batch.as_ref().expect("a batch").count;
+        self.complete_with(sent, &[], u64::from(count) << 10, busy_us)
+    }
+
+    fn complete_with(&mut self, sent: &Sent, splits: &[u32], bytes: u64, busy_us: u64) -> Vec<Effect> {
         let count = sent.batch.as_ref().expect("a batch").count;
         let splits: Vec<_> = splits.iter().map(|index| v1::SplitDocument { index: *index, pages: 9 }).collect();
         let committed = count - splits.len() as u32;
@@ -199,7 +264,8 @@ impl Rig {
             committed,
             outputs: committed,
             splits,
-            busy_us: 1_000,
+            bytes,
+            busy_us,
             ..Default::default()
         };
         self.step(Event::Complete { node: sent.node.clone(), complete: Box::new(complete) })
@@ -218,7 +284,22 @@ impl Rig {
     }
 
     fn drain(&mut self, number: u32, deadline_ms: i64) -> Vec<Effect> {
-        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms })
+        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms, leaves: false })
+    }
+
+    /// Drains it for good: its process is to end.
+    fn drain_away(&mut self, number: u32, deadline_ms: i64) -> Vec<Effect> {
+        self.step(Event::Drain { reply: ReplyId(2), node: node(number), deadline_ms, leaves: true })
+    }
+
+    /// A node says which models it has loaded.
+    fn holds(&mut self, number: u32, names: &[&str]) {
+        let loaded = names.iter().map(|name| v1::LoadedModel {
+            model: Some(v1::ModelRef { name: (*name).into(), digest: vec![7; 32].into() }),
+            ..Default::default()
+        });
+        let loaded = loaded.collect();
+        self.step(Event::Models { node: node(number), models: Self::models(), loaded, reserved: 0 });
     }
 
     fn uncordon(&mut self, number: u32) -> Vec<Effect> {

@@ -2,9 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod members;
 mod played;
-
-use std::time::Duration;
 
 use futures::StreamExt as _;
 use ingle_proto::v1::cluster_client::ClusterClient;
@@ -357,7 +356,7 @@ async fn nodes_are_shown_drained_and_given_commands() {
     let fit = v1::ExplainFitRequest { model: "words".into(), ..Default::default() };
     assert!(models.explain_fit(fit).await.unwrap().into_inner().nodes[0].fits);
 
-    let drain = v1::DrainNodeRequest { node_id: "n-1".into(), ..Default::default() };
+    let drain = v1::DrainNodeRequest { node_id: "n-1".into(), stay: true, ..Default::default() };
     cluster.drain_node(drain).await.unwrap();
     assert!(node.draining().await, "the node is told");
     let uncordon = v1::UncordonNodeRequest { node_id: "n-1".into() };
@@ -369,7 +368,8 @@ async fn nodes_are_shown_drained_and_given_commands() {
     // A stream that breaks is opened again, and the node stays what it was.
     node.break_off();
     let mut calls = InferenceClient::new(coordinator.channel().await);
-    coordinator.until_attached(1, Duration::from_millis(300)).await;
+    node.opened_again().await;
+    coordinator.until_attached(1).await;
     let frames = calls.generate(ask("after the break")).await.unwrap();
     let assign = node.assigned().await;
     let finished = v1::GenerateFinished { text: "well".into(), ..Default::default() };

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-type Say = mpsc::Sender<Result<v1::WorkResponse, Status>>;
+pub(crate) type Say = mpsc::Sender<Result<v1::WorkResponse, Status>>;
 
 /// Long enough that only a defect reaches it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +39,7 @@ async fn listen() -> (tokio::net::TcpListener, String) {
 
 /// A node played by the test.
 pub(crate) struct Node {
-    id: String,
+    pub(crate) id: String,
     pub(crate) address: String,
     heard: mpsc::Receiver<work_request::Message>,
     say: Arc<Mutex<Option<Say>>>,
@@ -151,9 +151,45 @@ impl Node {
         say.send(Ok(v1::WorkResponse { message: Some(message) })).await.expect("the stream is open");
     }
 
+    /// Its end of the stream that there is now; kept, it outlives the next one, as that of a cut cable does.
+    pub(crate) fn stream(&self) -> Say {
+        self.say.lock().unwrap().clone().expect("the coordinator has dialled")
+    }
+
+    /// Waits for a message that says whether it is drained: every stream begins with one.
+    pub(crate) async fn attached(&mut self) {
+        self.draining().await;
+    }
+
+    pub(crate) async fn told_to_end(&mut self) {
+        self.hear("its leave", |message| match message {
+            work_request::Message::Drain(drain) if drain.leave => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    pub(crate) async fn farewell(&mut self) {
+        self.hear("a farewell", |message| match message {
+            work_request::Message::Farewell(_) => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
     /// Breaks the stream.
     pub(crate) fn break_off(&self) {
         *self.say.lock().unwrap() = None;
+    }
+
+    /// Waits until a stream that was broken is opened again.
+    pub(crate) async fn opened_again(&self) {
+        in_time("another stream", async {
+            while self.say.lock().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
     }
 
     async fn hear<T>(&mut self, what: &str, wanted: impl Fn(work_request::Message) -> Option<T>) -> T {
@@ -401,20 +437,24 @@ impl Coordinator {
         });
         let address = in_time("the address", address).await.unwrap();
         let coordinator = Self { address, stop, ended, _state: state };
-        coordinator.until_attached(nodes.len() as u32, Duration::ZERO).await;
+        coordinator.until_attached(nodes.len() as u32).await;
         coordinator
     }
 
-    /// Waits until so many nodes are ready, `after` from now.
-    pub(crate) async fn until_attached(&self, nodes: u32, after: Duration) {
+    /// Waits until so many nodes are ready.
+    pub(crate) async fn until_attached(&self, nodes: u32) {
         let mut cluster = v1::cluster_client::ClusterClient::new(self.channel().await);
-        tokio::time::sleep(after).await;
         in_time("the nodes", async {
             while cluster.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner().nodes_ready != nodes {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })
         .await;
+    }
+
+    /// Where its members register.
+    pub(crate) fn registry(&self) -> String {
+        format!("registry://{}", self.address)
     }
 
     pub(crate) async fn channel(&self) -> Channel {

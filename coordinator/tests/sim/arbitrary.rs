@@ -254,6 +254,7 @@ impl Rig {
                     reply: ReplyId(3),
                     node: node(id),
                     deadline_ms: [0, -1, self.now.unix_ms + 5_000][usize::from(start)],
+                    leaves: false,
                 },
                 3 => Event::Uncordon { reply: ReplyId(3), node: node(id) },
                 4 => {

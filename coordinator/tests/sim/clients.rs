@@ -26,6 +26,9 @@ pub(crate) struct Plan {
     pub(crate) may_be_cancelled: bool,
 }
 
+/// Inputs of plans that come again are numbered from here.
+const AGAIN: usize = 1_000_000;
+
 /// What an answer is for.
 pub(crate) enum Ask {
     Submit(usize),
@@ -49,9 +52,11 @@ pub(crate) fn number_of(job_id: &str) -> u64 {
 
 impl World {
     pub(crate) fn make_plans(&mut self) {
-        let count = self.rng.usize(1..=4);
+        let most = self.size.jobs;
+        let count = if most > 4 { most } else { self.rng.usize(1..=most) };
         for index in 0..count {
-            let size = self.rng.u32(1..36);
+            let size =
+                if self.size.nodes.is_some() { self.size.documents } else { self.rng.u32(1..self.size.documents) };
             let mut input = documents(&mut self.rng, 0, size, self.mode);
             self.gateway.inputs.insert(index, input.clone());
             let (embed, ocr) = match self.rng.u32(..3) {
@@ -90,8 +95,8 @@ impl World {
                 input.retain(|_| self.rng.u32(..8) > 0);
                 let more = self.rng.u32(0..6);
                 input.extend(documents(&mut self.rng, size, more, self.mode));
-                self.gateway.inputs.insert(100 + index, input);
-                let (input, key) = (100 + index, format!("key-{index}-again"));
+                self.gateway.inputs.insert(AGAIN + index, input);
+                let (input, key) = (AGAIN + index, format!("key-{index}-again"));
                 let again = Plan {
                     input,
                     key,
@@ -122,10 +127,7 @@ impl World {
     }
 
     pub(crate) fn ended(&self, plan: usize) -> bool {
-        self.plans[plan]
-            .accepted
-            .and_then(|job| self.store.job(job))
-            .is_some_and(|record| ingle_coordinator::core::record::ended(record.state()))
+        self.plans[plan].accepted.is_some_and(|job| self.store.ended(job))
     }
 
     pub(crate) fn submit(&mut self, plan: usize) {
@@ -166,7 +168,7 @@ impl World {
             reply,
             spec: Box::new(spec),
             idempotency_key: wanted.key.clone(),
-            spec_digest: vec![plan as u8],
+            spec_digest: (plan as u32).to_le_bytes().to_vec(),
             principal: format!("person-{}", plan % 2),
         };
         self.deliver(0..20, event);
@@ -213,7 +215,7 @@ impl World {
             Command::Resume(plan) => job(plan).map(|job| Event::Resume { reply, job }),
             Command::Drain(node, finish) => {
                 let deadline_ms = finish.map_or(0, |ms| 1_700_000_000_000 + self.now as i64 + ms);
-                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms })
+                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms, leaves: false })
             }
             Command::Uncordon(node) => Some(Event::Uncordon { reply, node: self.machines[node].id.clone() }),
             Command::Call(call) => Some(Event::Call {

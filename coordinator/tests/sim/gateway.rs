@@ -177,7 +177,7 @@ impl World {
                 events.push(Event::ScanSegment { job, scan, info: Box::new(info) });
             }
         }
-        let breaks_off = !self.calm && self.rng.u32(..100) < 15;
+        let breaks_off = self.nas_away.0 > self.now || (!self.calm && self.rng.u32(..100) < 15);
         let keep = if breaks_off { self.rng.usize(..=events.len()) } else { events.len() };
         events.truncate(keep);
         if breaks_off {
@@ -206,6 +206,12 @@ impl World {
             return;
         }
         self.gateway.epoch = epoch;
+        if self.nas_away.0 > self.now {
+            // A call that stalls ends by its deadline.
+            let problem = self.ill("while it was made visible");
+            self.later(at + 2_000, answer(Err(problem)));
+            return;
+        }
         let luck = if self.calm { 100 } else { self.rng.u32(..100) };
         if luck < 8 {
             let read_only = || Problem::new(ErrorCode::StorageReadOnly, "read-only now");
@@ -236,7 +242,12 @@ impl World {
             return;
         }
         let outcomes = blob_ref(self.gateway.blob());
-        self.later(at, answer(Ok(PublishedBatch { outcomes, conflict })));
+        let done = PublishedBatch { outcomes, conflict };
+        if (20..24).contains(&luck) {
+            // The answer comes twice.
+            self.soon(100..9_000, answer(Ok(done.clone())));
+        }
+        self.later(at, answer(Ok(done)));
     }
 }
 

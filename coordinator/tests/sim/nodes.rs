@@ -7,6 +7,7 @@ use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
 use super::gateway::{Nature, away, full};
 use super::store::number;
+use super::streams::Writing;
 use super::world::{Happening, Mode, World};
 
 #[derive(Debug)]
@@ -27,8 +28,20 @@ pub(crate) struct Machine {
     /// Since when nothing was heard of it; membership drops it after a while.
     gone_since: Option<u64>,
     left_told: bool,
+    /// When membership drops it: watches are compacted, and then only the next full list tells.
+    leaves_at: u64,
     /// Attach and detach of one node reach the leader in their order.
-    ordered_at: u64,
+    pub(crate) ordered_at: u64,
+    /// What is sent to it over a stream arrives in its order.
+    sent_at: u64,
+    /// It stands still until then.
+    pub(crate) paused_until: u64,
+    /// It takes many times as long until then.
+    pub(crate) slow_until: u64,
+    /// Calls it writes, by attempt.
+    pub(crate) streams: BTreeMap<u64, Writing>,
+    /// Work whose result went into a stream that was broken: the leader believes that it is here still.
+    vanished: Vec<Work>,
 }
 
 #[derive(Debug)]
@@ -61,7 +74,8 @@ const MEMBERSHIP_MS: u64 = 12_000;
 
 impl World {
     pub(crate) fn make_machines(&mut self) {
-        let count = self.rng.usize(1..=5);
+        let by_chance = self.rng.usize(1..=5);
+        let count = self.size.nodes.unwrap_or(by_chance);
         let mixed = self.rng.u32(..3) == 0;
         for index in 0..count {
             let has = if mixed && index > 0 {
@@ -82,7 +96,13 @@ impl World {
                 tasks: BTreeMap::new(),
                 gone_since: None,
                 left_told: false,
+                leaves_at: 0,
                 ordered_at: 0,
+                sent_at: 0,
+                paused_until: 0,
+                slow_until: 0,
+                streams: BTreeMap::new(),
+                vanished: Vec::new(),
             };
             self.machines.push(machine);
             self.soon(0..4_000, Happening::Start { node: index, start: 0 });
@@ -90,7 +110,7 @@ impl World {
     }
 
     pub(crate) fn machine(&self, id: &NodeId) -> usize {
-        self.machines.iter().position(|machine| machine.id == *id).unwrap()
+        id.as_str().strip_prefix("n-").unwrap().parse().unwrap()
     }
 
     fn incarnation(&self, node: usize) -> String {
@@ -124,6 +144,8 @@ impl World {
         let keeps = !poison && self.rng.u32(..8) == 0;
         let machine = &mut self.machines[node];
         machine.up = false;
+        machine.streams.clear();
+        machine.paused_until = 0;
         // Finished results may be on its disk.
         machine.tasks.retain(|_, task| keeps && matches!(task.state, State::Held(_)));
         let start = machine.starts;
@@ -134,8 +156,9 @@ impl World {
 
     /// Everything here was hit by something that is not a document's doing.
     pub(crate) fn misfortune(&mut self, node: usize) {
-        for task in self.machines[node].tasks.values() {
-            if let Work::Batch { job, batch } = &task.work {
+        let tasks = self.machines[node].tasks.values().map(|task| &task.work);
+        for work in tasks.chain(&self.machines[node].vanished) {
+            if let Work::Batch { job, batch } = work {
                 for document in self.documents_of(batch) {
                     match &batch.pages {
                         None => *self.hits.entry((*job, document)).or_default() += 1,
@@ -180,6 +203,15 @@ impl World {
         self.later(at, Happening::Deliver(life, event));
     }
 
+    /// Sends to a node over the stream there is.
+    pub(crate) fn tell_node(&mut self, node: usize, what: Happening) {
+        let delay = self.rng.u64(1..30);
+        let machine = &mut self.machines[node];
+        machine.sent_at = (self.now + delay).max(machine.sent_at + 1);
+        let at = machine.sent_at;
+        self.later(at, what);
+    }
+
     pub(crate) fn heal(&mut self, node: usize) {
         self.machines[node].link = true;
     }
@@ -198,6 +230,11 @@ impl World {
         self.machines[node].connection = Some(connection);
         self.machines[node].gone_since = None;
         self.machines[node].left_told = false;
+        self.machines[node].vanished.clear();
+        let adopted = self.adoptable(node);
+        for adopted in &adopted {
+            self.stream_adopted(adopted);
+        }
         let attached = Attached {
             node: self.machines[node].id.clone(),
             incarnation: self.incarnation(node),
@@ -212,10 +249,11 @@ impl World {
             },
             models: self.sees(node, ready),
             loaded: Vec::new(),
-            running: self.machines[node].tasks.keys().copied().collect(),
-            adopted: Vec::new(),
+            running: self.machines[node].tasks.keys().chain(self.machines[node].streams.keys()).copied().collect(),
+            adopted,
         };
         self.ordered(node, 5, Event::NodeAttached(Box::new(attached)));
+        self.tell_again(node);
         if !ready {
             let start = self.machines[node].starts;
             self.soon(100..3_000, Happening::Models { node, start });
@@ -268,9 +306,10 @@ impl World {
 
     pub(crate) fn beats(&mut self) {
         self.later(self.now + 500, Happening::Beats);
+        self.look_for_gone_streams();
         for node in 0..self.machines.len() {
             let machine = &self.machines[node];
-            if machine.up && machine.link {
+            if machine.up && machine.link && machine.paused_until <= self.now {
                 let event =
                     Event::Beat { node: machine.id.clone(), incarnation: self.incarnation(node), busy_ms: self.now };
                 if self.calm || self.rng.u32(..50) > 0 {
@@ -280,8 +319,12 @@ impl World {
                     self.machines[node].gone_since = None;
                 }
             } else {
-                let since = *self.machines[node].gone_since.get_or_insert(self.now);
-                if self.now - since > MEMBERSHIP_MS && !self.machines[node].left_told && self.core.is_some() {
+                if self.machines[node].gone_since.is_none() {
+                    let listed = if self.rng.u32(..4) == 0 { self.rng.u64(..60_000) } else { 0 };
+                    let machine = &mut self.machines[node];
+                    (machine.gone_since, machine.leaves_at) = (Some(self.now), self.now + MEMBERSHIP_MS + listed);
+                }
+                if self.now > self.machines[node].leaves_at && !self.machines[node].left_told && self.core.is_some() {
                     self.machines[node].left_told = true;
                     self.ordered(node, 5, Event::NodeLeft { node: self.machines[node].id.clone() });
                 }
@@ -297,6 +340,10 @@ impl World {
         if machine.draining {
             let event = self.failure(node, attempt, v1::FailureKind::Cancelled);
             self.tell(node, attempt, event);
+            return;
+        }
+        if let Work::Call { call } = work {
+            self.write_stream(node, attempt, call.0);
             return;
         }
         machine.tasks.insert(attempt, Task { work, state: State::Waiting, plan: 0 });
@@ -316,7 +363,12 @@ impl World {
     }
 
     fn start_task(&mut self, node: usize, attempt: u64) {
-        let pace = self.machines[node].ms_per_document;
+        let slow = if self.machines[node].slow_until > self.now { 12 } else { 1 };
+        let pace = self.machines[node].ms_per_document * slow;
+        if self.machines[node].connection.is_some() {
+            // Before anything of it is touched.
+            self.deliver(1..20, Event::Progress { attempt, items: 0, bytes: 0 });
+        }
         let natures = match &self.machines[node].tasks[&attempt].work {
             Work::Batch { batch, .. } => self.natures(batch),
             Work::Call { .. } => Vec::new(),
@@ -337,6 +389,9 @@ impl World {
                 }
                 _ => ends.push(at),
             }
+        }
+        if self.nas_away.0 > self.now && matches!(outcome, Outcome::Done(_)) && self.rng.u32(..10) > 0 {
+            outcome = Outcome::Fails(v1::FailureKind::Storage);
         }
         if !self.calm && matches!(outcome, Outcome::Done(_)) {
             match self.rng.u32(..200) {
@@ -415,11 +470,14 @@ impl World {
         }
         if luck == 5 {
             // Sent into a connection that was broken already.
-            if let Some(task) = task
-                && self.rng.bool()
-            {
-                let held = Task { state: State::Held(event), plan: task.plan + 1, work: task.work };
-                self.machines[node].tasks.insert(attempt, held);
+            let kept = self.rng.bool();
+            if let Some(task) = task {
+                if kept {
+                    let held = Task { state: State::Held(event), plan: task.plan + 1, work: task.work };
+                    self.machines[node].tasks.insert(attempt, held);
+                } else {
+                    self.machines[node].vanished.push(task.work);
+                }
             }
             self.hang_up(node);
             return;
@@ -429,6 +487,7 @@ impl World {
 
     fn failure(&self, node: usize, attempt: u64, kind: v1::FailureKind) -> Event {
         let problem = match kind {
+            v1::FailureKind::Storage if self.nas_away.0 > self.now => self.ill("while it was read"),
             v1::FailureKind::Storage if attempt.is_multiple_of(2) => full("no space left"),
             v1::FailureKind::Storage => away("the NAS went away"),
             v1::FailureKind::Cancelled => Problem::new(ErrorCode::Cancelled, "as asked"),
@@ -438,7 +497,11 @@ impl World {
     }
 
     pub(crate) fn cancel_attempt(&mut self, node: usize, connection: u64, attempt: u64) {
-        if self.machines[node].connection != Some(connection) || !self.machines[node].tasks.contains_key(&attempt) {
+        if self.machines[node].connection != Some(connection) {
+            return;
+        }
+        let writes = self.machines[node].streams.remove(&attempt).is_some();
+        if !writes && !self.machines[node].tasks.contains_key(&attempt) {
             return;
         }
         let event = self.failure(node, attempt, v1::FailureKind::Cancelled);

@@ -36,9 +36,25 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    /// From now on only leaders of this epoch and later ones write.
+    pub(crate) fn fence(&mut self, epoch: u64) {
+        assert!(epoch > self.epoch, "epoch {epoch} is no later than {}", self.epoch);
+        self.epoch = epoch;
+    }
+
+    /// Whether a leader of this epoch may write.
+    pub(crate) fn admits(&self, epoch: u64) -> bool {
+        epoch >= self.epoch
+    }
+
+    /// Whether a job has ended.
+    pub(crate) fn ended(&self, job: u64) -> bool {
+        self.ended.contains_key(&job)
+    }
+
     /// One commit, whole.
     pub(crate) fn commit(&mut self, epoch: u64, changes: &[Change], documents: &BTreeMap<u64, Vec<u32>>) {
-        assert!(epoch >= self.epoch, "epoch {epoch} commits after epoch {}", self.epoch);
+        assert!(self.admits(epoch), "epoch {epoch} commits after epoch {}", self.epoch);
         self.epoch = epoch;
         ingle_coordinator::store::check(changes).expect("a commit within its bounds");
         assert!(changes.len() <= limits::CHANGES_PER_COMMIT);

@@ -1,10 +1,18 @@
-//! Everything that happened, as a hash, and as text when a seed is replayed.
+//! Everything that happened, as a hash where two runs are compared, and as text where a seed is replayed.
 
 use std::fmt::Write;
 
+/// What is made of a trace: to format it takes as long as to make it happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tracing {
+    Off,
+    Hashed,
+    Printed,
+}
+
 pub(crate) struct Trace {
     hasher: blake3::Hasher,
-    print: bool,
+    tracing: Tracing,
 }
 
 /// Feeds what is formatted to the hash without keeping it.
@@ -18,15 +26,17 @@ impl Write for Feed<'_> {
 }
 
 impl Trace {
-    pub(crate) fn new(print: bool) -> Self {
-        Self { hasher: blake3::Hasher::new(), print }
+    pub(crate) fn new(tracing: Tracing) -> Self {
+        Self { hasher: blake3::Hasher::new(), tracing }
     }
 
     pub(crate) fn say(&mut self, at: u64, what: std::fmt::Arguments<'_>) {
-        let _ = writeln!(Feed(&mut self.hasher), "{at} {what}");
-        if self.print {
-            println!("{at:>7} {what}");
+        match self.tracing {
+            Tracing::Off => return,
+            Tracing::Hashed => {}
+            Tracing::Printed => println!("{at:>7} {what}"),
         }
+        let _ = writeln!(Feed(&mut self.hasher), "{at} {what}");
     }
 
     pub(crate) fn hash(&self) -> blake3::Hash {

@@ -8,9 +8,12 @@ use ingle_proto::{Epoch, NodeId};
 
 use super::clients::{Ask, Command, Plan};
 use super::gateway::Gateway;
+use super::leaders::Frozen;
 use super::nodes::{Machine, Outcome};
 use super::store::Store;
-use super::trace::Trace;
+use super::streams::Stream;
+pub(crate) use super::totals::Totals;
+use super::trace::{Trace, Tracing};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -77,47 +80,37 @@ pub(crate) enum Happening {
         node: usize,
         start: u32,
     },
+    /// A node writes the next token of a call.
+    Token {
+        node: usize,
+        start: u32,
+        attempt: u64,
+    },
+    /// A token reaches the leader of that life.
+    Frame {
+        life: u64,
+        call: u64,
+        attempt: u64,
+        index: usize,
+        token: u64,
+    },
+    /// A leader that stood still goes on.
+    Thaw(Box<Frozen>),
 }
 
-/// What a run did.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Totals {
-    pub(crate) crashes: u64,
-    pub(crate) deaths: u64,
-    pub(crate) cuts: u64,
-    pub(crate) dispatches: u64,
-    pub(crate) jobs: u64,
-    pub(crate) cancelled: u64,
-    pub(crate) published: u64,
-    pub(crate) unchanged: u64,
-    pub(crate) deleted: u64,
-    pub(crate) conflict: u64,
-    pub(crate) failed: u64,
-    pub(crate) quarantined: u64,
-    /// Documents whose pages were batches of their own, and ranges of them that came back.
-    pub(crate) split: u64,
-    pub(crate) ranges: u64,
-    pub(crate) pages_set_aside: u64,
+/// How large a world is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// A handful by chance where none is said.
+    pub(crate) nodes: Option<usize>,
+    /// Most of one job.
+    pub(crate) documents: u32,
+    /// Most that are wanted at first.
+    pub(crate) jobs: usize,
 }
 
-impl Totals {
-    pub(crate) fn add(&mut self, o: Self) {
-        self.crashes += o.crashes;
-        self.deaths += o.deaths;
-        self.cuts += o.cuts;
-        self.dispatches += o.dispatches;
-        self.jobs += o.jobs;
-        self.cancelled += o.cancelled;
-        self.published += o.published;
-        self.unchanged += o.unchanged;
-        self.deleted += o.deleted;
-        self.conflict += o.conflict;
-        self.failed += o.failed;
-        self.quarantined += o.quarantined;
-        self.split += o.split;
-        self.ranges += o.ranges;
-        self.pages_set_aside += o.pages_set_aside;
-    }
+impl Size {
+    pub(crate) const SMALL: Self = Self { nodes: None, documents: 36, jobs: 4 };
 }
 
 /// What the leader was told of a node in this life.
@@ -141,12 +134,13 @@ pub(crate) struct World {
     /// Leaders so far; also the epoch.
     pub(crate) life: u64,
     /// Of this leader's clocks: monotonic base and Unix skew.
-    skew: (u64, i64),
-    inbox: Vec<Event>,
+    pub(crate) skew: (u64, i64),
+    pub(crate) led_since: u64,
+    pub(crate) inbox: Vec<Event>,
     /// A turn is planned or a commit under way.
-    busy: bool,
+    pub(crate) busy: bool,
     /// What waits for the store, commit by commit, each with its effects.
-    pending: Vec<(Vec<Change>, Vec<Effect>)>,
+    pub(crate) pending: Vec<(Vec<Change>, Vec<Effect>)>,
     pub(crate) store: Store,
     pub(crate) gateway: Gateway,
     pub(crate) machines: Vec<Machine>,
@@ -162,7 +156,22 @@ pub(crate) struct World {
     pub(crate) hits: BTreeMap<(u64, u32), u32>,
     /// The same by (job, document, page).
     pub(crate) page_hits: BTreeMap<(u64, u32, u32), u32>,
+    /// People's calls by number.
+    pub(crate) streams: BTreeMap<u64, Stream>,
+    pub(crate) size: Size,
+    /// The NAS can't be worked with until then, and why.
+    pub(crate) nas_away: (u64, Ill),
+    /// Steps so far: large worlds are checked at some of them.
+    steps: u64,
     pub(crate) totals: Totals,
+}
+
+/// What is wrong with the NAS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ill {
+    Stalled,
+    Full,
+    Corrupt,
 }
 
 /// When faults stop in a liveness run, and when a safety run ends, milliseconds.
@@ -171,19 +180,20 @@ const FAULTS_MS: u64 = 45_000;
 const CALM_MS: u64 = 600_000;
 
 impl World {
-    pub(crate) fn new(seed: u64, mode: Mode, print: bool) -> Self {
+    pub(crate) fn new(seed: u64, mode: Mode, tracing: Tracing, size: Size) -> Self {
         let salt = if mode == Mode::Safety { 0x5AFE } else { 0x11FE };
         let mut world = Self {
             mode,
             rng: fastrand::Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt),
             now: 1_000,
             calm: false,
-            trace: Trace::new(print),
+            trace: Trace::new(tracing),
             queue: BTreeMap::new(),
             next: 0,
             core: None,
             life: 0,
             skew: (0, 0),
+            led_since: 0,
             inbox: Vec::new(),
             busy: false,
             pending: Vec::new(),
@@ -198,6 +208,10 @@ impl World {
             sent: BTreeSet::new(),
             hits: BTreeMap::new(),
             page_hits: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            size,
+            nas_away: (0, Ill::Stalled),
+            steps: 0,
             totals: Totals::default(),
         };
         world.make_machines();
@@ -226,16 +240,22 @@ impl World {
             if self.mode == Mode::Safety && self.calm {
                 break;
             }
-            if self.calm && self.all_ended() {
+            if self.calm && self.all_ended() && self.streams_ended() {
                 break;
             }
-            assert!(at < FAULTS_MS + CALM_MS, "jobs go on long after the faults stopped: {}", self.unfinished());
+            assert!(
+                at < FAULTS_MS + CALM_MS,
+                "jobs or calls go on long after the faults stopped: {} {:?}",
+                self.unfinished(),
+                self.open_streams()
+            );
         }
         self.judge();
         (self.trace.hash(), self.totals)
     }
 
     fn happen(&mut self, what: Happening) {
+        let Some(what) = self.unless_paused(what) else { return };
         match what {
             Happening::Deliver(life, event) => {
                 if life == self.life && self.core.is_some() {
@@ -246,8 +266,8 @@ impl World {
                     }
                 }
             }
-            Happening::Turn(life) if life == self.life => self.turn(),
-            Happening::Durable(life) if life == self.life => self.durable(),
+            Happening::Turn(life) if life == self.life && self.core.is_some() => self.turn(),
+            Happening::Durable(life) if life == self.life && self.core.is_some() => self.durable(),
             Happening::Tick(life) if life == self.life => {
                 self.later(self.now, Happening::Deliver(life, Event::Tick));
                 self.later(self.now + limits::TICK_MS, Happening::Tick(life));
@@ -270,10 +290,13 @@ impl World {
             Happening::Heal(node) => self.heal(node),
             Happening::Dial { life, node } => self.dial(life, node),
             Happening::Models { node, start } => self.models(node, start),
+            Happening::Token { node, start, attempt } => self.token(node, start, attempt),
+            Happening::Frame { life, call, attempt, index, token } => self.frame(life, call, attempt, index, token),
+            Happening::Thaw(frozen) => self.thaw(*frozen),
         }
     }
 
-    fn clock(&self) -> Now {
+    pub(crate) fn clock(&self) -> Now {
         Now { mono_ms: self.skew.0 + self.now, unix_ms: 1_700_000_000_000 + self.now as i64 + self.skew.1 }
     }
 
@@ -281,6 +304,12 @@ impl World {
     fn lead(&mut self) {
         assert!(self.core.is_none());
         self.life += 1;
+        self.led_since = self.now;
+        // What the one before had under way went with it.
+        self.busy = false;
+        self.pending.clear();
+        // Whoever takes over shuts the one before out, before it reads.
+        self.store.fence(self.life);
         self.skew = (self.rng.u64(0..1_000_000), self.rng.i64(-2_000..2_000));
         self.heard.clear();
         self.cordoned = self.store.cordoned();
@@ -297,33 +326,8 @@ impl World {
         }
     }
 
-    /// The leader dies; what was on its way to the store may have arrived or not.
-    pub(crate) fn crash(&mut self) {
-        let Some(dead) = self.core.take() else { return };
-        self.totals.crashes += 1;
-        let arrived = if self.pending.is_empty() { 0 } else { self.rng.usize(0..=self.pending.len()) };
-        let nothing_lost = arrived == self.pending.len();
-        self.trace.say(
-            self.now,
-            format_args!("life {} dies, {arrived} of {} commits arrived", self.life, self.pending.len()),
-        );
-        for (changes, _) in std::mem::take(&mut self.pending).into_iter().take(arrived) {
-            self.store.commit(self.life, &changes, &self.gateway.segments);
-        }
-        if nothing_lost {
-            self.compare(&dead);
-        }
-        self.inbox.clear();
-        self.busy = false;
-        for machine in &mut self.machines {
-            machine.connection = None;
-        }
-        let down = if self.rng.bool() { self.rng.u64(100..1_000) } else { self.rng.u64(1_000..9_000) };
-        self.later(self.now + down, Happening::Lead);
-    }
-
     /// What a new leader believes is what the old one believed.
-    fn compare(&self, dead: &Core) {
+    pub(crate) fn compare(&self, dead: &Core) {
         let fresh =
             Core::load(dead.epoch(), self.clock(), self.store.records()).expect("what was committed can be loaded");
         assert_eq!(fresh.cordoned(), dead.cordoned(), "drains after a restart");
@@ -375,9 +379,13 @@ impl World {
             self.trace.say(self.now, format_args!("-> {event:?}"));
         }
         let core = self.core.as_mut().expect("turns are for living leaders");
+        self.steps += 1;
+        let large = self.size != Size::SMALL;
         let step = core.step(now, event);
-        let wrong = core.check();
-        assert!(wrong.is_empty(), "at {}: {wrong:?}", self.now);
+        if !large || self.steps.is_multiple_of(64) {
+            let wrong = core.check();
+            assert!(wrong.is_empty(), "at {}: {wrong:?}", self.now);
+        }
         assert!(step.changes.len() <= limits::CHANGES_PER_COMMIT, "one step asks for {} changes", step.changes.len());
         for effect in &step.effects {
             if let Effect::Dispatch { node, attempt, .. } = effect {
@@ -403,6 +411,8 @@ impl World {
                     Heard { at: self.now, incarnation: attached.incarnation.clone(), connected: true, left: false };
                 self.heard.insert(attached.node.clone(), heard);
             }
+            Event::Call { call, .. } => self.begin_stream(call.0),
+            Event::CallGone { call } => self.end_stream(call.0, super::streams::End::Left),
             Event::NodeDetached { node } => {
                 if let Some(heard) = self.heard.get_mut(node) {
                     heard.connected = false;
@@ -443,6 +453,10 @@ impl World {
         }
         let dies_after = (!self.calm && self.rng.u32(0..1_500) == 0).then(|| self.rng.usize(0..=effects.len()));
         for effect in effects.into_iter().take(dies_after.unwrap_or(usize::MAX)) {
+            // What ended in the turn that began it is not sent.
+            if !self.core.as_ref().is_some_and(|core| core.wants(&effect)) {
+                continue;
+            }
             self.perform(effect);
         }
         if dies_after.is_some() {
@@ -465,21 +479,24 @@ impl World {
                 assert!(self.sent.insert(attempt), "attempt number {attempt} is used twice");
                 self.totals.dispatches += 1;
                 self.nothing_done_again(&work);
+                if let Work::Call { call } = &work {
+                    self.stream_dispatched(call.0, attempt);
+                }
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.soon(1..30, Happening::Assign { node, connection, attempt, work: Box::new(work) });
+                    self.tell_node(node, Happening::Assign { node, connection, attempt, work: Box::new(work) });
                 }
             }
             Effect::CancelAttempt { node, attempt, .. } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.soon(1..30, Happening::CancelAttempt { node, connection, attempt });
+                    self.tell_node(node, Happening::CancelAttempt { node, connection, attempt });
                 }
             }
             Effect::SetDrain { node, drain } => {
                 let node = self.machine(&node);
                 if let Some(connection) = self.machines[node].connection {
-                    self.soon(1..30, Happening::Drain { node, connection, drain });
+                    self.tell_node(node, Happening::Drain { node, connection, drain });
                 }
             }
             Effect::Publish { job, batch, request } => {
@@ -497,7 +514,10 @@ impl World {
                 self.soon(1..60, happening(request));
             }
             // What a walk has told is on its way, and the leader hears it all the same.
-            Effect::StopScan { .. } | Effect::CallFailed { .. } | Effect::JobChanged { .. } => {}
+            Effect::CallFailed { call, .. } => self.end_stream(call.0, super::streams::End::Refused),
+            Effect::StopScan { .. } | Effect::JobChanged { .. } => {}
+            // Drains are for good nowhere here, and nodes of this world hold no models.
+            Effect::Leave { .. } | Effect::Farewell { .. } | Effect::Warm { .. } => {}
         }
     }
 

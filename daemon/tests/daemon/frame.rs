@@ -12,8 +12,8 @@ use ingle_daemon::config::{ConfigError, TelemetryConfig, TlsConfig};
 use ingle_daemon::{BoxError, CommonArgs, OnFailure, Settings};
 use serde::{Deserialize, Serialize};
 
-const CHILD: &str = "INGLE_FRAME_TEST_CHILD";
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const CHILD: &str = "INGLE_FRAME_TEST_CHILD";
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 struct Args {
@@ -90,6 +90,8 @@ fn child() {
             let listener = ingle_daemon::grpc::bind(context.config.listen).await?;
             context.announce(BTreeMap::from([("grpc".to_owned(), listener.local_addr()?)]))?;
             context.readiness.ready();
+            let span = tracing::info_span!(target: "ingle_sample", "work");
+            span.in_scope(|| tracing::info!(target: "ingle_sample", "inside a span"));
             match context.config.behaviour.as_str() {
                 "fail" => return Err("the dog ate it".into()),
                 "panic" => context.tasks.spawn("jumpy", OnFailure::Shutdown, async {
@@ -110,10 +112,10 @@ fn child() {
     std::process::exit(i32::from(code));
 }
 
-struct Daemon(Child);
+pub(super) struct Daemon(pub(super) Child);
 
 impl Daemon {
-    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(super) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("we run"));
         command
             .args(["frame::child", "--exact", "--nocapture"])
@@ -125,13 +127,13 @@ impl Daemon {
         Self(command.spawn().expect("ourselves"))
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.0.id().to_string()]).status().expect("kill runs");
         assert!(status.success());
     }
 
     /// Its exit code and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(super) fn end(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.0.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
         (self.0.wait().expect("ours").code(), said)
@@ -156,7 +158,7 @@ fn once<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn addresses(path: &Path) -> BTreeMap<String, SocketAddr> {
+pub(super) fn addresses(path: &Path) -> BTreeMap<String, SocketAddr> {
     once("the ready file", || serde_json::from_slice(&std::fs::read(path).ok()?).ok())
 }
 
@@ -186,7 +188,12 @@ fn a_collector_that_is_down_changes_nothing() {
     daemon.signal("-INT");
     let (code, said) = daemon.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.lines().any(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "JSON lines: {said}");
+    let lines: Vec<serde_json::Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(lines.iter().any(|line| line["fields"]["message"] == "stopped"), "JSON lines: {said}");
+    let inside = lines.iter().find(|line| line["fields"]["message"] == "inside a span").expect("it was said");
+    let digits = |key: &str| inside[key].as_str().map_or(0, |id| id.chars().filter(char::is_ascii_hexdigit).count());
+    assert_eq!((digits("trace_id"), digits("span_id")), (32, 16), "a line leads to its trace: {inside}");
+    assert!(lines.iter().all(|line| line["fields"]["message"] != "stopped" || line["trace_id"].is_null()), "{said}");
 }
 
 #[test]

@@ -156,9 +156,7 @@ async fn endpoints_are_checked_before_anything_is_sent() {
     }
     let error = grpc::connect_lazy("https://127.0.0.1:1", &none, &options).expect_err("no authority");
     assert!(error.to_string().contains("tls.ca"), "{error}");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let closed = listener.local_addr().expect("bound").to_string();
-    drop(listener);
+    let closed = format!("127.0.0.1:{}", crate::ports::port());
     let error = grpc::connect(&closed, &none, &ConnectOptions::eager()).await.expect_err("nobody there");
     assert!(matches!(error, ConnectError::Unreachable { .. }) && error.retryable(), "{error}");
 }

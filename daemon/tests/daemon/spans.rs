@@ -1,10 +1,11 @@
 //! A span's way: from a caller over gRPC into a server, inside a message, and out to a collector.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ingle_daemon::config::{TelemetryConfig, TlsConfig};
 use ingle_daemon::grpc::{self, ConnectOptions, ServerLimits};
+use ingle_daemon::past::{Past, phase};
 use ingle_daemon::{BoxError, OnFailure, Shutdown, Tasks, telemetry, trace};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
@@ -77,6 +78,15 @@ async fn a_trace_goes_through_every_hop_to_the_collector() {
     // As a node does with what it finds in a message, also if that is nonsense.
     trace::span_with_parent(&traceparent).in_scope(|| assert!(trace::current_traceparent().is_some()));
     trace::span_with_parent("nonsense").in_scope(|| assert!(trace::current_traceparent().is_some()));
+    // As a coordinator does with what waited, and a node with what it has done.
+    let (begun, now) = (SystemTime::now() - Duration::from_secs(3), SystemTime::now());
+    let dispatch = Past::begun(&traceparent, "dispatch", begun, &[("node", "n-1")]);
+    dispatch.phase("queue", begun, now, &[]);
+    let inner = tracing::info_span!(target: "ingle_test", "work");
+    trace::set_parent(&inner, &dispatch.traceparent());
+    inner.in_scope(|| phase("decode", now, SystemTime::now(), &[("tokens", "7")]));
+    phase("nowhere", begun, now, &[]);
+    drop((inner, dispatch));
     served.stop().await;
     // Sends the last spans; waits, so not on a thread that the collector needs.
     tokio::task::spawn_blocking(move || drop(guard)).await.expect("no panic");
@@ -110,5 +120,16 @@ async fn a_trace_goes_through_every_hop_to_the_collector() {
     assert!(statuses.iter().any(|status| status.contains("IntValue(5)")), "NOT_FOUND in {statuses:?}");
     let (_, attempt) = collector.find("attempt", &trace_id).expect("the message's span");
     assert_eq!(attempt.parent_span_id, span_id);
+    let of = |name| collector.find(name, &trace_id).unwrap_or_else(|| panic!("no span {name}")).1;
+    let (dispatch, work) = (of("dispatch"), of("work"));
+    assert_eq!(dispatch.parent_span_id, span_id);
+    let lasted = dispatch.end_time_unix_nano - dispatch.start_time_unix_nano;
+    assert!(lasted >= 3_000_000_000, "it began when it was said to: {lasted} ns");
+    assert!(format!("{:?}", dispatch.attributes).contains("n-1"));
+    assert_eq!(of("queue").parent_span_id, dispatch.span_id);
+    assert_eq!(work.parent_span_id, dispatch.span_id);
+    assert_eq!(of("decode").parent_span_id, work.span_id);
+    let nowhere = collector.0.lock().expect("no panic").iter().any(|(_, span)| span.name == "nowhere");
+    assert!(!nowhere, "without a span around it there is nothing to be part of");
     tasks.shutdown_all(Duration::from_secs(5)).await;
 }

@@ -2,7 +2,6 @@
 //!
 //! These tests say so and pass when there is no etcd: `make test` installs the package.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,6 +15,8 @@ use ingle_membership::connect::ConnectOptions;
 use ingle_membership::election::{Candidate, Election, LeaderEvent};
 use ingle_membership::etcd::Etcd;
 use ingle_membership::{Condition, Event, Membership, MembershipError};
+
+use crate::ports::port;
 
 /// One etcd on free ports, ended and removed when dropped.
 struct Server {
@@ -31,11 +32,6 @@ fn binary() -> Option<PathBuf> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/etcd/usr/bin/etcd");
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join("etcd")).chain([unpacked]).find(|file| file.is_file())
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
 }
 
 fn spawn(binary: &Path, data: &Path, client_port: u16, peer_port: u16, quota_bytes: u64) -> Child {
@@ -60,10 +56,10 @@ impl Server {
             eprintln!("skipped: no etcd here: install the package etcd-server");
             return None;
         };
-        // A port that was free may be taken by the time etcd binds it.
+        // A program that is no test may have taken its port meanwhile.
         for _ in 0..5 {
             let data = tempfile::tempdir().expect("a directory");
-            let (client_port, peer_port) = (free_port(), free_port());
+            let (client_port, peer_port) = (port(), port());
             let child = spawn(&binary, &data.path().join("d"), client_port, peer_port, quota_bytes);
             let mut server = Self { child, client_port, peer_port, quota_bytes, binary: binary.clone(), data };
             if server.answers().await {
@@ -106,6 +102,25 @@ impl Server {
     fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
         assert!(status.success());
+    }
+
+    /// Stops it, and returns when its last thread stands still: `kill` returns before that, and a read could be answered.
+    async fn freeze(&self) {
+        self.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let still = || {
+            let mut tasks = std::fs::read_dir(&tasks).expect("it is there").flatten();
+            // The state stands after the name, which stands in parentheses.
+            tasks.all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+            })
+        };
+        let started = Instant::now();
+        while !still() {
+            assert!(started.elapsed() < Duration::from_secs(30), "etcd doesn't stand still");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 }
 
@@ -163,8 +178,12 @@ async fn etcd_compaction_resets_a_watch() {
 async fn a_frozen_etcd_is_given_up_at_the_deadline() {
     let Some(server) = Server::start(QUOTA).await else { return };
     let client = server.client(Duration::from_millis(500)).await;
-    client.put(key("a"), key("1"), None, Condition::Always).await.expect("a put");
-    server.signal("-STOP");
+    // In half a second a busy machine may not come to it: said again, it is the same.
+    let started = Instant::now();
+    while let Err(error) = client.put(key("a"), key("1"), None, Condition::Always).await {
+        assert!(started.elapsed() < Duration::from_secs(30), "{error}");
+    }
+    server.freeze().await;
     let put = client.put(key("a"), key("2"), None, Condition::Always).await;
     let list = client.list(key("a")).await;
     server.signal("-CONT");
@@ -178,7 +197,7 @@ async fn a_frozen_etcd_is_given_up_at_the_deadline() {
 #[tokio::test]
 async fn a_killed_etcd_loses_nothing_and_is_found_again() {
     let Some(mut server) = Server::start(QUOTA).await else { return };
-    let client = server.client(Duration::from_secs(2)).await;
+    let client = server.client(DEADLINE).await;
     let lease = client.grant(Duration::from_secs(60)).await.expect("a lease");
     let put = client.put(key("a"), key("1"), Some(lease), Condition::Always).await.expect("a put").done();
     let mut watch = client.watch(key(""), put.expect("done")).await.expect("a watch");

@@ -4,6 +4,9 @@
 
 mod etcd;
 mod over_grpc;
+#[path = "../../../tests/src/ports.rs"]
+#[allow(unreachable_pub, reason = "it is public where it lies")]
+mod ports;
 
 use std::sync::Arc;
 

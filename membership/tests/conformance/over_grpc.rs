@@ -90,7 +90,7 @@ async fn a_silent_registry_leaves_the_outcome_unknown() {
     let address = listener.local_addr().expect("bound");
     let client = Remote::connect(&address.to_string(), &TlsConfig::default())
         .expect("an address")
-        .deadline(Duration::from_millis(100));
+        .deadline(Duration::from_millis(500));
     let put = client.put(key("a"), key(""), None, Condition::Always).await.expect_err("no answer");
     assert!(put.outcome_unknown() && put.retryable(), "{put}");
     let list = client.list(key("")).await.expect_err("no answer");

@@ -57,7 +57,10 @@ fn embed(model: &mut dyn Model) -> Result<(), Box<dyn Error>> {
     // 10 to 256 tokens with special ones, about 100 on average, in a fixed order that isn't sorted.
     let length = |index: usize| 8 + (index * 7919) % 247 * ((index * 31) % 97) / 118;
     let text = |index: usize| (0..length(index)).map(|at| WORDS[(index + at * 5) % 16]).collect::<Vec<_>>().join(" ");
-    let ask = |texts: Vec<String>| vec![Request::Embed(EmbedRequest { texts, normalise: true })];
+    let ask = |texts: Vec<String>| {
+        let texts = texts.into_iter().map(Into::into).collect();
+        vec![Request::Embed(EmbedRequest { texts, normalise: true })]
+    };
     run(model, ask((0..32).map(text).collect()))?;
     let (out, seconds) = run(model, ask((0..256).map(text).collect()))?;
     let tokens: u32 = out.iter().map(|o| if let Output::Embedding { tokens, .. } = o { *tokens } else { 0 }).sum();

@@ -8,7 +8,10 @@
 //!
 //! Only `task` (`embed`, `generate` or `ocr`) is required. Its pages say what their first channel spells: each row is a line of UTF-8 up to the
 //! first zero. `poison` makes requests whose text holds that substring fail, `panic` makes
-//! them panic the model's thread, `output_tokens` fixes the natural length of a generation, `weight_bytes` the size it claims.
+//! them panic the model's thread, `hang` makes a step with them never come back, `output_tokens` fixes the natural length of a generation, `weight_bytes` the size it claims.
+//! `hold_until` names a file: a generation whose text says `hold at N` waits before its token N until that file is there. One that goes on
+//! from tokens says nothing and is not held. Any penalty makes each token depend on those before it.
+//!
 //! A file `weights.bin` beside it, if there, belongs to the model too (so that tests can fetch something big).
 
 mod embed;
@@ -16,7 +19,7 @@ mod generate;
 mod ocr;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +34,10 @@ pub const FAKE_MODEL_FILE: &str = "fake-model.json";
 const WEIGHTS_FILE: &str = "weights.bin";
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 const KV_BYTES_PER_TOKEN: u64 = 1024;
+/// What a text says before the index of the token to wait at.
+const HOLD_AT: &str = "hold at ";
+/// How long a step takes in which everybody is held.
+const HELD_STEP: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +58,8 @@ struct Config {
     output_tokens: Option<u32>,
     poison: Option<String>,
     panic: Option<String>,
+    hang: Option<String>,
+    hold_until: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -160,6 +169,18 @@ struct Joined {
     id: RequestId,
     work: Work,
     trap: Option<Trap>,
+    /// Index of the token to wait at.
+    hold: Option<u32>,
+}
+
+impl Joined {
+    /// Whether it waits for the file that releases it.
+    fn held(&self) -> bool {
+        match &self.work {
+            Work::Generate(work) => self.hold.is_some_and(|at| work.next_token() == Some(at)),
+            Work::Embed(_) | Work::Ocr(_) => false,
+        }
+    }
 }
 
 /// What the model's file asks to happen to a text.
@@ -167,6 +188,7 @@ struct Joined {
 enum Trap {
     Poison,
     Panic,
+    Hang,
 }
 
 struct FakeModel {
@@ -182,8 +204,34 @@ impl FakeModel {
         let holds = |text: &str, word: &Option<String>| word.as_ref().is_some_and(|word| text.contains(word.as_str()));
         texts.into_iter().find_map(|text| match () {
             () if holds(text, &self.config.panic) => Some(Trap::Panic),
+            () if holds(text, &self.config.hang) => Some(Trap::Hang),
             () if holds(text, &self.config.poison) => Some(Trap::Poison),
             () => None,
+        })
+    }
+
+    fn hold(&self, request: &Request) -> Option<u32> {
+        self.config.hold_until.as_ref()?;
+        let Request::Generate(crate::GenerateRequest { prompt: crate::Prompt::Messages(messages), .. }) = request
+        else {
+            return None;
+        };
+        let at = messages.iter().find_map(|message| Some(message.content.split_once(HOLD_AT)?.1))?;
+        at.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    }
+
+    /// Whose turn it is of those that aren't held; none if all of them are.
+    fn next_turn(&mut self) -> Option<RequestId> {
+        let waits = self.joined.iter().any(Joined::held)
+            && !self.config.hold_until.as_ref().is_none_or(|released| released.exists());
+        if !waits {
+            return self.turns.next_turn();
+        }
+        // Each has had its turn after so many; a held one lets it pass.
+        (0..self.joined.len()).find_map(|_| {
+            let id = self.turns.next_turn()?;
+            let held = self.joined.iter().any(|joined| joined.id == id && joined.held());
+            (!held).then_some(id)
         })
     }
 
@@ -191,6 +239,9 @@ impl FakeModel {
         let joined = &mut self.joined[at];
         match joined.trap {
             Some(Trap::Panic) => panic!("the fake model panics, as its file asks"),
+            Some(Trap::Hang) => loop {
+                std::thread::park();
+            },
             Some(Trap::Poison) => {
                 let error = EngineError::Compute("poisonous text, as the model's file asks".into());
                 out.push(Output::Failed { id: joined.id, error });
@@ -234,10 +285,11 @@ impl Model for FakeModel {
         if self.free_slots() == 0 {
             return Err(EngineError::Full { slots: self.config.slots });
         }
+        let hold = self.hold(&request);
         let (work, trap) = match request {
             Request::Embed(request) if self.card.task == Task::Embed => {
                 request.validate()?;
-                let trap = self.trap(request.texts.iter().map(String::as_str));
+                let trap = self.trap(request.texts.iter().map(|text| text.text.as_ref()));
                 (Work::Embed(embed::Embedding::new(request.texts, self.config.dimensions, &self.tokens)?), trap)
             }
             Request::Generate(request) if self.card.task == Task::Generate => {
@@ -258,7 +310,7 @@ impl Model for FakeModel {
             _ => return Err(EngineError::Input("this model doesn't do what the request asks".into())),
         };
         self.turns.join(id, class);
-        self.joined.push(Joined { id, work, trap });
+        self.joined.push(Joined { id, work, trap, hold });
         Ok(())
     }
 
@@ -268,7 +320,13 @@ impl Model for FakeModel {
     }
 
     fn step(&mut self, out: &mut Vec<Output>) -> Result<Step, EngineError> {
-        let Some(id) = self.turns.next_turn() else { return Ok(Step::Idle) };
+        if self.joined.is_empty() {
+            return Ok(Step::Idle);
+        }
+        let Some(id) = self.next_turn() else {
+            std::thread::sleep(HELD_STEP);
+            return Ok(Step::Busy);
+        };
         if self.config.step_ms > 0 {
             std::thread::sleep(Duration::from_millis(self.config.step_ms));
         }

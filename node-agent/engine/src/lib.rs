@@ -123,11 +123,40 @@ pub struct GenerateRequest {
     pub logprobs: u32,
 }
 
+/// A text to embed. Clones share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbedText {
+    /// The text.
+    pub text: Arc<str>,
+    /// What [`Tokens::encode`] makes of it, where that is known already: the model's thread is spared the work.
+    pub ids: Option<Arc<[u32]>>,
+}
+
+impl EmbedText {
+    /// A text with the ids that its model's [`Tokens::encode`] gives it.
+    #[must_use]
+    pub fn tokenised(text: &str, ids: &[u32]) -> Self {
+        Self { text: text.into(), ids: Some(ids.into()) }
+    }
+}
+
+impl From<&str> for EmbedText {
+    fn from(text: &str) -> Self {
+        Self { text: text.into(), ids: None }
+    }
+}
+
+impl From<String> for EmbedText {
+    fn from(text: String) -> Self {
+        Self { text: text.into(), ids: None }
+    }
+}
+
 /// Embed texts; each becomes one unit vector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedRequest {
     /// The texts, in order.
-    pub texts: Vec<String>,
+    pub texts: Vec<EmbedText>,
     /// L2-normalise even if the model's own files don't ask for it.
     pub normalise: bool,
 }
@@ -271,6 +300,12 @@ pub trait Tokens: Send + Sync {
 
     /// Most tokens of one input, special tokens already deducted.
     fn max_tokens(&self) -> usize;
+
+    /// Whether a part of a text that begins and ends at blanks has the same ids alone as within the text. False where it isn't
+    /// known: then parts are tokenised once more.
+    fn same_between_blanks(&self) -> bool {
+        false
+    }
 }
 
 /// Opens model folders. One per process.
@@ -372,12 +407,20 @@ pub enum EngineError {
     /// The computation itself failed.
     #[error("computation failed: {0}")]
     Compute(String),
+    /// The engine's code did not come back from a step, and is waited for no more.
+    #[error("the engine made no step for {seconds} s")]
+    Stalled {
+        /// For how long.
+        seconds: u64,
+        /// The request was in the model then, and so may be what keeps it.
+        inside: bool,
+    },
 }
 
 impl EngineError {
     /// Whether the same request may succeed on another try or another node.
     #[must_use]
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Memory { .. } | Self::Compute(_))
+        matches!(self, Self::Full { .. } | Self::Memory { .. } | Self::Compute(_) | Self::Stalled { .. })
     }
 }

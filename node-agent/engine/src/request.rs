@@ -1,7 +1,7 @@
 //! Limits of requests that hold for every engine.
 
 use crate::stop::validate_stop;
-use crate::{EmbedRequest, EngineError, GenerateRequest, Prompt};
+use crate::{EmbedRequest, EmbedText, EngineError, GenerateRequest, Prompt};
 
 /// Most texts of one embedding request.
 pub const EMBED_TEXTS_MAX: usize = 4096;
@@ -26,13 +26,21 @@ impl EmbedRequest {
                 self.texts.len()
             )));
         }
-        match self.texts.iter().enumerate().find(|(_, text)| text.len() > EMBED_TEXT_BYTES_MAX) {
-            Some((index, text)) => Err(EngineError::Input(format!(
-                "text {index} has {} bytes, at most {EMBED_TEXT_BYTES_MAX} are taken",
-                text.len()
-            ))),
-            None => Ok(()),
+        for (index, EmbedText { text, ids }) in self.texts.iter().enumerate() {
+            if text.len() > EMBED_TEXT_BYTES_MAX {
+                return Err(EngineError::Input(format!(
+                    "text {index} has {} bytes, at most {EMBED_TEXT_BYTES_MAX} are taken",
+                    text.len()
+                )));
+            }
+            let ids = ids.as_ref().map_or(0, |ids| ids.len());
+            if ids > EMBED_TEXT_BYTES_MAX {
+                return Err(EngineError::Input(format!(
+                    "text {index} comes with {ids} token ids, at most {EMBED_TEXT_BYTES_MAX} are taken"
+                )));
+            }
         }
+        Ok(())
     }
 }
 
@@ -132,10 +140,16 @@ mod tests {
 
     #[test]
     fn hostile_embeddings_are_refused_by_name() {
-        let ask = |texts: Vec<String>| EmbedRequest { texts, normalise: false }.validate();
+        let ask = |texts: Vec<String>| {
+            let texts = texts.into_iter().map(EmbedText::from).collect();
+            EmbedRequest { texts, normalise: false }.validate()
+        };
         assert!(ask(vec![String::new()]).is_ok());
         assert!(ask(vec![]).unwrap_err().to_string().contains("got 0"));
         assert!(ask(vec![String::new(); 1_000_000]).unwrap_err().to_string().contains("1000000"));
         assert!(ask(vec!["x".repeat(50 << 20)]).unwrap_err().to_string().contains("bytes"));
+        let ids = vec![1; EMBED_TEXT_BYTES_MAX + 1];
+        let much = EmbedRequest { texts: vec![EmbedText::tokenised("x", &ids)], normalise: false };
+        assert!(much.validate().unwrap_err().to_string().contains("token ids"));
     }
 }

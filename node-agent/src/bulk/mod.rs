@@ -251,6 +251,9 @@ impl Bulk {
         if wanted.lasting {
             request.push_str("ingle-lasting: 1\r\n");
         }
+        if let Some(traceparent) = ingle_daemon::trace::current_traceparent() {
+            request.push_str(&format!("traceparent: {traceparent}\r\n"));
+        }
         request.push_str("\r\n");
         request
     }

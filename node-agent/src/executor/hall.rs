@@ -13,6 +13,8 @@ pub(super) struct Guest {
     progress: Progress,
     /// Order of entry: who came last makes room first.
     entered: u64,
+    /// Tokens that it was given here: in all, and since it entered.
+    said: (u32, u32),
 }
 
 enum Progress {
@@ -48,7 +50,7 @@ impl Guest {
             }
             Request::Ocr(request) => Progress::Ocr(request),
         };
-        (join.id, Self { class: join.class, reader: join.reader, progress, entered: 0 })
+        (join.id, Self { class: join.class, reader: join.reader, progress, entered: 0, said: (0, 0) })
     }
 
     /// The request to enter the model with: what is left of it.
@@ -83,6 +85,7 @@ impl Guest {
             }
             (Progress::Generate { request, .. }, Output::Token { index, token, text_offset, text, logprobs, .. }) => {
                 request.resume.emitted.push(token);
+                self.said = (self.said.0.saturating_add(1), self.said.1.saturating_add(1));
                 request.resume.text_offset = text_offset + text.len() as u64;
                 Some(Event::Token { index, token, text_offset, text, logprobs })
             }
@@ -120,8 +123,31 @@ impl Hall {
         self.interactive.len() + self.batch.len()
     }
 
+    /// Tokens that generations in the model hold: what they were asked and what they have said.
+    pub(super) fn tokens_held(&self) -> u64 {
+        let held = |guest: &Guest| match &guest.progress {
+            Progress::Generate { request, .. } => {
+                let prompt = match &request.prompt {
+                    Prompt::Tokens(ids) => ids.len(),
+                    // Not told yet: that comes with its first step.
+                    Prompt::Messages(_) => 0,
+                };
+                (prompt + request.resume.emitted.len()) as u64
+            }
+            Progress::Embed { .. } | Progress::Ocr(_) => 0,
+        };
+        self.inside.values().map(held).sum()
+    }
+
     pub(super) fn interactive_waits(&self) -> bool {
         !self.interactive.is_empty()
+    }
+
+    /// Whether there is work, and none of it is a person's.
+    pub(super) fn only_batch_inside(&self) -> bool {
+        !self.inside.is_empty()
+            && !self.interactive_waits()
+            && self.inside.values().all(|guest| guest.class == Class::Batch)
     }
 
     /// Puts a request at the end of its class.
@@ -150,6 +176,7 @@ impl Hall {
     pub(super) fn enter(&mut self, id: RequestId, mut guest: Guest) {
         self.entries += 1;
         guest.entered = self.entries;
+        guest.said.1 = 0;
         self.inside.insert(id, guest);
     }
 
@@ -172,6 +199,12 @@ impl Hall {
         let guest = self.inside.remove(&id)?;
         self.batch.push_front((id, guest));
         Some(id)
+    }
+
+    /// Tokens that a request in the model was given here, in all and since it entered: what it brought from another node
+    /// isn't among them.
+    pub(super) fn said(&self, id: RequestId) -> (u32, u32) {
+        self.inside.get(&id).map_or((0, 0), |guest| guest.said)
     }
 
     /// Hands an output to its request. The id comes back if its reader is gone and it should leave the model.

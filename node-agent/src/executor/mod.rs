@@ -1,13 +1,18 @@
 //! One OS thread per loaded model with a bounded mailbox: requests enter between two steps, interactive before batch.
 //!
+//! While a person is served by one model, the others of the node do batch work only now and then (`courtesy.rs`).
+//!
 //! A panic or an error of the model fails what is in it, not the agent: the thread loads the model again and goes on.
 
+mod courtesy;
 mod hall;
+mod moves;
 mod rates;
 mod thread;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ingle_engine::{
     Class, Engine, EngineError, Finish, LoadOptions, Model, ModelCard, Request, RequestId, Timings, Tokens,
@@ -16,6 +21,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::limits;
 use crate::metrics::NodeMetrics;
+pub use courtesy::Courtesy;
+use moves::Moves;
+pub use moves::Progress;
 pub use rates::Rates;
 
 /// What a request hands back, in order; `Done` is last.
@@ -73,6 +81,8 @@ pub struct Totals {
     pub steps: AtomicU64,
     /// Microseconds spent in them.
     pub busy_us: AtomicU64,
+    /// People who are served now, by any model.
+    pub courtesy: Courtesy,
 }
 
 enum Command {
@@ -130,6 +140,7 @@ struct Shared {
     rates: Mutex<Rates>,
     totals: Arc<Totals>,
     metrics: NodeMetrics,
+    moves: Moves,
 }
 
 /// A loaded model. Dropping the last handle and ticket ends its thread.
@@ -165,6 +176,7 @@ impl ModelHandle {
             rates: Mutex::default(),
             totals,
             metrics,
+            moves: Moves::default(),
         });
         let (mailbox, commands) = mpsc::channel(limits::MAILBOX_COMMANDS);
         let (ended_tx, ended) = watch::channel(false);
@@ -227,18 +239,43 @@ impl ModelHandle {
         self.shared.dead.load(Ordering::Acquire)
     }
 
-    /// Asks the thread to end and waits until the model's memory is free. What is in the model fails.
+    /// How far its thread has come.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.shared.moves.progress()
+    }
+
+    /// Its thread has been in the same piece of the engine's code for so long; zero: it moves.
+    pub fn saw_still(&self, still: Duration) {
+        self.shared.moves.saw_still(still);
+    }
+
+    /// Gives the thread up, for it can't be ended from outside: whatever was with it fails now, and the model counts as dead.
+    pub fn abandon(&self) {
+        self.shared.dead.store(true, Ordering::Release);
+        self.shared.moves.abandon();
+    }
+
+    /// Asks the thread to end and waits until the model's memory is free. What is in the model fails. One that was given up is
+    /// not waited for.
     pub async fn stop(&self) {
-        let _ = self.mailbox.send(Command::Stop).await;
-        let mut ended = self.ended.clone();
-        // An error means that the thread is gone, which is what we wait for.
-        let _ = ended.wait_for(|ended| *ended).await;
+        let ended = async {
+            let _ = self.mailbox.send(Command::Stop).await;
+            self.shared.totals.courtesy.mail();
+            let mut ended = self.ended.clone();
+            // An error means that the thread is gone, which is what we wait for.
+            let _ = ended.wait_for(|ended| *ended).await;
+        };
+        tokio::select! {
+            () = ended => {}
+            () = self.shared.moves.abandoned.cancelled() => {}
+        }
     }
 
     /// Hands a request to the model. It waits there until a slot is free.
     ///
     /// # Errors
-    /// [`EngineError::Compute`] if the model's thread has ended.
+    /// [`EngineError::Compute`] if the model's thread has ended, [`EngineError::Stalled`] if it was given up.
     pub async fn submit(&self, class: Class, request: Request) -> Result<Ticket, EngineError> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let capacity = match &request {
@@ -249,12 +286,19 @@ impl ModelHandle {
         let (events, received) = mpsc::channel(capacity);
         let shared = Arc::new(TicketShared::default());
         let reader = Reader { events, shared: Arc::clone(&shared) };
-        let ticket =
-            Ticket { id, events: received, shared, owner: Arc::clone(&self.shared), mailbox: self.mailbox.clone() };
-        self.mailbox
-            .send(Command::Join(Join { id, class, request, reader }))
-            .await
-            .map_err(|_| EngineError::Compute("the model's thread has ended".into()))?;
+        if class == Class::Interactive {
+            self.shared.totals.courtesy.enter();
+        }
+        let (owner, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
+        let ticket = Ticket { id, class, events: received, shared, owner, mailbox };
+        tokio::select! {
+            biased;
+            () = self.shared.moves.abandoned.cancelled() => return Err(self.shared.moves.stalled(id)),
+            sent = self.mailbox.send(Command::Join(Join { id, class, request, reader })) => {
+                sent.map_err(|_| EngineError::Compute("the model's thread has ended".into()))?;
+            }
+        }
+        self.shared.totals.courtesy.mail();
         Ok(ticket)
     }
 }
@@ -291,6 +335,7 @@ fn start(
 /// A request in a model. Dropping it takes the request out.
 pub struct Ticket {
     id: RequestId,
+    class: Class,
     events: mpsc::Receiver<Event>,
     shared: Arc<TicketShared>,
     owner: Arc<Shared>,
@@ -303,7 +348,13 @@ impl Ticket {
     /// # Errors
     /// Why the request ended without [`Event::Done`].
     pub async fn next(&mut self) -> Result<Event, EngineError> {
-        match self.events.recv().await {
+        let event = tokio::select! {
+            // What it said before comes first.
+            biased;
+            event = self.events.recv() => event,
+            () = self.owner.moves.abandoned.cancelled() => return Err(self.owner.moves.stalled(self.id)),
+        };
+        match event {
             Some(event) => Ok(event),
             None => Err(self
                 .shared
@@ -327,6 +378,11 @@ impl Drop for Ticket {
         self.owner.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
         // A full mailbox wakes the thread as well.
         let _ = self.mailbox.try_send(Command::Wake);
+        let courtesy = &self.owner.totals.courtesy;
+        match self.class {
+            Class::Interactive => courtesy.leave(),
+            Class::Batch => courtesy.mail(),
+        }
     }
 }
 

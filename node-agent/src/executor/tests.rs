@@ -1,5 +1,7 @@
 //! The executor with the fake engine: order of entry, bounds, cancellation, and a model whose thread fails.
 
+mod preemption;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ fn load(dir: &Path, config: &str) -> ModelHandle {
 }
 
 fn embed(texts: &[&str]) -> Request {
-    Request::Embed(EmbedRequest { texts: texts.iter().map(ToString::to_string).collect(), normalise: true })
+    Request::Embed(EmbedRequest { texts: texts.iter().map(|text| (*text).into()).collect(), normalise: true })
 }
 
 fn generate(text: &str, max_tokens: u32) -> Request {
@@ -246,4 +248,48 @@ async fn a_panic_outside_of_a_step_leaves_a_model_that_says_it_is_dead() {
     assert!(finish(stays).await.is_err(), "whoever is in the model is told");
     tokio::time::timeout(Duration::from_secs(20), model.stop()).await.expect("its end is seen");
     assert!(model.is_dead(), "so that it is loaded anew");
+}
+
+#[tokio::test]
+async fn an_engine_that_stands_still_is_given_up_and_says_who_was_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = load(dir.path(), r#"{"task": "generate", "slots": 1, "hang": "quicksand"}"#);
+    let mut inside = model.submit(Class::Batch, generate("into quicksand", 5)).await.unwrap();
+    let moving = async {
+        while !model.progress().in_engine() || model.progress().inside == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), moving).await.expect("it enters the engine");
+    let turn = model.progress().turn;
+    let mut waiting = model.submit(Class::Batch, generate("behind it", 5)).await.unwrap();
+    assert!(!model.is_dead() && !model.progress().abandoned);
+    model.saw_still(Duration::from_secs(9));
+    assert_eq!((model.progress().turn, model.progress().still_ms), (turn, 9_000));
+    model.abandon();
+    let told = |error: EngineError| match error {
+        EngineError::Stalled { seconds, inside } => (seconds, inside),
+        other => panic!("{other}"),
+    };
+    assert_eq!(told(inside.next().await.unwrap_err()), (9, true));
+    assert_eq!(told(waiting.next().await.unwrap_err()), (9, false));
+    let late = model.submit(Class::Interactive, generate("too late", 5)).await;
+    assert!(matches!(late.map(|_| ()), Err(EngineError::Stalled { inside: false, .. })));
+    assert!(model.is_dead() && model.progress().abandoned);
+    // Nobody waits for a thread that doesn't come back.
+    tokio::time::timeout(Duration::from_secs(20), model.stop()).await.expect("at once");
+}
+
+#[tokio::test]
+async fn a_model_that_works_is_never_in_the_same_place_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = load(dir.path(), r#"{"task": "embed", "dimensions": 8}"#);
+    finish(model.submit(Class::Batch, embed(&["a b", "c"])).await.unwrap()).await.unwrap();
+    let idle = async {
+        while model.progress().in_engine() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), idle).await.expect("it comes back");
+    assert!(model.progress().steps > 0);
 }

@@ -10,8 +10,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::hall::{Guest, Hall};
+use super::moves::Moves;
 use super::{Command, Shared};
 use crate::limits;
+use crate::metrics::NodeMetrics;
 
 /// Runs an engine's code; a panic becomes an error.
 pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
@@ -34,8 +36,19 @@ pub(super) fn run(
 ) {
     let mut hall = Hall::default();
     let mut model = model;
+    let mut share = Share { metrics: &shared.metrics, requests: 0, kv_bytes: 0 };
+    let mut stepped = Instant::now();
     while take_mail(&mut hall, &mut model, &mut commands, shared) {
-        let worked = let_in(&mut hall, model.as_mut()).and_then(|()| step(&mut hall, model.as_mut(), shared));
+        let entered = shared.moves.within(|| let_in(&mut hall, model.as_mut(), &shared.moves));
+        // Giving way is waiting on purpose: no sign of an engine that stands still.
+        if entered.is_ok()
+            && hall.only_batch_inside()
+            && !shared.totals.courtesy.give_way(stepped, || !commands.is_empty() || commands.is_closed())
+        {
+            continue;
+        }
+        stepped = Instant::now();
+        let worked = entered.and_then(|()| shared.moves.within(|| step(&mut hall, model.as_mut(), shared)));
         if let Err(error) = worked {
             tracing::warn!(reason = %error, "a model failed; loading it again");
             shared.metrics.model_restarts.inc();
@@ -55,12 +68,36 @@ pub(super) fn run(
                 }
             }
         }
+        share.set(hall.inside.len(), hall.tokens_held().saturating_mul(model.card().kv_bytes_per_token));
         shared.free_slots.store(u64::from(model.free_slots()), Ordering::Relaxed);
         shared.memory_bytes.store(model.memory_bytes(), Ordering::Relaxed);
     }
     let error = EngineError::Compute("the model was unloaded".into());
     hall.fail_all(&error);
     close(&mut commands, &error);
+}
+
+/// What one model adds to gauges that all models share; taken off when its thread ends.
+struct Share<'a> {
+    metrics: &'a NodeMetrics,
+    requests: i64,
+    kv_bytes: i64,
+}
+
+impl Share<'_> {
+    fn set(&mut self, requests: usize, kv_bytes: u64) {
+        let requests = i64::try_from(requests).unwrap_or(i64::MAX);
+        let kv_bytes = i64::try_from(kv_bytes).unwrap_or(i64::MAX);
+        self.metrics.requests.inc_by(requests - self.requests);
+        self.metrics.kv_bytes.inc_by(kv_bytes - self.kv_bytes);
+        (self.requests, self.kv_bytes) = (requests, kv_bytes);
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.set(0, 0);
+    }
 }
 
 /// Takes all commands there are; waits for one if there is nothing to do. False: the thread should end.
@@ -107,13 +144,13 @@ fn dismiss(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) {
     let leaving = std::mem::take(&mut *shared.leaving.lock().unwrap_or_else(PoisonError::into_inner));
     for id in leaving {
         if hall.leave(id) {
-            model.leave(id);
+            shared.moves.within(|| model.leave(id));
         }
     }
 }
 
 /// Lets waiting requests into the model while there are slots; for an interactive one a batch request makes room.
-fn let_in(hall: &mut Hall, model: &mut dyn Model) -> Result<(), EngineError> {
+fn let_in(hall: &mut Hall, model: &mut dyn Model, moves: &Moves) -> Result<(), EngineError> {
     while hall.waiting() > 0 {
         if model.free_slots() == 0 {
             let room = hall.interactive_waits().then(|| hall.make_room()).flatten();
@@ -123,6 +160,7 @@ fn let_in(hall: &mut Hall, model: &mut dyn Model) -> Result<(), EngineError> {
             }
         }
         let Some((id, guest, request)) = hall.next() else { return Ok(()) };
+        moves.enters(id);
         let joined = std::panic::catch_unwind(AssertUnwindSafe(|| model.join(id, guest.class, request)));
         match joined {
             Ok(Ok(())) => hall.enter(id, guest),
@@ -146,6 +184,7 @@ fn step(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) -> Result<(), E
     if hall.inside.is_empty() {
         return Ok(());
     }
+    shared.moves.step(hall.inside.keys());
     let mut out = Vec::new();
     let begun = Instant::now();
     let stepped = guarded(|| model.step(&mut out));
@@ -155,17 +194,19 @@ fn step(hall: &mut Hall, model: &mut dyn Model, shared: &Shared) -> Result<(), E
     shared.totals.busy_us.fetch_add(us, Ordering::Relaxed);
     shared.metrics.steps.inc();
     shared.metrics.step_seconds.observe(spent.as_secs_f64());
+    shared.metrics.step_requests.observe(hall.inside.len() as f64);
     let share = us / hall.inside.len() as u64;
     for guest in hall.inside.values() {
         guest.reader.shared.busy_us.fetch_add(share, Ordering::Relaxed);
     }
     let stepped = stepped?;
     for output in out {
-        if let Output::Done { prompt_tokens, output_tokens, timings, .. } = &output {
+        if let Output::Done { id, prompt_tokens, timings, .. } = &output {
+            let (said, since_entry) = hall.said(*id);
             shared.metrics.tokens_in.inc_by(u64::from(*prompt_tokens));
-            shared.metrics.tokens_out.inc_by(u64::from(*output_tokens));
+            shared.metrics.tokens_out.inc_by(u64::from(said));
             let mut rates = shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
-            rates.request(*prompt_tokens, *output_tokens, *timings);
+            rates.request(*prompt_tokens, since_entry, *timings);
         }
         if let Some(gone) = hall.route(output) {
             model.leave(gone);

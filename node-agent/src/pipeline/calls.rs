@@ -1,12 +1,13 @@
 //! Interactive work: a person's texts to vectors, a person's messages to a stream of frames that can move to another node.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ingle_engine::{Class, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task};
+use ingle_engine::{Class, EmbedText, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task};
 use ingle_proto::job::{validate_embed_request, validate_generate_request};
 use ingle_proto::v1::{self, generate_response::Frame, work_response};
 use ingle_proto::{ErrorCode, MESSAGE_BYTES_MAX, Problem};
 
+use super::phases::Phases;
 use super::{Attempt, Outcome, embed, sampling};
 use crate::error::Failure;
 use crate::executor::Event;
@@ -32,7 +33,8 @@ pub async fn embed(attempt: &Attempt, request: v1::EmbedRequest) -> Result<Outco
             format!("at most {most} texts of this model's vectors fit one answer, got {}", request.texts.len()),
         )));
     }
-    let answer = embed::vectors(&lease, Class::Interactive, request.texts).await.map_err(|e| Failure::engine(&e))?;
+    let texts = request.texts.into_iter().map(EmbedText::from).collect();
+    let answer = embed::vectors(&lease, Class::Interactive, texts).await.map_err(|e| Failure::engine(&e))?;
     if request.fail_on_truncation
         && let Some(at) = answer.vectors.iter().position(|(_, _, truncated)| *truncated)
     {
@@ -65,6 +67,7 @@ pub async fn embed(attempt: &Attempt, request: v1::EmbedRequest) -> Result<Outco
 /// # Errors
 /// [`Failure`].
 pub async fn generate(attempt: &Attempt, work: v1::GenerateWork) -> Result<Outcome, Failure> {
+    let came = Instant::now();
     let request = work.request.ok_or_else(|| Failure::input(Problem::missing("generate.request")))?;
     validate_generate_request(&request).map_err(Failure::input)?;
     let lease = lease(attempt, Task::Generate).await?;
@@ -75,6 +78,7 @@ pub async fn generate(attempt: &Attempt, work: v1::GenerateWork) -> Result<Outco
     };
     let sampling = sampling(request.sampling.as_ref(), attempt.token.attempt);
     let seed = sampling.seed;
+    let resumed = !work.emitted.is_empty();
     let ask = GenerateRequest {
         prompt,
         resume: Resume { emitted: work.emitted, text_offset: work.text_offset },
@@ -83,11 +87,15 @@ pub async fn generate(attempt: &Attempt, work: v1::GenerateWork) -> Result<Outco
         stop: request.stop,
         logprobs: request.logprobs.unwrap_or(0),
     };
+    let metrics = &attempt.agent.metrics;
+    let mut phases = Phases::begin(metrics, Class::Interactive, attempt.queued, came, resumed);
     let mut ticket =
         lease.handle.submit(Class::Interactive, Request::Generate(ask)).await.map_err(|e| Failure::engine(&e))?;
     let frames = Frames { attempt };
     loop {
-        match ticket.next().await.map_err(|error| Failure::engine(&error))? {
+        let event = ticket.next().await.map_err(|error| Failure::engine(&error))?;
+        phases.see(&event);
+        match event {
             Event::Prompt(ids) => {
                 let started = v1::GenerateStarted {
                     request_id: String::new(),

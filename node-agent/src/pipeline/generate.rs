@@ -1,5 +1,7 @@
 //! Generating over a batch: each document through the prompt template and the model, to a JSON and a text file beside its name.
 
+use std::time::{Duration, Instant};
+
 use futures::StreamExt as _;
 use ingle_engine::{Class, EngineError, Finish, GenerateRequest, Message, Prompt, Request, Resume, Task, Tokens};
 use ingle_proto::ErrorCode;
@@ -10,6 +12,7 @@ use serde::Serialize;
 use super::embed::as_item;
 use super::manifest::{Manifest, NoResult};
 use super::mirror::{self, Done};
+use super::phases::Phases;
 use super::source::{self, Document, Wanted};
 use super::template::{RenderError, Template, Variables};
 use super::texts;
@@ -190,10 +193,14 @@ impl Job<'_> {
             stop: self.options.stop.clone(),
             logprobs: 0,
         };
+        let metrics = &self.attempt.agent.metrics;
+        let mut phases = Phases::begin(metrics, Class::Batch, Duration::ZERO, Instant::now(), false);
         let mut ticket = self.lease.handle.submit(Class::Batch, Request::Generate(request)).await?;
         let mut text = String::new();
         loop {
-            match ticket.next().await? {
+            let event = ticket.next().await?;
+            phases.see(&event);
+            match event {
                 Event::Token { text: piece, .. } => text.push_str(&piece),
                 Event::Done { finish, text: rest, prompt_tokens, output_tokens, .. } => {
                     text.push_str(&rest);

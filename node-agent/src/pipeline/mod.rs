@@ -12,6 +12,7 @@ mod ocr_file;
 mod ocr_join;
 mod pages;
 pub mod passages;
+mod phases;
 pub mod schema;
 pub mod source;
 pub mod template;
@@ -97,6 +98,13 @@ impl Attempt {
         format!("{job}-{part}-{}.{extension}", self.token.attempt)
     }
 
+    /// Tells that it is here, whatever else is told within the same moment.
+    fn begun(&self) {
+        let attempt = self.token.attempt;
+        let progress = v1::Progress { attempt, stage: BEGUN.to_owned(), ..v1::Progress::default() };
+        self.agent.outbox.push(attempt, Keep::Now, Message::Progress(progress));
+    }
+
     /// Tells how far it is, at most twice a second.
     pub fn progress(&self, items_done: u32, bytes_done: u64, stage: &str) {
         {
@@ -111,6 +119,9 @@ impl Attempt {
         self.agent.outbox.push(attempt, Keep::Now, Message::Progress(progress));
     }
 }
+
+/// The stage of an attempt of which nothing was touched yet.
+pub const BEGUN: &str = "begun";
 
 /// For metrics.
 #[must_use]
@@ -132,6 +143,10 @@ pub fn label(assign: &v1::Assign) -> &'static str {
 /// # Errors
 /// [`Failure`] with whose fault it is.
 pub async fn run(attempt: Attempt, assign: v1::Assign) -> Result<Outcome, Failure> {
+    if matches!(assign.work, Some(Work::Batch(_) | Work::Join(_))) {
+        // Said before anything of it is touched: if this process dies now, the leader knows what it had.
+        attempt.begun();
+    }
     match assign.work {
         Some(Work::Batch(work)) => match work.kind() {
             v1::JobKind::Embed => Box::pin(embed::batch(&attempt, work)).await,

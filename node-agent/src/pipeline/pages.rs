@@ -1,7 +1,9 @@
 //! A document's pages in order: parsed in another process, read by the model where they are pixels, one page ahead of it.
 
 use std::ops::Range;
+use std::time::SystemTime;
 
+use ingle_daemon::past::phase;
 use ingle_engine::{Class, EngineError, OcrRequest, PageImage, PageText, Request};
 use ingle_parse::{Content, Document, Page, PageWords, ParseError};
 use ingle_proto::v1::{self, PageSource};
@@ -89,6 +91,7 @@ impl Pages {
     }
 
     async fn recognise(&mut self, lease: &Lease, class: Class, page: PageImage) -> Result<PageText, EngineError> {
+        let begun = SystemTime::now();
         let mut ticket = lease.handle.submit(class, Request::Ocr(OcrRequest { page })).await?;
         let mut text = None;
         loop {
@@ -96,6 +99,7 @@ impl Pages {
                 Event::Page(page) => text = Some(page),
                 Event::Done { .. } => {
                     self.busy_us += ticket.busy_us();
+                    phase("page", begun, SystemTime::now(), &[]);
                     return text.ok_or_else(|| EngineError::Compute("the model left out the page".into()));
                 }
                 _ => {}

@@ -37,6 +37,32 @@ pub struct Passage {
     pub range: Range<usize>,
     /// Tokens in it, as the whole text was tokenised.
     pub tokens: usize,
+    /// Ids of its text alone, so that nobody has to tokenise it again.
+    pub ids: Vec<u32>,
+}
+
+/// Makes passages with their ids: those that the whole text's tokens have, where they are the same.
+struct Cutter<'a> {
+    text: &'a str,
+    tokens: &'a dyn Tokens,
+    /// Whether ids between blanks are those of the passage alone.
+    same: bool,
+}
+
+impl Cutter<'_> {
+    fn passage(&self, range: Range<usize>, ids: impl ExactSizeIterator<Item = u32>) -> Result<Passage, EngineError> {
+        // Not any white space: normalisers delete some kinds, which joins two words.
+        let blank = |at: Option<usize>| at.is_some_and(|at| b" \n\t\r".contains(&self.text.as_bytes()[at]));
+        let begins = range.start == 0 || blank(Some(range.start)) || blank(range.start.checked_sub(1));
+        let ends = range.end == self.text.len() || blank(Some(range.end)) || blank(range.end.checked_sub(1));
+        let tokens = ids.len();
+        let ids = if self.same && begins && ends {
+            ids.collect()
+        } else {
+            self.tokens.encode(&self.text[range.clone()])?.ids
+        };
+        Ok(Passage { range, tokens, ids })
+    }
 }
 
 /// Splits a text. The ranges begin at 0, end at the text's end, ascend, and leave no gap; a text without tokens has none.
@@ -47,15 +73,23 @@ pub struct Passage {
 /// What the tokenizer said.
 pub fn split(text: &str, tokens: &dyn Tokens, sizes: Sizes) -> Result<Vec<Passage>, EngineError> {
     let mut passages = Vec::new();
-    // Tokens from the current passage's begin on.
+    // Tokens from the current passage's begin on, and their ids.
     let mut window: VecDeque<Range<usize>> = VecDeque::new();
+    let mut ids: VecDeque<u32> = VecDeque::new();
+    let mut cutter = Cutter { text, tokens, same: tokens.same_between_blanks() };
     let mut read = 0usize;
     // End of the last passage.
     let mut settled = 0usize;
     loop {
         while window.len() <= sizes.passage + CHARACTER_TOKENS && read < text.len() {
             let piece = piece(&text[read..]);
-            for (start, end) in tokens.encode(piece)?.offsets {
+            // A word that is cut here has other tokens than in its passage.
+            let whole =
+                read + piece.len() == text.len() || text[read + piece.len()..].starts_with([' ', '\n', '\t', '\r']);
+            cutter.same &= whole;
+            let encoding = tokens.encode(piece)?;
+            ids.extend(encoding.ids);
+            for (start, end) in encoding.offsets {
                 let (start, end) = (read + start.min(piece.len()), read + end.min(piece.len()));
                 window.push_back(text.floor_char_boundary(start)..text.ceil_char_boundary(end.max(start)));
             }
@@ -65,7 +99,7 @@ pub fn split(text: &str, tokens: &dyn Tokens, sizes: Sizes) -> Result<Vec<Passag
         // What stands before the first token belongs to the first passage.
         let start = if passages.is_empty() { 0 } else { begin.start };
         if window.len() <= sizes.passage {
-            passages.push(Passage { range: start..text.len(), tokens: window.len() });
+            passages.push(cutter.passage(start..text.len(), ids.iter().copied())?);
             return Ok(passages);
         }
         let cut = match border(text, &window, sizes.passage, settled) {
@@ -74,6 +108,7 @@ pub fn split(text: &str, tokens: &dyn Tokens, sizes: Sizes) -> Result<Vec<Passag
             None if begin.start < settled => {
                 while window.front().is_some_and(|token| token.start < settled) {
                     window.pop_front();
+                    ids.pop_front();
                 }
                 continue;
             }
@@ -81,13 +116,14 @@ pub fn split(text: &str, tokens: &dyn Tokens, sizes: Sizes) -> Result<Vec<Passag
             None => (1..window.len()).find(|&at| quality(text, &window, at) > Border::Inside).unwrap_or(window.len()),
         };
         let end = window.get(cut).map_or(text.len(), |token| token.start);
-        passages.push(Passage { range: start..end, tokens: cut });
+        passages.push(cutter.passage(start..end, ids.range(..cut).copied())?);
         if cut == window.len() {
             return Ok(passages);
         }
         settled = end;
         let next = resume(text, &window, cut, sizes.overlap);
         window.drain(..next);
+        ids.drain(..next);
     }
 }
 
@@ -174,6 +210,31 @@ pub(crate) mod tests {
         }
     }
 
+    /// A token per word, without its blanks; each has the same id wherever it stands. Counts how often it is asked.
+    #[derive(Default)]
+    struct Words(std::sync::atomic::AtomicUsize);
+
+    impl Tokens for Words {
+        fn encode(&self, text: &str) -> Result<Encoding, EngineError> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut encoding = Encoding { ids: Vec::new(), offsets: Vec::new() };
+            for word in text.split_whitespace() {
+                let start = word.as_ptr() as usize - text.as_ptr() as usize;
+                encoding.offsets.push((start, start + word.len()));
+                encoding.ids.push(word.bytes().fold(7, |id: u32, byte| id.wrapping_mul(31) ^ u32::from(byte)));
+            }
+            Ok(encoding)
+        }
+
+        fn max_tokens(&self) -> usize {
+            100
+        }
+
+        fn same_between_blanks(&self) -> bool {
+            true
+        }
+    }
+
     /// The fake engine's tokenizer.
     pub(crate) fn fake_tokens() -> Arc<dyn Tokens> {
         let dir = tempfile::tempdir().unwrap();
@@ -227,6 +288,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_text_is_tokenised_once_where_its_words_stand_for_themselves() {
+        let text = "Some words. And others\nof which it has a few. ".repeat(50);
+        let tokens = Words::default();
+        let got = split(&text, &tokens, sizes(20, 4)).unwrap();
+        assert_eq!(tokens.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert!(got.len() > 10);
+        for passage in &got {
+            assert_eq!(passage.ids, tokens.encode(&text[passage.range.clone()]).unwrap().ids);
+            assert_eq!(passage.ids.len(), passage.tokens);
+        }
+        // A word without an end is cut where a piece ends: what stands beside it isn't trusted.
+        let unbroken = format!("some words {} and more", "x".repeat(3 * limits::TOKENISE_BYTES));
+        for passage in split(&unbroken, &tokens, sizes(20, 4)).unwrap() {
+            assert_eq!(passage.ids, tokens.encode(&unbroken[passage.range.clone()]).unwrap().ids);
+        }
+    }
+
+    #[test]
     fn pieces_of_one_character_stay_together() {
         let text = "🦀🦀🦀🦀🦀";
         for passage in 1..9 {
@@ -250,9 +329,12 @@ pub(crate) mod tests {
         #[test]
         fn any_text_is_covered_without_gaps(text in "[a-c .\n🦀é]{0,400}", passage in 1usize..40, overlap in 0usize..20) {
             let sizes = sizes(passage, overlap.min(passage / 2));
-            for tokens in [fake_tokens(), Arc::new(Bytes)] {
+            for tokens in [fake_tokens(), Arc::new(Bytes), Arc::new(Words::default())] {
                 let got = split(&text, tokens.as_ref(), sizes).unwrap();
                 covers(&text, &got);
+                for passage in &got {
+                    prop_assert_eq!(&passage.ids, &tokens.encode(&text[passage.range.clone()]).unwrap().ids);
+                }
                 let total = tokens.encode(&text).unwrap().ids.len();
                 prop_assert_eq!(got.is_empty(), total == 0);
                 prop_assert!(got.iter().all(|p| p.tokens <= passage.max(4)), "only a character's own tokens may exceed it");

@@ -11,6 +11,7 @@ use ingle_proto::v1;
 use ingle_proto::{Digest, ErrorCode, Problem};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::cache::{Cache, Pin};
 use super::fetch::{self, Progress};
@@ -97,12 +98,14 @@ impl Copies {
         let copying = Copying { inner: Arc::clone(&self.inner), gateway, base, folder };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        let work = async move {
             let outcome = copying.run().await;
             // Nobody who hears of its end finds it still under way.
             drop(copying);
             let _nobody_waits = told.send(outcome);
-        });
+        };
+        // In the trace of whoever wanted it first: there its reads explain the waiting.
+        tasks.spawn(work.in_current_span());
         (ended, true)
     }
 

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::sync::atomic::Ordering;
 
+use ingle_node_agent::pipeline::BEGUN;
 use ingle_node_agent::pipeline::schema::{PartReader, Row};
 use ingle_proto::v1::{self, FailureKind, ItemOutcome, JobKind, assign::Work, work_request};
 
@@ -242,17 +243,47 @@ async fn a_drain_ends_a_batch_after_its_item() {
     leader.assign(1, "slow", Work::Batch(work.clone())).await;
     leader
         .until(|message| match message {
-            v1::work_response::Message::Progress(progress) => Some(progress),
+            v1::work_response::Message::Progress(progress) if progress.stage != BEGUN => Some(progress),
             _ => None,
         })
         .await;
-    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: true })).await;
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: true, leave: false })).await;
     let complete = leader.ended(1).await.unwrap();
     assert!(complete.count >= 1 && complete.count < 30, "{}", complete.count);
     assert_eq!(manifest(&leader.gateway, &complete).items.len(), complete.count as usize);
     leader.assign(2, "slow", Work::Batch(work)).await;
     let refused = leader.ended(2).await.unwrap_err();
     assert_eq!((refused.kind(), refused.code.as_str()), (FailureKind::Node, "SHUTTING_DOWN"));
-    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false })).await;
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false, leave: false })).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_window_is_in_the_model_the_next_is_gathered() {
+    // A window is 17 of these texts, and each takes the model a second.
+    let slow = ("slow", r#"{"task": "embed", "dimensions": 8, "context": 512, "step_ms": 1000}"#);
+    let node = Node::start(&[slow]).await;
+    let mut leader = node.lead().await;
+    let text = (0..500).map(|number| format!("word{number} ")).collect::<String>();
+    let names: Vec<String> = (0..60).map(|number| format!("{number:02}.txt")).collect();
+    let documents: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), text.as_bytes())).collect();
+    let work = batch(&leader.gateway, JobKind::Embed, &documents);
+    let state = std::sync::Arc::clone(&leader.gateway.state);
+    leader.assign(1, "slow", Work::Batch(work)).await;
+    let gathered = async {
+        // Two windows: what is only read ahead of one is no more than eight documents.
+        while state.object_reads.load(Ordering::SeqCst) < 34 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = gathered => {}
+        () = leader.until(|message| matches!(message, v1::work_response::Message::Progress(_)).then_some(())) => {
+            panic!("the first window was through the model before the second was gathered")
+        }
+    }
+    let cancel = v1::CancelAttempt { attempt: 1, reason: "it was seen".into() };
+    leader.send(work_request::Message::Cancel(cancel)).await;
+    assert_eq!(leader.ended(1).await.unwrap_err().kind(), FailureKind::Cancelled);
     node.stop().await;
 }

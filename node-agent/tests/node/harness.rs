@@ -69,14 +69,7 @@ impl Engine for Slow {
 impl Node {
     /// A node over local fake models.
     pub(crate) async fn start(models: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("models");
-        std::fs::create_dir_all(&root).unwrap();
-        for (name, config) in models {
-            model(&root, name, config);
-        }
-        let gateway = Gateway::start().await;
-        Self::start_in(dir, gateway, &root.display().to_string()).await
+        Self::start_with(models, |_| {}).await
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir, gateway: Gateway, models: &str) -> Self {
@@ -89,7 +82,29 @@ impl Node {
         gateway: Gateway,
         models: &str,
     ) -> Self {
-        let config = NodeConfig {
+        Self::start_set(engine, dir, gateway, models, |_| {}).await
+    }
+
+    /// A node over local fake models, whose settings `set` changes.
+    pub(crate) async fn start_with(models: &[(&str, &str)], set: impl FnOnce(&mut NodeConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("models");
+        std::fs::create_dir_all(&root).unwrap();
+        for (name, config) in models {
+            model(&root, name, config);
+        }
+        let (gateway, root) = (Gateway::start().await, root.display().to_string());
+        Self::start_set(Arc::new(FakeEngine::new()), dir, gateway, &root, set).await
+    }
+
+    async fn start_set(
+        engine: Arc<dyn Engine>,
+        dir: tempfile::TempDir,
+        gateway: Gateway,
+        models: &str,
+        set: impl FnOnce(&mut NodeConfig),
+    ) -> Self {
+        let mut config = NodeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             beat_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics: None,
@@ -104,6 +119,7 @@ impl Node {
             drain_timeout_s: 10,
             ..NodeConfig::default()
         };
+        set(&mut config);
         let listeners = Listeners::bind(&config).await.unwrap();
         let (work, beat) = (listeners.work.local_addr().unwrap(), listeners.beat.local_addr().unwrap());
         let shutdown = Shutdown::new();
@@ -127,19 +143,42 @@ impl Node {
         self.dir
     }
 
+    /// Waits until it reads a first document.
+    pub(crate) async fn has_begun(&self) {
+        let reads = || self.gateway.state.object_reads.load(Ordering::SeqCst);
+        let begun = async {
+            while reads() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, begun).await.expect("it reads what it was sent");
+    }
+
+    /// It ends without being asked to.
+    pub(crate) async fn ends(self) -> Result<(), StartError> {
+        tokio::time::timeout(PATIENCE, self.running).await.expect("it ends").expect("no panic")
+    }
+
+    /// Waits until it has ended by itself, without an error.
+    pub(crate) async fn ended(self) {
+        self.ends().await.expect("no error");
+    }
+
     pub(crate) fn begin_stop(&self) {
         self.shutdown.begin();
     }
 
     pub(crate) async fn client(&self) -> NodeClient<tonic::transport::Channel> {
         let endpoint = format!("http://{}", self.work);
-        for _ in 0..200 {
-            if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
-                return client;
+        let connected = async {
+            loop {
+                if let Ok(client) = NodeClient::connect(endpoint.clone()).await {
+                    return client;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the node doesn't answer");
+        };
+        tokio::time::timeout(PATIENCE, connected).await.expect("the node answers")
     }
 
     pub(crate) async fn lead(&self) -> Leader {
@@ -147,11 +186,17 @@ impl Node {
     }
 
     pub(crate) async fn lead_at(&self, revision: u64) -> Result<Leader, tonic::Status> {
+        self.lead_as(revision, false).await
+    }
+
+    /// A leader that answers a node which leaves, or an older one that doesn't know how.
+    pub(crate) async fn lead_as(&self, revision: u64, answers_leaving: bool) -> Result<Leader, tonic::Status> {
         let (to, requests) = mpsc::channel(64);
         let hello = v1::Hello {
             epoch: Some(v1::Epoch { generation: 1, revision }),
             coordinator_id: "c-test".into(),
             gateway: self.gateway.address.to_string(),
+            answers_leaving,
         };
         send(&to, work_request::Message::Hello(hello)).await;
         let mut from = self.client().await.work(ReceiverStream::new(requests)).await?.into_inner();

@@ -8,5 +8,7 @@ mod calls;
 mod copies;
 mod gateway;
 mod harness;
+mod leaving;
 mod sessions;
+mod stalls;
 mod weights;

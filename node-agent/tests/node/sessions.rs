@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ingle_node_agent::pipeline::BEGUN;
 use ingle_proto::v1::node_client::NodeClient;
 use ingle_proto::v1::{self, JobKind, assign::Work, generate_response::Frame, work_request, work_response::Message};
 use ingle_proto::{ErrorCode, Problem};
@@ -21,7 +22,7 @@ async fn a_lost_stream_loses_no_work_and_tells_it_once() {
     node.gateway.state.slow_ms.store(300, Ordering::SeqCst);
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one"), ("b.md", b"two")]);
     leader.assign(1, "mini", Work::Batch(work.clone())).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.has_begun().await;
     drop(leader);
     let mut leader = node.lead().await;
     let running: Vec<u64> = leader.welcome.running.iter().map(|token| token.attempt).collect();
@@ -44,7 +45,7 @@ async fn a_result_made_while_nobody_listened_is_heard_by_the_next_leader() {
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
     node.gateway.state.slow_ms.store(200, Ordering::SeqCst);
     leader.assign(7, "mini", Work::Batch(work)).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.has_begun().await;
     drop(leader);
     tokio::time::sleep(Duration::from_millis(600)).await;
     let mut leader = node.lead_at(2).await.unwrap();
@@ -193,7 +194,9 @@ async fn models_are_loaded_and_unloaded_on_command() {
 async fn too_much_at_once_is_refused_with_a_delay() {
     let node = Node::start(&[EMBED]).await;
     let mut leader = node.lead().await;
-    node.gateway.state.slow_ms.store(500, Ordering::SeqCst);
+    // None is read before the last one came, however long that takes.
+    let state = Arc::clone(&node.gateway.state);
+    let gate = state.gate.lock().await;
     let work = batch(&leader.gateway, JobKind::Embed, &[("a.md", b"one")]);
     // Two batches and two calls for each slot is what a coordinator hands out, and some may overlap.
     let slots = u64::from(leader.welcome.capacity.as_ref().unwrap().slots);
@@ -210,6 +213,7 @@ async fn too_much_at_once_is_refused_with_a_delay() {
     assert_eq!((failed.kind(), failed.code.as_str()), (v1::FailureKind::Node, "OVERLOADED"));
     assert_eq!(failed.token.unwrap().attempt, most + 1, "the one too many");
     assert!(failed.retry_after_ms > 0);
+    drop(gate);
     node.stop().await;
 }
 
@@ -223,7 +227,9 @@ async fn a_node_that_stops_ends_its_batch_early_and_says_so() {
     let mut work = batch(&leader.gateway, JobKind::Generate, &documents);
     work.generate = Some(v1::GenerateOptions { prompt: "{{ document }}".into(), max_tokens: 20, ..Default::default() });
     leader.assign(1, "slow", Work::Batch(work)).await;
-    leader.until(|message| matches!(message, Message::Progress(_)).then_some(())).await;
+    leader
+        .until(|message| matches!(message, Message::Progress(progress) if progress.stage != BEGUN).then_some(()))
+        .await;
     node.begin_stop();
     let complete = leader.ended(1).await.unwrap();
     assert!((1..40).contains(&complete.count));
@@ -276,7 +282,7 @@ async fn a_clock_that_is_ahead_ends_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
-    let slow = r#"{"task": "generate", "context": 200, "output_tokens": 180, "step_ms": 8, "slots": 1}"#;
+    let slow = r#"{"task": "generate", "context": 200, "output_tokens": 180, "step_ms": 16, "slots": 1}"#;
     let node = Node::start(&[("slow", slow)]).await;
     let mut leader = node.lead().await;
     let documents: Vec<(String, Vec<u8>)> = (0..40).map(|i| (format!("{i:02}.md"), b"text".to_vec())).collect();
@@ -285,9 +291,12 @@ async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
     work.generate =
         Some(v1::GenerateOptions { prompt: "{{ document }}".into(), max_tokens: 180, ..Default::default() });
     leader.assign(1, "slow", Work::Batch(work.clone())).await;
-    leader.until(|message| matches!(message, Message::Progress(_)).then_some(())).await;
-    node.begin_stop();
+    leader
+        .until(|message| matches!(message, Message::Progress(progress) if progress.stage != BEGUN).then_some(()))
+        .await;
+    // Connected before: it ends with the document that it is at.
     let mut beats = NodeClient::connect(format!("http://{}", node.beat)).await.unwrap();
+    node.begin_stop();
     loop {
         let beat = v1::BeatRequest { epoch: Some(v1::Epoch { generation: 1, revision: 1 }), sequence: 1 };
         let mut answers = beats.beat(tokio_stream::iter([beat])).await.unwrap().into_inner();
@@ -296,7 +305,7 @@ async fn a_node_that_stops_takes_nothing_whatever_it_is_told_of_drains() {
         }
     }
     // Each attach says so of a node that nobody drained.
-    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false })).await;
+    leader.send(work_request::Message::Drain(v1::DrainCommand { drain: false, leave: false })).await;
     leader.assign(2, "slow", Work::Batch(work)).await;
     let mut ends = std::collections::BTreeMap::new();
     while ends.len() < 2 {

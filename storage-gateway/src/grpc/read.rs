@@ -7,6 +7,7 @@ use ingle_proto::{ErrorCode, Problem, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tracing::Instrument as _;
 
 use super::{Answers, STALL, Service, attributes};
 use crate::source::Opened;
@@ -14,12 +15,14 @@ use crate::source::Opened;
 pub(super) async fn begin(service: &Service, request: v1::ReadRequest) -> Result<Answers<v1::ReadResponse>, Problem> {
     let opened = service.sources.open(&request).await?;
     let (out, answers) = mpsc::channel(1);
-    service.tasks.spawn("read", OnFailure::Log, async move {
+    let reading = async move {
         if let Err(problem) = stream(opened, &out).await {
             let _ = tokio::time::timeout(STALL, out.send(Err(problem.into()))).await;
         }
         Ok::<_, std::convert::Infallible>(())
-    });
+    };
+    // The NAS is read as the answer goes out, and that is part of the same trace.
+    service.tasks.spawn("read", OnFailure::Log, reading.in_current_span());
     Ok(Box::pin(ReceiverStream::new(answers)))
 }
 

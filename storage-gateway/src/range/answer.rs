@@ -10,9 +10,11 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
+use ingle_daemon::trace;
 use ingle_proto::{ErrorCode, Problem};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use tracing::Instrument as _;
 
 use super::{Ranges, request};
 use crate::source::Opened;
@@ -30,7 +32,9 @@ const CODE: &str = "ingle-code";
 impl Ranges {
     /// Answers one request.
     pub(super) async fn answer<B>(&self, wire: &Request<B>) -> Response<Body> {
-        let mut response = match self.opened(wire).await {
+        let span = tracing::info_span!("range", otel.kind = "server");
+        trace::join(&span, wire.headers());
+        let mut response = match self.opened(wire).instrument(span).await {
             Ok(response) => response,
             Err(problem) => refusal(&problem),
         };

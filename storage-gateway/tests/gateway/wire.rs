@@ -352,7 +352,7 @@ async fn exports_say_whether_they_answer_and_come_back() {
             break;
         }
         tries += 1;
-        assert!(tries < 100, "{listed:?}");
+        assert!(tries < 600, "{listed:?}");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     served.stop().await;

@@ -96,7 +96,7 @@ async fn a_server_that_is_down_is_waited_for_then_named() {
     std::fs::write(root.join("doc"), "text").expect("behind");
     let server = serve(&root, NfsServerOptions::default()).await;
     let (listen, url) = (server.local_addr(), server.url());
-    let options = NfsOptions { deadline: std::time::Duration::from_millis(1500), ..NfsOptions::default() };
+    let options = NfsOptions { deadline: std::time::Duration::from_secs(4), ..NfsOptions::default() };
     let export = NfsExport::connect(&url, &options).await.expect("mount");
     server.shutdown().await;
     let said = export.stat(&path("doc")).await.expect_err("nobody answers");

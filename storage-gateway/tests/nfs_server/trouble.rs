@@ -20,7 +20,7 @@ async fn serve(root: &Path, faults: &Arc<Faults>) -> NfsServer {
 
 /// A client that doesn't wait long.
 async fn hurried(url: &str) -> NfsExport {
-    let options = NfsOptions { deadline: Duration::from_millis(600), ..NfsOptions::default() };
+    let options = NfsOptions { deadline: Duration::from_secs(1), ..NfsOptions::default() };
     NfsExport::connect(url, &options).await.expect("the client mounts")
 }
 

@@ -1,12 +1,16 @@
 //! The commands behind make: `check` while working, `test` for everything, `soak` for what is long.
 
+mod foreign;
 mod needs;
+mod rollout;
 mod round;
 mod skips;
+mod watching;
 
 use std::path::Path;
 
 use crate::tidy;
+pub(crate) use round::OF_OUR_BUILD;
 use round::Round;
 
 /// Formatting, clippy and tidy: what is quick.
@@ -15,7 +19,8 @@ use round::Round;
 /// If a command can't be started.
 pub fn check(root: &Path) -> anyhow::Result<bool> {
     let mut round = Round::new(root);
-    static_checks(&mut round)?;
+    formatting_and_tidy(&mut round)?;
+    round.step("clippy", "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     Ok(round.close())
 }
 
@@ -26,10 +31,25 @@ pub fn check(root: &Path) -> anyhow::Result<bool> {
 pub fn test(root: &Path, rest: &[String]) -> anyhow::Result<bool> {
     let mut round = Round::new(root);
     needs::gather(&mut round)?;
-    static_checks(&mut round)?;
+    formatting_and_tidy(&mut round)?;
     scripts(&mut round)?;
+    lint_while_building(&mut round);
     deny(&mut round)?;
     run_tests(&mut round, "default", rest)?;
+    rollout::short(&mut round)?;
+    Ok(round.close())
+}
+
+/// Packages of two versions and every step of the rollout to guests.
+///
+/// # Errors
+/// If a command can't be started.
+pub fn test_rollout(root: &Path) -> anyhow::Result<bool> {
+    let mut round = Round::new(root);
+    needs::gather(&mut round)?;
+    lint_while_building(&mut round);
+    round.step("build and lints", "cargo", &["build", "--workspace", "--bins", "--tests"])?;
+    rollout::whole(&mut round)?;
     Ok(round.close())
 }
 
@@ -40,21 +60,38 @@ pub fn test(root: &Path, rest: &[String]) -> anyhow::Result<bool> {
 pub fn soak(root: &Path, rest: &[String]) -> anyhow::Result<bool> {
     let mut round = Round::new(root);
     round.set("INGLE_SOAK", "1");
+    lint_while_building(&mut round);
     if std::env::var_os("PROPTEST_CASES").is_none() {
         round.set("PROPTEST_CASES", "4096");
     }
     needs::gather(&mut round)?;
     run_tests(&mut round, "soak", rest)?;
+    foreign::arm64(&mut round)?;
     Ok(round.close())
 }
 
-fn static_checks(round: &mut Round) -> anyhow::Result<()> {
+fn formatting_and_tidy(round: &mut Round) -> anyhow::Result<()> {
     round.step("formatting", "cargo", &["fmt", "--all", "--check"])?;
-    round.step("clippy", "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     round.head("tidy");
     let tidy = tidy::report(&round.root)?;
     round.note("tidy", tidy);
     Ok(())
+}
+
+/// Lets clippy's driver compile our crates in every later build: it lints and makes code in one pass. `cargo clippy` beside a
+/// build reads all dependencies a second time, a quarter of a cold round.
+fn lint_while_building(round: &mut Round) {
+    if std::env::var_os("CI").is_some() {
+        // What is built once and thrown away gains nothing from being built in pieces that can be kept.
+        round.set("CARGO_INCREMENTAL", "0");
+    }
+    if round.succeeds("clippy-driver", &["--version"]) {
+        round.set("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+        // As `cargo clippy -- -D warnings` hands it to its driver.
+        round.set("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
+    } else {
+        round.skip("clippy: clippy-driver isn't installed (rustup component add clippy)");
+    }
 }
 
 /// Scripts are code: they must at least parse.
@@ -73,6 +110,7 @@ fn scripts(round: &mut Round) -> anyhow::Result<()> {
     for script in ending_with(".sh").iter().map(String::as_str).chain([".ci/run"]) {
         round.step(&format!("{script} parses"), "bash", &["-n", script])?;
     }
+    watching::check(round, &tree)?;
     if tree.has("ansible/site.yml") {
         let inventory = ["--syntax-check", "-i", "ansible/inventory.example/home.yml", "ansible/site.yml"];
         round.step_if_there("playbook parses", "ansible-playbook", &inventory)?;
@@ -91,7 +129,7 @@ fn deny(round: &mut Round) -> anyhow::Result<()> {
 
 fn run_tests(round: &mut Round, profile: &str, rest: &[String]) -> anyhow::Result<()> {
     // Binaries and tests in one invocation: cargo then chooses one set of features, and nothing is built twice.
-    round.step("build", "cargo", &["build", "--workspace", "--bins", "--tests"])?;
+    round.step("build and lints", "cargo", &["build", "--workspace", "--bins", "--tests"])?;
     let binaries = round.root.join("target/debug");
     round.set("INGLE_BIN_DIR", &binaries.to_string_lossy());
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();

@@ -45,7 +45,46 @@ const NEEDS: &[Need] = &[
         without: "the export suite against an iSCSI target",
         vital: false,
     },
+    Need {
+        program: "ip",
+        probe: None,
+        package: "iproute2",
+        without: "clusters on hosts of their own (network namespaces)",
+        vital: false,
+    },
+    Need {
+        program: "openssl",
+        probe: None,
+        package: "openssl",
+        without: "clusters on hosts of their own, whose certificates it makes",
+        vital: false,
+    },
     Need { program: "mke2fs", probe: None, package: "e2fsprogs", without: "tests on ext4 volumes", vital: false },
+    Need { program: "ip", probe: None, package: "iproute2", without: "hosts in namespaces, guests", vital: false },
+    Need {
+        program: "promtool",
+        probe: None,
+        package: "prometheus",
+        without: "checks of rules and dashboards against a real Prometheus",
+        vital: false,
+    },
+    Need {
+        program: "systemd-nspawn",
+        probe: None,
+        package: "systemd-container",
+        without: "the rollout to guests",
+        vital: false,
+    },
+    Need { program: "mmdebstrap", probe: None, package: "mmdebstrap", without: "the rollout to guests", vital: false },
+    Need { program: "ssh", probe: None, package: "openssh-client", without: "the rollout to guests", vital: false },
+    Need { program: "openssl", probe: None, package: "openssl", without: "certificates in tests", vital: false },
+    Need {
+        program: "promtool",
+        probe: None,
+        package: "prometheus",
+        without: "alert rules' own tests, and dashboards against a real Prometheus",
+        vital: false,
+    },
     Need {
         program: "iscsi-perf",
         probe: None,
@@ -93,6 +132,9 @@ pub(super) fn gather(round: &mut Round) -> anyhow::Result<()> {
     if !is_root && round.find("ganesha.nfsd").is_some() {
         round.skip("the export suite against NFS-Ganesha: it needs root");
     }
+    if !is_root {
+        round.skip("clusters on hosts of their own: network namespaces need root");
+    }
     if !is_root && round.find("tgtd").is_some() {
         round.skip("the export suite against an iSCSI target: it needs root");
     }
@@ -111,13 +153,18 @@ fn packages(round: &Round, may: bool) {
     if missing.is_empty() || !may {
         return;
     }
+    install(round, &missing);
+}
+
+/// Installs packages; what can't be had stays away.
+pub(super) fn install(round: &Round, missing: &[&str]) {
     crate::say(&format!("installing {}", missing.join(" ")));
     let quiet = NoServices::hold();
     let mut install = vec!["-qq", "-y", "--no-install-recommends", "install"];
-    install.extend(&missing);
+    install.extend(missing);
     if !apt_get(round, &install) && apt_get(round, &["-qq", "update"]) && !apt_get(round, &install) {
         // One package that isn't to be had must not keep the others away.
-        for package in &missing {
+        for package in missing {
             apt_get(round, &["-qq", "-y", "--no-install-recommends", "install", package]);
         }
     }

@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use crate::say;
 
 /// Settings of the cargo that runs us; the commands we start are not part of that build.
-const OF_OUR_BUILD: &[&str] = &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+pub(crate) const OF_OUR_BUILD: &[&str] =
+    &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
 
 /// What was run so far.
 #[derive(Debug)]
@@ -118,6 +119,17 @@ impl Round {
             say(&format!("== {name}: FAILED"));
             self.failed.push(name.to_owned());
         }
+    }
+
+    /// Whether a step has failed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    /// Minutes left of `INGLE_TEST_MINUTES`, for steps that may be left out; without that setting there is no end.
+    pub(super) fn minutes_left(&self) -> Option<u64> {
+        let all: u64 = std::env::var("INGLE_TEST_MINUTES").ok()?.parse().ok()?;
+        Some(all.saturating_sub(self.begun.elapsed().as_secs() / 60))
     }
 
     /// Notes something that could not be done here, and why.

@@ -46,6 +46,7 @@ const EDGES: &[Row] = &[
         &[
             "ingle-proto",
             "ingle-daemon",
+            "ingle-coordinator",
             "ingle-engine",
             "ingle-engine-candle",
             "ingle-gateway",

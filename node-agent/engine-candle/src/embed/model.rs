@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use ingle_engine::{
-    Class, EngineError, Finish, Model, ModelCard, Output, PackedTokens, Request, RequestId, STEP_TARGET, Step, Task,
-    Timings, Tokens, plan_by_tokens,
+    Class, EmbedText, EngineError, Finish, Model, ModelCard, Output, PackedTokens, Request, RequestId, STEP_TARGET,
+    Step, Task, Timings, Tokens, plan_by_tokens,
 };
 
 use super::bert::{Network, Places};
@@ -50,7 +50,7 @@ struct Joined {
     id: RequestId,
     class: Class,
     /// Texts not tokenised yet, from the last to the first.
-    texts: Vec<String>,
+    texts: Vec<EmbedText>,
     /// By index; taken when its batch begins.
     waiting: Vec<Option<Tokenised>>,
     /// Vectors still owed.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use ingle_engine::{Encoding, EngineError, Tokens};
+use ingle_engine::{EmbedText, Encoding, EngineError, Tokens};
+use tokenizers::{ModelWrapper, PreTokenizerWrapper};
 
 use crate::weights::file::{TOKENIZER_BYTES_MAX, read_small};
 
@@ -52,9 +53,21 @@ impl Texts {
         Ok(Self { tokenizer, head, tail, max_tokens, vocabulary })
     }
 
-    /// Tokenises and cuts to the model's limit.
-    pub(crate) fn tokenise(&self, text: &str) -> Result<Tokenised, EngineError> {
+    /// Tokenises, unless that was done, and cuts to the model's limit.
+    pub(crate) fn tokenise(&self, text: &EmbedText) -> Result<Tokenised, EngineError> {
         let room = self.max_tokens();
+        let body = match &text.ids {
+            Some(ids) => self.known(ids)?.to_vec(),
+            None => self.body(&text.text, room)?,
+        };
+        let truncated = body.len() > room;
+        let body = &body[..body.len().min(room)];
+        let ids = [self.head.as_slice(), body, &self.tail].concat();
+        Ok(Tokenised { ids, truncated })
+    }
+
+    /// At least the first `room` ids of a text, and one more if there are more.
+    fn body(&self, text: &str, room: usize) -> Result<Vec<u32>, EngineError> {
         let mut body = Vec::new();
         // A long text is cut anyway: its beginning is enough, unless that is mostly blank.
         let beginning = beginning(text, room * 32);
@@ -64,10 +77,7 @@ impl Texts {
         if body.len() <= room {
             body = self.ids(text)?;
         }
-        let truncated = body.len() > room;
-        body.truncate(room);
-        let ids = [self.head.as_slice(), &body, &self.tail].concat();
-        Ok(Tokenised { ids, truncated })
+        Ok(body)
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, EngineError> {
@@ -75,13 +85,17 @@ impl Texts {
             .tokenizer
             .encode_fast(text, false)
             .map_err(|error| EngineError::Input(format!("the text can't be tokenised: {error}")))?;
-        let ids = encoding.get_ids();
+        self.known(encoding.get_ids()).map(<[u32]>::to_vec)
+    }
+
+    /// The ids, if the model has a row for each.
+    fn known<'a>(&self, ids: &'a [u32]) -> Result<&'a [u32], EngineError> {
         match ids.iter().find(|id| **id as usize >= self.vocabulary) {
             Some(id) => Err(EngineError::Model {
                 file: FILE.into(),
                 problem: format!("gives token {id}, the model knows {}", self.vocabulary),
             }),
-            None => Ok(ids.to_vec()),
+            None => Ok(ids),
         }
     }
 }
@@ -97,6 +111,12 @@ impl Tokens for Texts {
 
     fn max_tokens(&self) -> usize {
         self.max_tokens - self.head.len() - self.tail.len()
+    }
+
+    /// BERT's own tokenizer cuts at blanks first and looks at each word by itself.
+    fn same_between_blanks(&self) -> bool {
+        matches!(self.tokenizer.get_model(), ModelWrapper::WordPiece(_))
+            && matches!(self.tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
     }
 }
 

@@ -34,7 +34,7 @@ fn vectors_are_those_of_sentence_transformers() {
     assert!(golden.texts.len() >= 24);
 
     let mut model = CandleEngine::new(2).load(&LoadOptions { dir, threads: 2, context: 4096, slots: 1 }).unwrap();
-    let texts = golden.texts.iter().map(|entry| entry.text.clone()).collect();
+    let texts = golden.texts.iter().map(|entry| entry.text.as_str().into()).collect();
     let request = Request::Embed(EmbedRequest { texts, normalise: false });
     model.join(RequestId(1), Class::Batch, request).unwrap();
     let mut out = Vec::new();
@@ -57,6 +57,27 @@ fn vectors_are_those_of_sentence_transformers() {
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn parts_between_blanks_have_the_ids_of_the_whole() {
+    let Some(dir) = starter::embedding() else { return };
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let golden: Golden = serde_json::from_slice(&fs::read(fixtures.join("golden_embeddings.json")).unwrap()).unwrap();
+    let model = CandleEngine::new(2).load(&LoadOptions { dir, threads: 2, context: 4096, slots: 1 }).unwrap();
+    let tokens = model.tokens();
+    assert!(tokens.same_between_blanks(), "passages of this model needn't be tokenised twice");
+    let mut cuts = 0;
+    for GoldenText { name, text, .. } in &golden.texts {
+        let whole = tokens.encode(text).unwrap().ids;
+        let blanks = text.bytes().enumerate().filter(|(_, byte)| b" \n\t\r".contains(byte));
+        for (at, _) in blanks.take(20) {
+            let parts = [&text[..at], &text[at..]].map(|part| tokens.encode(part).unwrap().ids);
+            assert_eq!(parts.concat(), whole, "{name}, cut at {at}");
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 50, "{cuts} cuts");
 }
 
 #[test]

@@ -24,6 +24,9 @@ fn ask(question: &str, max_tokens: u32) -> GenerateRequest {
     }
 }
 
+/// Tokens of an answer that is cut again and again.
+const MOST: u32 = 24;
+
 /// Text to go on with, without the template: its long system message would cost most of a test's time.
 fn complete(model: &dyn Model, text: &str, max_tokens: u32) -> GenerateRequest {
     GenerateRequest { prompt: Prompt::Tokens(model.tokens().encode(text).unwrap().ids), ..ask("", max_tokens) }
@@ -152,6 +155,67 @@ fn a_moved_stream_goes_on_token_by_token() {
             let rest = run(model.as_mut(), GenerateRequest { prompt, resume, ..base.clone() });
             assert_eq!(rest.tokens, whole.tokens[cut..], "after a cut at {cut}");
             assert_eq!(rest.text, whole.text);
+        }
+    }
+}
+
+#[test]
+fn a_moved_stream_is_continuous_wherever_it_is_cut() {
+    let Some(mut model) = load() else { return };
+    let sampling = Sampling {
+        temperature: 0.8,
+        top_p: 0.95,
+        seed: 7,
+        repetition_penalty: 1.1,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.2,
+        ..Sampling::default()
+    };
+    let greedy = complete(model.as_ref(), "The three primary colours are", MOST);
+    let stop = vec![" and then no".to_owned(), "\n\n".to_owned()];
+    let seeded = GenerateRequest { sampling, stop, ..complete(model.as_ref(), "Once upon a time", MOST) };
+    for base in [greedy, seeded] {
+        model.join(RequestId(1), Class::Interactive, Request::Generate(base.clone())).unwrap();
+        let mut out = Vec::new();
+        while model.step(&mut out).unwrap() == Step::Busy {}
+        let whole = answers(&out, 1);
+        for cut in (0..whole.tokens.len()).step_by(5) {
+            // What a reader had by then.
+            let had = out.iter().filter_map(|output| match output {
+                Output::Token { index, text, .. } if (*index as usize) < cut => Some(text.as_str()),
+                _ => None,
+            });
+            let had: String = had.collect();
+            let resume = Resume { emitted: whole.tokens[..cut].to_vec(), text_offset: had.len() as u64 };
+            let prompt = Prompt::Tokens(whole.prompt.clone());
+            let moved = GenerateRequest { prompt, resume, ..base.clone() };
+            model.join(RequestId(2), Class::Interactive, Request::Generate(moved)).unwrap();
+            let mut rest = Vec::new();
+            while model.step(&mut rest).unwrap() == Step::Busy {}
+            let (mut next, mut text) = (cut as u32, had);
+            let mut said = None;
+            for output in &rest {
+                match output {
+                    Output::PromptTokens { ids, .. } => assert_eq!(ids, &whole.prompt),
+                    Output::Token { index, text_offset, text: piece, .. } => {
+                        assert_eq!((*index, *text_offset), (next, text.len() as u64), "cut at {cut}");
+                        next += 1;
+                        text.push_str(piece);
+                    }
+                    Output::Done { text_offset, text: piece, output_tokens, finish, .. } => {
+                        assert_eq!((*text_offset, *output_tokens), (text.len() as u64, next), "cut at {cut}");
+                        text.push_str(piece);
+                        said = Some(*finish);
+                    }
+                    other => panic!("cut at {cut}: {other:?}"),
+                }
+            }
+            let finish = said.expect("it ends");
+            assert!(
+                next <= MOST && (finish == Finish::Stop || next == MOST),
+                "cut at {cut}: {next} tokens, {finish:?}"
+            );
+            assert!(base.stop.iter().all(|stop| !text.contains(stop)), "cut at {cut}: {text:?}");
         }
     }
 }

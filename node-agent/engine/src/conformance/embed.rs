@@ -1,12 +1,13 @@
 //! Checks for models that embed.
 
 use super::{Subject, drain, join, owner, refusal, step};
-use crate::{Class, EmbedRequest, EngineError, Model, Output, Request, RequestId, Step, Task};
+use crate::{Class, EmbedRequest, EmbedText, EngineError, Model, Output, Request, RequestId, Step, Task};
 
 /// All of them.
 pub fn run(subject: &Subject) {
     card_is_plausible(subject);
     batch_equals_singles(subject);
+    known_ids_change_nothing(subject);
     order_and_counts_are_kept(subject);
     oversize_is_cut_and_said(subject);
     bad_requests_are_refused(subject);
@@ -15,7 +16,7 @@ pub fn run(subject: &Subject) {
 }
 
 fn request(texts: &[&str]) -> Request {
-    Request::Embed(EmbedRequest { texts: texts.iter().map(ToString::to_string).collect(), normalise: true })
+    Request::Embed(EmbedRequest { texts: texts.iter().map(|text| EmbedText::from(*text)).collect(), normalise: true })
 }
 
 fn texts() -> Vec<&'static str> {
@@ -82,6 +83,27 @@ fn batch_equals_singles(subject: &Subject) {
             assert!(distance <= subject.tolerance, "text {index}, value {at}: {a} alone, {b} in the batch");
         }
         assert_eq!((alone[0].1, alone[0].2), (together[index].1, together[index].2), "text {index}: tokens, truncated");
+    }
+}
+
+fn known_ids_change_nothing(subject: &Subject) {
+    let mut model = subject.load(4);
+    let tokens = model.tokens();
+    let long = "hearth and paper ".repeat(tokens.max_tokens() + 8);
+    let texts: Vec<&str> = texts().into_iter().chain([long.as_str()]).collect();
+    let without = embed(model.as_mut(), 1, &texts);
+    let known = texts.iter().map(|text| {
+        let encoding = tokens.encode(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        EmbedText::tokenised(text, &encoding.ids)
+    });
+    let request = EmbedRequest { texts: known.collect(), normalise: true };
+    join(model.as_mut(), 2, Class::Batch, Request::Embed(request));
+    let with = vectors(&drain(model.as_mut()), 2);
+    assert_eq!(with.len(), without.len());
+    for (index, (with, without)) in with.iter().zip(&without).enumerate() {
+        assert_eq!((with.1, with.2), (without.1, without.2), "text {index}: tokens, truncated");
+        let near = with.0.iter().zip(&without.0).all(|(a, b)| (a - b).abs() <= subject.tolerance);
+        assert!(near, "text {index}: another vector with its ids than without");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::words::{FakeTokens, hash, mix};
-use crate::{EngineError, Finish, Output, RequestId, Timings, Tokens};
+use crate::{EmbedText, EngineError, Finish, Output, RequestId, Timings, Tokens};
 
 pub(super) struct Embedding {
     texts: Vec<Prepared>,
@@ -18,9 +18,13 @@ struct Prepared {
 }
 
 impl Embedding {
-    pub(super) fn new(texts: Vec<String>, dimensions: u32, tokens: &FakeTokens) -> Result<Self, EngineError> {
-        let prepare = |text: &String| {
+    pub(super) fn new(texts: Vec<EmbedText>, dimensions: u32, tokens: &FakeTokens) -> Result<Self, EngineError> {
+        let prepare = |EmbedText { text, ids }: &EmbedText| {
             let encoding = tokens.encode(text)?;
+            // A real model would believe them, and say something else than of the same text without.
+            if ids.as_ref().is_some_and(|ids| **ids != encoding.ids) {
+                return Err(EngineError::Input(format!("these ids aren't those of the text {text:?}")));
+            }
             let limit = tokens.max_tokens();
             let words = encoding
                 .offsets

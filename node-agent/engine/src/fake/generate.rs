@@ -73,6 +73,24 @@ impl Generation {
         self.fed as u64 + u64::from(self.emitted)
     }
 
+    /// The index of the token that it says next; none while it reads.
+    pub(super) fn next_token(&self) -> Option<u32> {
+        (self.announced && self.fed >= self.prompt.len()).then_some(self.emitted)
+    }
+
+    /// What the answer so far does to the next token: penalties look back. The two tokens of a pair see the same past, so that
+    /// characters stay whole.
+    fn past(&self, index: u32) -> u64 {
+        let sampling = &self.request.sampling;
+        let off =
+            sampling.repetition_penalty == 1.0 && sampling.presence_penalty == 0.0 && sampling.frequency_penalty == 0.0;
+        if off {
+            return 0;
+        }
+        let pairs = self.request.resume.emitted.len().min((index - index % 2) as usize);
+        hash_ids(&self.request.resume.emitted[..pairs])
+    }
+
     /// Reads up to `budget` tokens of the prompt or says one token; true once it has ended.
     pub(super) fn step(&mut self, id: RequestId, budget: usize, out: &mut Vec<Output>) -> bool {
         let begun = Instant::now();
@@ -117,8 +135,9 @@ impl Generation {
 
     fn say(&mut self, id: RequestId, out: &mut Vec<Output>) {
         let index = self.emitted;
-        let token = answer_token(self.key, self.request.sampling.seed, index);
+        let token = answer_token(self.key ^ self.past(index), self.request.sampling.seed, index);
         self.emitted += 1;
+        self.request.resume.emitted.push(token);
         if self.stream.push(&token_bytes(token)) {
             self.last = Some(Finish::Stop);
         }

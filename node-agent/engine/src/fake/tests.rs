@@ -4,7 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::conformance::{self, Subject};
-use crate::{EmbedRequest, GenerateRequest, Message, Prompt, Resume, Sampling};
+use crate::{EmbedRequest, EmbedText, GenerateRequest, Message, Prompt, Resume, Sampling};
 
 fn folder(config: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -91,7 +91,7 @@ fn the_panic_word_panics() {
 fn texts_that_share_words_are_near() {
     let dir = folder(r#"{"task":"embed","dimensions":64}"#);
     let mut model = load(&dir);
-    let texts = ["the red fox", "a red fox", "tax return 2019"].map(String::from).to_vec();
+    let texts = ["the red fox", "a red fox", "tax return 2019"].map(EmbedText::from).to_vec();
     model.join(RequestId(1), Class::Batch, Request::Embed(EmbedRequest { texts, normalise: true })).unwrap();
     let vectors: Vec<Vec<f32>> = drain(model.as_mut())
         .into_iter()
@@ -102,6 +102,80 @@ fn texts_that_share_words_are_near() {
         .collect();
     let dot = |a: usize, b: usize| vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum::<f32>();
     assert!(dot(0, 1) > dot(0, 2) + 0.2, "{} {}", dot(0, 1), dot(0, 2));
+}
+
+fn talk(text: &str, sampling: Sampling, resume: Resume) -> GenerateRequest {
+    GenerateRequest {
+        prompt: Prompt::Messages(vec![Message { role: "user".into(), content: text.into() }]),
+        resume,
+        sampling,
+        max_tokens: 100,
+        stop: vec![],
+        logprobs: 0,
+    }
+}
+
+fn said(out: &[Output], of: u64) -> Vec<u32> {
+    let token = |output: &Output| match output {
+        Output::Token { id: RequestId(id), token, .. } if *id == of => Some(*token),
+        _ => None,
+    };
+    out.iter().filter_map(token).collect()
+}
+
+#[test]
+fn a_generation_is_held_before_its_token_and_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let released = dir.path().join("released");
+    let text = serde_json::json!({"task": "generate", "output_tokens": 9, "hold_until": released}).to_string();
+    std::fs::write(dir.path().join(FAKE_MODEL_FILE), text).unwrap();
+    let mut model = load(&dir);
+    let ask = |text: &str| Request::Generate(talk(text, Sampling::default(), Resume::default()));
+    model.join(RequestId(1), Class::Interactive, ask("please hold at 4, then go on")).unwrap();
+    model.join(RequestId(2), Class::Interactive, ask("no holding")).unwrap();
+    model.join(RequestId(3), Class::Interactive, ask("hold at 0")).unwrap();
+    let mut out = Vec::new();
+    for _ in 0..40 {
+        assert_eq!(model.step(&mut out).unwrap(), Step::Busy);
+    }
+    assert_eq!([1, 2, 3].map(|id| said(&out, id).len()), [4, 9, 0]);
+    assert!(out.iter().any(|output| matches!(output, Output::PromptTokens { id: RequestId(3), .. })));
+    std::fs::write(released, "").unwrap();
+    while model.step(&mut out).unwrap() == Step::Busy {}
+    assert_eq!([1, 2, 3].map(|id| said(&out, id).len()), [9, 9, 9]);
+}
+
+#[test]
+fn with_penalties_a_token_depends_on_those_before_it() {
+    let dir = folder(r#"{"task":"generate","output_tokens":30}"#);
+    let mut model = load(&dir);
+    let mut run = |sampling: Sampling, emitted: Vec<u32>| {
+        let resume = Resume { emitted, text_offset: 0 };
+        model.join(RequestId(1), Class::Batch, Request::Generate(talk("tell me", sampling, resume))).unwrap();
+        said(&drain(model.as_mut()), 1)
+    };
+    let penal = Sampling { repetition_penalty: 1.2, seed: 3, ..Sampling::default() };
+    let whole = run(penal.clone(), vec![]);
+    assert_ne!(whole, run(Sampling { seed: 3, ..Sampling::default() }, vec![]));
+    for cut in 0..30 {
+        assert_eq!(run(penal.clone(), whole[..cut].to_vec()), whole[cut..], "after a cut at {cut}");
+    }
+    let mut other = whole[..10].to_vec();
+    other[2] += 1;
+    assert_ne!(run(penal, other), whole[10..], "a past that was lost shows");
+}
+
+#[test]
+fn ids_of_another_text_are_refused() {
+    let dir = folder(r#"{"task":"embed"}"#);
+    let mut model = load(&dir);
+    let ids = model.tokens().encode("a glass of milk").unwrap().ids;
+    let mut embed = |text: &str| {
+        let texts = vec![EmbedText::tokenised(text, &ids)];
+        model.join(RequestId(1), Class::Batch, Request::Embed(EmbedRequest { texts, normalise: true }))
+    };
+    assert!(matches!(embed("a glass of water"), Err(EngineError::Input(_))));
+    assert!(embed("a glass of milk").is_ok());
 }
 
 #[test]

@@ -43,7 +43,9 @@ impl NfsExport {
             let mut answer = Box::pin(call()).await;
             for anew in [false, true] {
                 match &answer {
-                    Err(fault) if fault.stale() => {}
+                    Err(fault) if fault.stale() => {
+                        crate::metrics::STALE_HANDLES.inc();
+                    }
                     _ => break,
                 }
                 for path in paths {

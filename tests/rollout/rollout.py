@@ -3,7 +3,7 @@
 
 ROLLOUT_DEBS names a folder with packages: a/ of one version, b/ of a later one. Steps, in this order when none are named:
   lint site again cut alert renew upgrade bad swap add restore uninstall box home archive five
-`short` stands for: site again upgrade bad. Each step needs those before it as its line below says, and makes what is missing.
+`short` stands for: site again upgrade bad; `all` for all of them. Each step needs those before it as its line below says, and makes what is missing.
 Prints a line `ok STEP SECONDS WHAT` per step and ends with 0, or says what went wrong and ends with 1. Guests are taken down at the
 end, however it ends; ROLLOUT_KEEP=1 leaves them. --tools fetches what python needs into .cache/ansible, and does nothing else alone.
 
@@ -31,13 +31,13 @@ SHORT = "site again upgrade bad".split()
 def main() -> int:
     parser = argparse.ArgumentParser(description="roll out onto guests")
     parser.add_argument("--tools", action="store_true", help="fetch what python needs")
-    parser.add_argument("steps", nargs="*", choices=[*ALL, "short", []], metavar="STEP")
+    parser.add_argument("steps", nargs="*", choices=[*ALL, "short", "all", []], metavar="STEP")
     options = parser.parse_args()
     if options.tools:
         tools()
         if not options.steps:
             return 0
-    names = [name for step in options.steps or ALL for name in (SHORT if step == "short" else [step])]
+    names = [name for step in options.steps or ALL for name in {"short": SHORT, "all": ALL}.get(step, [step])]
     lacking = [program for program in ("systemd-nspawn", "mmdebstrap", "ip", "ssh-keygen", "openssl") if not shutil.which(program)]
     if names != ["lint"] and (os.geteuid() != 0 or lacking):
         print(f"skipped: rollout: needs root and {', '.join(lacking) or 'nothing else'}")

@@ -179,7 +179,7 @@ class World:
         if bad.exists():
             return bad
         bad.mkdir()
-        for deb in sorted((self.debs / "b").glob("*_amd64.deb")):
+        for deb in sorted((self.debs / "b").glob("*.deb")):
             tree = self.work / "tree"
             shutil.rmtree(tree, ignore_errors=True)
             subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
@@ -190,8 +190,8 @@ class World:
             (tree / "DEBIAN/control").write_text(control)
             (tree / "DEBIAN/md5sums").unlink(missing_ok=True)
             version = re.search(r"^Version: (.*)$", control, re.MULTILINE).group(1)
-            name = deb.name.split("_")[0]
-            subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, bad / f"{name}_{version}_amd64.deb"],
+            name, _, architecture = deb.stem.split("_")
+            subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, bad / f"{name}_{version}_{architecture}.deb"],
                            check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         return bad
 

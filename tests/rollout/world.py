@@ -70,7 +70,7 @@ class World:
     def guest(self, *arguments: str, check: bool = True) -> str:
         ran = subprocess.run([HERE / "guests.sh", *arguments], env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if check and ran.returncode != 0:
-            raise Failed(f"guests.sh {' '.join(arguments)}: exit {ran.returncode}: {ran.stderr.strip()} {ran.stdout.strip()[-400:]}")
+            raise Failed(f"guests.sh {' '.join(arguments)[:200]}: exit {ran.returncode}: {ran.stderr.strip()} {ran.stdout.strip()[-400:]}")
         return ran.stdout
 
     def sh(self, number: int, command: str, check: bool = True) -> str:

@@ -152,7 +152,8 @@ class World:
 
     def play(self, book: str, *arguments: str, packages: str = "a", fails: bool = False) -> str:
         """Runs a playbook from the operator's place; answers what it printed."""
-        command = ["run", str(CACHE / "ansible/bin/ansible-playbook"), "-i", str(self.inventory), str(ROOT / "ansible" / book)]
+        command = ["run", str(CACHE / "ansible/bin/ansible-playbook"), str(ROOT / "ansible" / book)]
+        command += [part for file in sorted(self.inventory.glob("*.yml")) for part in ("-i", str(file))]
         command += ["-e", f"inglenook_packages={self.packages(packages)}", *arguments]
         env = {**self.env, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PYTHONWARNINGS": "ignore"}
         ran = subprocess.run([HERE / "guests.sh", *command], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -104,8 +105,9 @@ class World:
         for package in ("a", "b"):
             if not list((self.debs / package).glob("inglenook-node_*.deb")):
                 raise Failed(f"ROLLOUT_DEBS={self.debs}: no packages in {package}/: build them with `cargo xtask deb`, twice")
-        if not self.models.exists():
-            raise Failed(f"no models in {self.models}: python3 tests/setup/models.py --into {self.models}")
+        models = [sys.executable, ROOT / "tests/setup/models.py", "--into", self.models]
+        if subprocess.run(models, stdout=subprocess.DEVNULL).returncode != 0:
+            raise Failed(f"the starter models aren't in {self.models} and can't be fetched")
         self.guest("base")
         self.fetch_mirror()
         self.guest("up", str(count))

@@ -22,8 +22,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from grpc_reflection.v1alpha import reflection_pb2
 
 QUESTIONS = ["Name three uses of a hearth.", "What is snow?", "Why is the sky blue?", "Tell me about bread."]
-TOKENS = 32
-DOCUMENTS = 24
+TOKENS = 24
+DOCUMENTS = 12
+# People read before they ask again; without a pause they would keep batch work waiting for as long as they ask.
+PAUSE_S = 1.0
 # What any client of gRPC can be told to do: a call that was never begun, or that found nobody, is made again.
 RETRIES = {
     "methodConfig": [
@@ -97,7 +99,7 @@ class Cli:
 
     def chats(self, tally: Tally) -> None:
         for question in itertools.cycle(QUESTIONS):
-            if tally.stop.is_set():
+            if tally.stop.wait(PAUSE_S):
                 return
             begun = time.monotonic()
             ran = self.run("chat", "--json", "--max-tokens", str(TOKENS), "--timeout", "2m", question)
@@ -116,7 +118,7 @@ class Cli:
             output = f"nas://docs/out-{os.getpid()}-{number}"
             key = f"rollout-{os.getpid()}-{number}"
             ran = self.run(
-                "submit", "generate", "nas://docs/in", "--output", output, "--wait", "--json", "--max-tokens", "12",
+                "submit", "generate", "nas://docs/in", "--output", output, "--wait", "--json", "--max-tokens", "8",
                 "--idempotency-key", key, "--timeout", "5m",
             )  # fmt: skip
             if ran.returncode != 0:
@@ -186,7 +188,7 @@ class Stock:
     def streams(self, tally: Tally) -> None:
         generate = self.method("Generate")
         for question in itertools.cycle(QUESTIONS):
-            if tally.stop.is_set():
+            if tally.stop.wait(PAUSE_S):
                 return
             begun, frames = time.monotonic(), []
             body = {"messages": [{"role": "user", "content": [{"text": question}]}], "max_tokens": TOKENS}
@@ -203,7 +205,7 @@ class Stock:
 
     def embeddings(self, tally: Tally) -> None:
         embed = self.method("Embed")
-        while not tally.stop.wait(0.1):
+        while not tally.stop.wait(PAUSE_S / 2):
             begun = time.monotonic()
             try:
                 answer = embed({"texts": QUESTIONS})

@@ -21,6 +21,10 @@ PYTHON_PACKAGES = ["ansible-core>=2.19,<2.20", "ansible-lint", "grpcio", "grpcio
 DISTRIBUTION = ["etcd-server", "etcd-client", "prometheus", "stunnel4", "openssl"]
 
 
+# As many as load.py has.
+DOCUMENTS = 12
+
+
 class Failed(Exception):
     """A step went wrong; says what."""
 
@@ -238,7 +242,7 @@ class Load:
 
     def __enter__(self):
         world = self.world
-        texts = " ".join(f"printf 'Letter {i}. The hearth is warm, loaf {i} is in the oven.' > /srv/docs/in/letter{i:02}.txt;" for i in range(24))
+        texts = " ".join(f"printf 'Letter {i}. The hearth is warm, loaf {i} is in the oven.' > /srv/docs/in/letter{i:02}.txt;" for i in range(DOCUMENTS))
         world.sh(self.gateway, f"mkdir -p /srv/docs/in; {texts} chown -R inglenook-gateway: /srv/docs")
         self.state = pathlib.Path(tempfile.mkdtemp(prefix="load-", dir=world.work))
         names = ",".join(f"{NET}.{10 + number}" for number in world.coordinators)
@@ -246,7 +250,7 @@ class Load:
                    "--pki", world.inventory / "pki", "--ingle", world.program(), "--state", self.state]  # fmt: skip
         self.process = subprocess.Popen(command, env=world.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            eventually("the load: each kind of work done once", 180, lambda: (self.state / "begun").exists() or self.process.poll() is not None)
+            eventually("the load: each kind of work done once", 600, lambda: (self.state / "begun").exists() or self.process.poll() is not None)
         except Failed:
             self.end()
             raise
@@ -273,5 +277,5 @@ class Load:
         # Each visible result once: a file per document, and nothing beside them.
         for output in (self.state / "outputs").read_text().split() if (self.state / "outputs").exists() else []:
             files = self.world.sh(self.gateway, f"cd /srv/docs/{output} && find . -type f -not -path './.inglenook/*' | wc -l").strip()
-            if int(files) != 24 and kind is None:
-                raise Failed(f"{output}: {files} visible results of 24 documents")
+            if int(files) != DOCUMENTS and kind is None:
+                raise Failed(f"{output}: {files} visible results of {DOCUMENTS} documents")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,7 @@ class World:
         # One name of all that is made here, so that two runs don't meet.
         self.work = pathlib.Path(tempfile.mkdtemp(prefix="rollout-"))
         self.guests = 0
+        self.children: list[subprocess.Popen] = []
         self.debs = pathlib.Path(os.environ.get("ROLLOUT_DEBS", "/nonexistent")).resolve()
         self.models = CACHE / "models/starter"
         self.mirror = CACHE / "rollout/mirror"
@@ -120,6 +122,9 @@ class World:
         self.guests = count
 
     def down(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
         self.guest("down", check=False)
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -248,7 +253,9 @@ class Load:
         names = ",".join(f"{NET}.{10 + number}" for number in world.coordinators)
         command = [HERE / "guests.sh", "run", CACHE / "ansible/bin/python", HERE / "load.py", "--cluster", names,
                    "--pki", world.inventory / "pki", "--ingle", world.program(), "--state", self.state]  # fmt: skip
-        self.process = subprocess.Popen(command, env=world.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=world.env, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        world.children.append(self.process)
         try:
             eventually("the load: each kind of work done once", 600, lambda: (self.state / "begun").exists() or self.process.poll() is not None)
         except Failed:

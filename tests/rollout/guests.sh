@@ -57,8 +57,11 @@ network() {
 create() {
   local i=$1 disk=$STATE/$1 space=$PREFIX$1 k
   mkdir -p "$disk/upper" "$disk/work" "$disk/root"
-  mountpoint -q "$disk/root" ||
-    mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$disk/upper,workdir=$disk/work" "$disk/root"
+  # Where the state itself lies on an overlay there is no mounting another one: copied then.
+  if ! mountpoint -q "$disk/root" && [ ! -e "$disk/root/etc" ]; then
+    mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$disk/upper,workdir=$disk/work" "$disk/root" 2>/dev/null ||
+      cp -a --reflink=auto "$BASE/." "$disk/root/"
+  fi
   if [ ! -e "$disk/created" ]; then
     install -d -m 700 "$disk/root/root/.ssh"
     install -m 600 "$KEY.pub" "$disk/root/root/.ssh/authorized_keys"

@@ -70,7 +70,7 @@ pub(crate) async fn run(client: &Client, args: TopArgs) -> Result<(), Failure> {
     let client = client.hurried(LOOK_WITHIN);
     // One that was never there isn't waited for.
     let mut watcher = Watcher { client: client.clone(), lines: None };
-    let look = watcher.look().await?;
+    let look = Box::pin(watcher.look()).await?;
     let out = client.out;
     if out.json {
         return out.json(&snapshot(&look));
@@ -108,7 +108,7 @@ impl Watcher {
             Some(lines) => lines,
             None => (self.client.cluster().await?, self.client.jobs().await?),
         };
-        let look = look(&self.client, &cluster, &jobs).await?;
+        let look = Box::pin(look(&self.client, &cluster, &jobs)).await?;
         self.lines = Some((cluster, jobs));
         Ok(look)
     }
@@ -150,7 +150,7 @@ type Looking = Pin<Box<dyn Future<Output = (Watcher, Result<Look, Failure>)>>>;
 
 fn looking(mut watcher: Watcher) -> Looking {
     Box::pin(async move {
-        let look = watcher.look().await;
+        let look = Box::pin(watcher.look()).await;
         (watcher, look)
     })
 }

@@ -274,6 +274,8 @@ class Load:
         return printed.strip().splitlines()[-1]
 
     def __exit__(self, kind, *_):
+        if kind is not None and not issubclass(kind, Exception):
+            return  # The run itself is to end; it takes the load along.
         said = json.loads(self.end())
         done = ", ".join(f"{count} {what}" for what, count in said["done"].items())
         wrong = {how: said[how] for how in ("failed", "broken", "lost", "doubled") if said[how]}

@@ -125,7 +125,11 @@ class Cli:
                 tally.ill("failed", f"ingle submit: exit {ran.returncode}: {ran.stderr.strip()} {ran.stdout.strip()[-300:]}")
                 continue
             job = json.loads(ran.stdout.strip().splitlines()[-1])["job"]
-            listed = self.run("jobs", "items", job["job_id"], "--json")
+            # Who asks for a list while the gateway is being exchanged is told to come back (exit code 6), and does.
+            for _ in range(60):
+                listed = self.run("jobs", "items", job["job_id"], "--json")
+                if listed.returncode != 6 or tally.stop.wait(1.0):
+                    break
             names = [json.loads(line).get("name") for line in listed.stdout.splitlines() if '"name"' in line]
             if listed.returncode != 0:
                 tally.ill("failed", f"ingle jobs items: exit {listed.returncode}: {listed.stderr.strip()}")

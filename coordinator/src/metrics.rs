@@ -186,7 +186,7 @@ impl Meters {
             items_running: metrics.gauge("coordinator_items_running", "Items that nodes work on"),
             nodes: metrics.gauge("coordinator_nodes", "Nodes that are members"),
             nodes_ready: metrics.gauge("coordinator_nodes_ready", "Nodes that take new work"),
-            store_full: metrics.gauge("coordinator_store_full", "1 while the job store has no room for more jobs"),
+            store_full: metrics.gauge("coordinator_store_full", "Whether the job store has no room for more jobs"),
             states: Arc::default(),
         }
     }

@@ -358,6 +358,9 @@ fn every_request_and_answer_of_then_is_taken_from_older_and_later_versions() {
                 let mut expected =
                     DynamicMessage::decode(ours.clone(), said.encode_to_vec().as_slice()).expect("decodes");
                 forget_unknown(&mut expected);
+                // What was taken out still counts when two are compared, until it is written and read once more.
+                let expected =
+                    DynamicMessage::decode(ours.clone(), expected.encode_to_vec().as_slice()).expect("decodes");
                 let kept = DynamicMessage::decode(ours, kept.as_slice()).expect("decodes");
                 assert_eq!(kept, expected, "{name}");
             }

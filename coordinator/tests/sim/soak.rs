@@ -11,9 +11,13 @@ fn hundreds_of_nodes_under_faults_break_no_invariant_and_end() {
     let nodes = if soaks() { 2_000 } else { 300 };
     for mode in [Mode::Safety, Mode::Liveness] {
         let size = Size { nodes: Some(nodes), documents: 600, jobs: 4 };
-        let totals = run_world(4_711, mode, size);
+        // One world may have little to do: its leader frozen half the time, its jobs small.
+        let mut totals = Totals::default();
+        for seed in 4_700..4_720 {
+            totals.add(run_world(seed, mode, size));
+        }
         println!("{mode:?}, {nodes} nodes: {totals:?}");
-        assert!(totals.deaths > 5 && totals.cuts > 5 && totals.dispatches > 50, "little happened: {totals:?}");
+        assert!(totals.deaths > 100 && totals.cuts > 100 && totals.dispatches > 50, "little happened: {totals:?}");
     }
 }
 

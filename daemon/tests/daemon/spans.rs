@@ -120,7 +120,11 @@ async fn a_trace_goes_through_every_hop_to_the_collector() {
     assert!(statuses.iter().any(|status| status.contains("IntValue(5)")), "NOT_FOUND in {statuses:?}");
     let (_, attempt) = collector.find("attempt", &trace_id).expect("the message's span");
     assert_eq!(attempt.parent_span_id, span_id);
-    let of = |name| collector.find(name, &trace_id).unwrap_or_else(|| panic!("no span {name}")).1;
+    let names = || {
+        let seen = collector.0.lock().expect("no panic");
+        seen.iter().map(|(_, span)| format!("{} of {:02x?}", span.name, span.trace_id)).collect::<Vec<_>>()
+    };
+    let of = |name| collector.find(name, &trace_id).unwrap_or_else(|| panic!("no span {name} in {:?}", names())).1;
     let (dispatch, work) = (of("dispatch"), of("work"));
     assert_eq!(dispatch.parent_span_id, span_id);
     let lasted = dispatch.end_time_unix_nano - dispatch.start_time_unix_nano;

@@ -17,6 +17,7 @@ use crate::ports::port;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "a-secret-of-the-house";
+const ROOTS_PASSWORD: &str = "root's own";
 
 /// One etcd that doesn't let everybody in, ended when dropped.
 struct Guarded {
@@ -79,7 +80,7 @@ impl Guarded {
     async fn demand_users(&self) {
         let mut admin = ingle_membership::etcd::client(&self.url(), &self.options(None)).await.expect("a client");
         admin.role_add("root").await.expect("a role");
-        admin.user_add("root", "root's own", None).await.expect("a user");
+        admin.user_add("root", ROOTS_PASSWORD, None).await.expect("a user");
         admin.user_grant_role("root", "root").await.expect("granted");
         admin.role_add("ours").await.expect("a role");
         let ours = Permission::read_write("/inglenook/").with_range_end("/inglenook0");
@@ -87,6 +88,10 @@ impl Guarded {
         admin.user_add("house", PASSWORD, None).await.expect("a user");
         admin.user_grant_role("house", "ours").await.expect("granted");
         admin.auth_enable().await.expect("on");
+    }
+
+    fn administrator(&self) -> ConnectOptions {
+        self.options(Some(("root", ROOTS_PASSWORD)))
     }
 
     fn kill(&mut self) {
@@ -171,14 +176,22 @@ async fn etcd_behind_client_certificates_conforms() {
     }
 }
 
+/// The suite lists all keys there are, which `house` may not.
+async fn conforms(server: &Guarded) {
+    let store = connect(&server.url(), &server.administrator()).await.expect("let in");
+    exact(store, "/inglenook/exact").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_behind_users_conforms() {
     let Some(server) = Guarded::start(false).await else { return };
     server.demand_users().await;
     let options = server.options(Some(("house", PASSWORD)));
     assert!(!format!("{options:?}").contains(PASSWORD), "a password is never shown");
+    conforms(&server).await;
     let store = connect(&server.url(), &options).await.expect("let in");
-    exact(Arc::clone(&store), "/inglenook/exact").await;
+    put(&*store, "/inglenook/k").await.expect("ours");
+    assert!(!store.list(key("/inglenook/")).await.expect("ours").entries.is_empty());
     // Its role ends where our keys do.
     let refused = put(&*store, "/elsewhere").await.expect_err("not ours");
     assert!(matches!(refused, MembershipError::Refused { .. }) && !refused.retryable(), "{refused}");
@@ -196,8 +209,10 @@ async fn etcd_behind_both_is_found_again_after_a_restart() {
     let Some(mut server) = Guarded::start(true).await else { return };
     server.demand_users().await;
     let options = server.options(Some(("house", PASSWORD)));
+    conforms(&server).await;
     let store = connect(&server.url(), &options).await.expect("let in");
-    exact(Arc::clone(&store), "/inglenook/exact").await;
+    put(&*store, "/inglenook/k").await.expect("ours");
+    assert!(!store.list(key("/inglenook/")).await.expect("ours").entries.is_empty());
     let lease = store.grant(Duration::from_secs(3600)).await.expect("a lease");
     let nobody = connect(&server.url(), &server.options(None)).await.expect("a URL");
     // A certificate's name is a user's to etcd, and there is no user `client`.

@@ -3,21 +3,31 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{chat, cluster, completions, embed, jobs, man, models, nodes, ocr, status, submit};
 use crate::exit::EXIT_CODES;
 use crate::human::parse_duration;
-use crate::up;
+use crate::{doctor, top, up};
 
 const EXAMPLES: &str = "\
 Examples:
   ingle up --share docs=~/Documents               # one box: everything, with a directory served over NFS
   ingle models pull --starter                     # an embedding model and a small LLM
-  ingle submit ocr nas://docs/ --output nas://docs/.ocr --wait
-  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.ocr --wait
+  ingle submit ocr nas://docs/ --output nas://docs/.text --wait
+  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.text --wait
   ingle chat 'What is a hearth for?'
   ingle jobs list --json | jq .";
+
+/// Options that every command takes and the environment may give, with the names of their values.
+const GLOBAL: [(&str, &str); 5] = [
+    ("--coordinator", "URL"),
+    ("--tls-ca", "FILE"),
+    ("--tls-cert", "FILE"),
+    ("--tls-key", "FILE"),
+    ("--timeout", "TIME"),
+];
 
 /// Keeps the data on the NAS and puts the thinking on small machines beside it
 #[derive(Debug, Parser)]
@@ -74,11 +84,30 @@ pub(crate) enum Command {
     Ocr(ocr::OcrArgs),
     Chat(chat::ChatArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
     Man(man::ManArgs),
+}
+
+/// An error whose usage asks for no option that the environment gave: clap counts those among what was typed.
+pub(crate) fn sober(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return error };
+    let whole = usage.to_string();
+    let mut text = whole.clone();
+    for (option, value) in GLOBAL {
+        let typed = format!(" {option} <{value}>");
+        let place = if text.contains("[OPTIONS]") { "" } else { " [OPTIONS]" };
+        text = text.replacen(&typed, place, 1);
+    }
+    if text == whole {
+        return error;
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(text.into()));
+    error
 }
 
 #[cfg(test)]
@@ -142,6 +171,12 @@ mod tests {
             "ingle models pull --starter --into /tmp/x",
             "ingle models pull owner/name@main model.safetensors",
             "ingle completions bash",
+            "ingle top",
+            "ingle top --once --every 5s",
+            "ingle top --json",
+            "ingle doctor",
+            "ingle doctor --config /tmp/a.toml --config /tmp/b.toml --output nas://docs/out --json",
+            "ingle submit embed nas://docs/ --output nas://docs/i --again",
             "ingle man --into /tmp/man",
             "ingle status --json --coordinator http://127.0.0.1:1 --timeout 5s",
         ] {
@@ -158,6 +193,7 @@ mod tests {
             "ingle up --nodes 0",
             "ingle up --nodes 17",
             "ingle models pull",
+            "ingle top --every 1ms",
             "ingle status --timeout 0",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");

@@ -11,6 +11,7 @@ use v1::cluster_client::ClusterClient;
 use v1::inference_client::InferenceClient;
 use v1::jobs_client::JobsClient;
 use v1::models_client::ModelsClient;
+use v1::storage_client::StorageClient;
 
 use crate::args::Global;
 use crate::exit::{Exit, Failure};
@@ -42,18 +43,33 @@ impl Client {
         }
     }
 
+    /// The same, with less patience: calls take no longer than this unless `--timeout` says otherwise.
+    pub(crate) fn hurried(&self, bound: Duration) -> Self {
+        Self { timeout: Some(self.timeout.unwrap_or(bound)), ..self.clone() }
+    }
+
     /// The same, elsewhere.
     pub(crate) fn at(&self, endpoint: String) -> Self {
         Self { endpoint, ..self.clone() }
     }
 
+    /// Each coordinator's address.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.endpoint.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// The certificates that connections are made with.
+    pub(crate) fn tls(&self) -> &TlsConfig {
+        &self.tls
+    }
+
     /// A connection to the coordinator; of several to the first that is there: any of them will do.
     async fn channel(&self) -> Result<Channel, Failure> {
-        let endpoints: Vec<&str> = self.endpoint.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+        let endpoints = self.endpoints();
         let options = if endpoints.len() > 1 { ConnectOptions::eager() } else { ConnectOptions::default() };
         let mut unreachable = Vec::new();
         for endpoint in endpoints {
-            match connect(endpoint, &self.tls, &options).await {
+            match connect(&endpoint, &self.tls, &options).await {
                 Ok(channel) => return Ok(channel),
                 Err(ConnectError::Unreachable { endpoint, reason }) => {
                     unreachable.push(format!("{endpoint}: {reason}"))
@@ -78,6 +94,11 @@ impl Client {
 
     pub(crate) async fn cluster(&self) -> Result<ClusterClient<Channel>, Failure> {
         Ok(ClusterClient::new(self.channel().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    /// A gateway's service, for a client that is [`Self::at`] one.
+    pub(crate) async fn storage(&self) -> Result<StorageClient<Channel>, Failure> {
+        Ok(StorageClient::new(self.channel().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
     pub(crate) async fn models(&self) -> Result<ModelsClient<Channel>, Failure> {
@@ -114,6 +135,11 @@ impl Client {
             )
             .hint("give it longer with --timeout")),
         }
+    }
+
+    /// So long, or as long as a call may take if that is less.
+    pub(crate) fn at_most(&self, time: Duration) -> Duration {
+        self.timeout.map_or(time, |timeout| timeout.min(time))
     }
 
     /// A status in a person's terms.

@@ -124,10 +124,20 @@ impl Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
+        let hint = match problem.code {
+            // What was mistyped is told by the field that the message begins with.
+            ErrorCode::ExportNotFound if problem.message.starts_with("spec.output") => Some(
+                "--output is nas://NAME/path, and NAME one of those; `ingle up --share NAME=DIR` serves a directory under a name",
+            ),
+            ErrorCode::ExportNotFound if problem.message.starts_with("text_from") => {
+                Some("--text-from is nas://NAME/path, and NAME one of those")
+            }
+            code => hint_of(code),
+        };
         let mut failure = Self {
             exit: exit_of(problem.code),
             code: Some(problem.code.as_str()),
-            hint: hint_of(problem.code).map(str::to_owned),
+            hint: hint.map(str::to_owned),
             message: problem.message,
             field: problem.field,
             retry_after: problem.retry_after,
@@ -251,6 +261,16 @@ mod tests {
         let failure = Failure::from_status("http://127.0.0.1:7700", &status);
         assert_eq!((failure.exit, failure.code), (Exit::Usage, Some("TOO_LARGE")));
         assert!(failure.hint.is_some_and(|hint| hint.contains("ingle submit")));
+    }
+
+    #[test]
+    fn an_unknown_export_is_explained_by_the_option_that_named_it() {
+        for (field, option) in [("spec.output", "--output"), ("text_from", "--text-from"), ("spec.input", "INPUT")] {
+            let words = format!("{field}: no export \"dcos\"; the gateway serves docs");
+            let hint = Failure::from(Problem::new(ErrorCode::ExportNotFound, words)).hint.unwrap_or_default();
+            assert!(hint.contains(option), "{field}: {hint}");
+            assert_eq!(hint.contains("INPUT"), option == "INPUT", "{field}: {hint}");
+        }
     }
 
     #[test]

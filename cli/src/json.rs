@@ -140,6 +140,10 @@ pub(crate) fn node(node: &v1::NodeStatus) -> Value {
         },
         "loaded": loaded.collect::<Value>(), "breakers": node.breakers.iter().map(breaker).collect::<Value>(),
         "drain": node.drain.as_ref().map(drain),
+        // What has no sensor isn't cold.
+        "temperature_celsius": (node.temperature_celsius > 0.0).then_some(node.temperature_celsius),
+        "power_watts": (node.power_watts > 0.0).then_some(node.power_watts),
+        "memory_pressure": node.memory_pressure, "throttled": node.throttled,
     })
 }
 

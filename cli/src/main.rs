@@ -3,12 +3,14 @@
 mod args;
 mod client;
 mod commands;
+mod doctor;
 mod exit;
 mod human;
 mod input;
 mod json;
 mod out;
 mod pull;
+mod top;
 mod traces;
 mod up;
 
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
     ingle_daemon::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&args::sober(error)),
     };
     let json = cli.global.json;
     let ended = tokio::runtime::Builder::new_multi_thread()
@@ -76,6 +78,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Ocr(args) => commands::ocr::run(&client, args).await,
         Command::Chat(args) => commands::chat::run(&client, args).await,
         Command::Status(args) => commands::status::run(&client, args).await,
+        Command::Top(args) => Box::pin(top::run(&client, args)).await,
+        Command::Doctor(args) => Box::pin(doctor::run(&client, args)).await,
         Command::Cluster(command) => commands::cluster::run(&client, command).await,
         Command::Completions(args) => commands::completions::run(client.out, args),
         Command::Man(args) => commands::man::run(client.out, args),

@@ -11,7 +11,7 @@ use ingle_daemon::metrics::Metrics;
 use ingle_daemon::run::Readiness;
 use ingle_daemon::{OnFailure, Serving, Settings as _, Shutdown, Tasks, grpc};
 use ingle_membership::connect::{ConnectOptions, EtcdUser};
-use ingle_membership::election::Candidate;
+use ingle_membership::election::{Candidate, Leadership};
 use ingle_membership::members::SETTLE;
 use ingle_membership::registration::MEMBER_TTL;
 use ingle_membership::serve::RegistryService;
@@ -36,7 +36,7 @@ use crate::leader;
 use crate::members;
 use crate::metrics::{Meters, Reign};
 use crate::sessions::{self, Sessions};
-use crate::store::{EtcdStore, JobStore, SqliteStore};
+use crate::store::{ArchiveBounds, EtcdStore, JobStore, SqliteStore};
 
 /// What a coordinator is made of.
 pub struct Deps {
@@ -92,7 +92,7 @@ async fn lead(deps: Deps, shutdown: Shutdown, serving: Serving, circles: &Circle
     let (quiet, handing_over) = (Shutdown::new(), Shutdown::new());
     let endpoint = house.follow_gateways(&circles.rind);
     let front = if own {
-        Front::leading(house.command(opened, endpoint.clone(), circles, &quiet).await?)
+        Front::leading(house.command(opened, None, endpoint.clone(), circles, &quiet).await?)
     } else {
         Front::following(house.follow(opened, endpoint.clone(), circles, &handing_over))
     };
@@ -109,10 +109,10 @@ async fn lead(deps: Deps, shutdown: Shutdown, serving: Serving, circles: &Circle
         if !own {
             let candidate = house.candidate(advertised);
             let membership = Arc::clone(&house.membership);
-            let epoch = leader::stand(membership, candidate, &*house.store, &circles.leading).await?;
+            let reign = leader::stand(membership, candidate, &*house.store, &circles.leading).await?;
             // Who watches from the store is told to watch again, and finds the leader here.
             handing_over.begin();
-            front.lead(house.command(epoch, endpoint, circles, &quiet).await?);
+            front.lead(house.command(reign.epoch, Some(reign.leadership), endpoint, circles, &quiet).await?);
             circles.following.shutdown_all(TASKS_END_WITHIN).await;
         }
         std::future::pending::<Result<Infallible, RunError>>().await
@@ -150,10 +150,12 @@ impl House {
         Candidate { id, incarnation: self.identity.incarnation().to_owned(), address }
     }
 
-    /// Puts together what leads: the core with its driver, sessions with nodes, the services.
+    /// Puts together what leads: the core with its driver, sessions with nodes, the services. Elsewhere elected, it leads for
+    /// as long as `leadership` lasts.
     async fn command(
         &self,
         epoch: Epoch,
+        leadership: Option<Leadership>,
         endpoint: Chosen,
         circles: &Circles,
         quiet: &Shutdown,
@@ -174,7 +176,16 @@ impl House {
         let (nodes, tasks) = (sessions.clone(), circles.rind.clone());
         let effects = Effects::new(handle.clone(), nodes, calls.clone(), gateway.clone(), tasks);
         let (store, meters) = (Arc::clone(&self.store), Meters::new(&self.metrics));
-        let driver = Driver::new(inbox, store, epoch, Arc::new(effects), meters, self.readiness.clone()).await?;
+        let (perform, tended) = (Arc::new(effects), meters.clone());
+        let mut driver = Driver::new(inbox, store, epoch, perform, meters, self.readiness.clone()).await?;
+        if let Some(leadership) = leadership {
+            driver = driver.under(leadership);
+        }
+        let (keeper, stop) = (handle.clone(), circles.rind.shutdown().clone());
+        circles.rind.spawn("store", OnFailure::Log, async move {
+            keeper.tend(tended, stop).await;
+            Ok::<(), Infallible>(())
+        });
         circles.driving.spawn("driver", OnFailure::Shutdown, driver.run(circles.driving.shutdown().clone()));
         self.reign.leads(epoch);
         self.follow_nodes(sessions.clone(), &circles.rind);
@@ -396,7 +407,10 @@ async fn open(
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     loop {
         match EtcdStore::open(&config.membership, &etcd_options(config)).await {
-            Ok((store, epoch)) => return Ok(Some((identity, Arc::new(store), epoch))),
+            Ok((store, epoch)) => {
+                let store = store.keep(ArchiveBounds::default(), config.etcd_quota_bytes);
+                return Ok(Some((identity, Arc::new(store), epoch)));
+            }
             Err(error) if error.retryable() => {
                 tracing::warn!(%error, "the job store can't be opened yet");
                 readiness.waiting(error.to_string());

@@ -90,6 +90,8 @@ pub struct Config {
     pub etcd_user: Option<String>,
     /// Password of `etcd_user`.
     pub etcd_password: Option<String>,
+    /// How much etcd was told to keep (its `--quota-backend-bytes`), bytes: 64 MiB to 64 GiB. Only 3.6 and later say it themselves.
+    pub etcd_quota_bytes: u64,
     /// Certificates.
     pub tls: TlsConfig,
     /// Logs and traces.
@@ -110,6 +112,7 @@ impl Default for Config {
             drain_timeout_s: 10,
             etcd_user: None,
             etcd_password: None,
+            etcd_quota_bytes: crate::store::etcd::QUOTA_BYTES,
             tls: TlsConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -185,6 +188,10 @@ impl Settings for Config {
         }
         if self.etcd_user.is_some() != self.etcd_password.is_some() {
             return Err(ConfigError::invalid("etcd_password", "etcd_user and etcd_password go together"));
+        }
+        if !((64 << 20)..=(64 << 30)).contains(&self.etcd_quota_bytes) {
+            let words = format!("expected 67108864 (64 MiB) to 68719476736 (64 GiB), got {}", self.etcd_quota_bytes);
+            return Err(ConfigError::invalid("etcd_quota_bytes", words));
         }
         if let Some(gateway) = &self.gateway {
             self.check_endpoint("gateway", gateway)?;

@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ingle_daemon::Shutdown;
 use ingle_proto::{Epoch, ErrorCode, Problem};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::core::{Answer, Core, Effect, Event, Now, ReplyId};
 use crate::limits;
-use crate::store::{JobStore, Records};
+use crate::metrics::Meters;
+use crate::store::{JobStore, Records, Room};
 
 pub use reader::Reader;
 pub use turn::Driver;
@@ -42,6 +45,16 @@ struct Shared {
     following: bool,
     next_reply: AtomicU64,
     waiting: Mutex<Waiting>,
+    scarce: Mutex<Scarce>,
+}
+
+/// What is said to whoever wants something stored while there is no room.
+#[derive(Default)]
+struct Scarce {
+    /// There is little: what was accepted goes on, and no more is.
+    little: Option<String>,
+    /// There is none: the driver waits with a commit that the store refuses.
+    none: Option<String>,
 }
 
 #[derive(Default)]
@@ -63,6 +76,10 @@ pub struct Seen {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scarce(&self) -> MutexGuard<'_, Scarce> {
+        self.scarce.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answer(&self, reply: ReplyId, answer: Result<Answer, Problem>) {
@@ -154,6 +171,9 @@ impl Handle {
         if self.shared.following {
             return Err(not_leader());
         }
+        if let Some(reason) = &self.shared.scarce().none {
+            return Err(no_room(reason));
+        }
         let id = ReplyId(self.shared.next_reply.fetch_add(1, Ordering::Relaxed));
         let (sender, answered) = oneshot::channel();
         {
@@ -170,6 +190,43 @@ impl Handle {
             answered.await.map_err(|_| ended())?
         })
         .await
+    }
+
+    /// Whether another job may be accepted.
+    ///
+    /// # Errors
+    /// `STORAGE_FULL` while the store has little room.
+    pub fn admits(&self) -> Result<(), Problem> {
+        let scarce = self.shared.scarce();
+        scarce.none.as_ref().or(scarce.little.as_ref()).map_or(Ok(()), |reason| Err(no_room(reason)))
+    }
+
+    /// Keeps the store's house for as long as we lead, and stops and resumes admission by what it says of its room.
+    pub async fn tend(&self, meters: Meters, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(limits::TEND_MS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.wait() => return,
+                _ = ticks.tick() => {}
+            }
+            let little = match self.store.tend().await {
+                Ok(Room::Enough) => None,
+                Ok(Room::Little(reason)) => Some(reason),
+                Err(error) => {
+                    tracing::debug!(%error, "the job store doesn't say how much room it has");
+                    continue;
+                }
+            };
+            let mut scarce = self.shared.scarce();
+            match (&scarce.little, &little) {
+                (None, Some(reason)) => tracing::error!(reason, "the job store has little room: no job is accepted"),
+                (Some(_), None) => tracing::info!("the job store has room again: jobs are accepted"),
+                _ => {}
+            }
+            meters.store_full(little.is_some() || scarce.none.is_some());
+            scarce.little = little;
+        }
     }
 
     /// Looks at the core as it is durable now. `look` must be quick: everything waits for it.
@@ -228,6 +285,11 @@ async fn within<T>(asked: impl Future<Output = Result<T, Problem>>) -> Result<T,
 pub fn not_leader() -> Problem {
     let words = "no coordinator leads at the moment; one will within ten seconds if etcd answers: ask again then";
     Problem::new(ErrorCode::NotLeader, words).retry_after(Duration::from_secs(1))
+}
+
+fn no_room(reason: &str) -> Problem {
+    let words = format!("the job store takes no more jobs: {reason}; jobs that were accepted go on");
+    Problem::new(ErrorCode::StorageFull, words).retry_after(Duration::from_secs(30))
 }
 
 fn ended() -> Problem {

@@ -194,6 +194,15 @@ impl Gateway {
         Ok(within(ANSWER_WITHIN, client.list_exports(v1::ListExportsRequest {})).await?.into_inner())
     }
 
+    /// Whether there is anything of this name.
+    ///
+    /// # Errors
+    /// What the gateway said: `OBJECT_NOT_FOUND` if there isn't.
+    pub async fn stat(&self, object: v1::ObjectRef) -> Result<v1::StatResponse, Problem> {
+        let mut client = self.client()?;
+        Ok(within(ANSWER_WITHIN, client.stat(v1::StatRequest { object: Some(object) })).await?.into_inner())
+    }
+
     fn client(&self) -> Result<Client, Problem> {
         let endpoint = self.endpoint().ok_or_else(|| {
             Problem::new(

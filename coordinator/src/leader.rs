@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ingle_daemon::{OnFailure, Tasks};
-use ingle_membership::election::Candidate;
+use ingle_membership::election::{Candidate, Leadership};
 use ingle_membership::records::{COORDINATORS, Record as _};
 use ingle_membership::{CoordinatorRecord, Election, LeaderEvent, Membership, MembershipError};
 use ingle_proto::Epoch;
@@ -11,6 +11,14 @@ use tokio::sync::mpsc;
 
 use crate::error::RunError;
 use crate::store::{JobStore, StoreError};
+
+/// A leader's term.
+pub struct Reign {
+    /// To lead in; the store holds it.
+    pub epoch: Epoch,
+    /// Tells at any moment whether it lasts.
+    pub leadership: Leadership,
+}
 
 /// Waits until we lead, by etcd's word, and answers the epoch to lead in; the store holds it by then. Losing leadership
 /// later begins the shutdown of `tasks`, and with it of the process: its supervisor starts it again as a candidate, with
@@ -23,9 +31,10 @@ pub async fn stand(
     candidate: Candidate,
     store: &dyn JobStore,
     tasks: &Tasks,
-) -> Result<Epoch, RunError> {
+) -> Result<Reign, RunError> {
     let (events, mut heard) = mpsc::channel(4);
     let election = Election::new(membership, candidate);
+    let leadership = election.leadership();
     let shutdown = tasks.shutdown();
     tasks.spawn("election", OnFailure::Shutdown, election.run(events, shutdown.clone()));
     let elected = loop {
@@ -55,7 +64,7 @@ pub async fn stand(
             () = lost => if stop.begun() { Ok(()) } else { Err(RunError::LeadershipLost) },
         }
     });
-    Ok(epoch)
+    Ok(Reign { epoch, leadership })
 }
 
 /// Shuts out whoever wrote before. Doing it twice is doing it once, so that a lost answer is no matter.
@@ -122,7 +131,9 @@ mod tests {
             members.delete(key, Condition::Always).await.unwrap();
         }
         let tasks = Tasks::new(Shutdown::new());
-        let epoch = stand(Arc::new(members.clone()), candidate("c-1"), &store, &tasks).await.unwrap();
+        let reign = stand(Arc::new(members.clone()), candidate("c-1"), &store, &tasks).await.unwrap();
+        let epoch = reign.epoch;
+        assert_eq!(reign.leadership.epoch().map(|epoch| epoch.counter), Some(epoch.revision));
         assert!(epoch.revision > 10 && epoch.generation == opened.generation, "{epoch}");
         assert_eq!(store.commit(opened, vec![]).await, Err(StoreError::Fenced { ours: opened, stored: epoch }));
         assert!(!tasks.shutdown().begun());

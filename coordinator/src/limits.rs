@@ -91,6 +91,8 @@ pub const INBOX_MAX: usize = 1_024;
 pub const ASKS_MAX: usize = 4_096;
 /// How long a caller waits for the driver, milliseconds.
 pub const ASK_WITHIN_MS: u64 = 10_000;
+/// How often the store's house is kept and its room looked at, milliseconds.
+pub const TEND_MS: u64 = 5_000;
 /// How often time itself is an event, milliseconds.
 pub const TICK_MS: u64 = 250;
 /// How long a full inbox may put that off, milliseconds.
@@ -105,8 +107,9 @@ pub const MODEL_BREAKER_MS: (u64, u64) = (60_000, 600_000);
 pub const BREAKERS_PER_NODE_MAX: usize = 64;
 /// How long the silence of more than half of the nodes at once is taken for our own fault, milliseconds.
 pub const BRAKE_MS: u64 = 20_000;
-/// Share of the time that a call takes which it may wait before, and the least that is worth a refusal, milliseconds.
-pub const CALL_WAIT: (f64, f64) = (0.4, 20.0);
+/// Share of the time that a call takes which it may wait before; and how long any may, milliseconds: a burst of short calls
+/// that are all done within a second is no overload.
+pub const CALL_WAIT: (f64, f64) = (0.4, 1_000.0);
 /// Models whose calls are timed.
 pub const PACES_MAX: usize = 512;
 /// Evictions remembered for each node.

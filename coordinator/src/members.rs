@@ -21,7 +21,7 @@ pub trait Roster: Send + Sync + 'static {
 /// Tells of nodes until shutdown.
 pub async fn follow_nodes(membership: Arc<dyn Membership>, roster: Arc<dyn Roster>, shutdown: Shutdown) {
     let mut members = watch_members::<NodeRecord>(membership);
-    let mut known = std::collections::BTreeSet::new();
+    let mut known: BTreeMap<NodeId, NodeRecord> = BTreeMap::new();
     loop {
         let event = tokio::select! {
             () = shutdown.wait() => return,
@@ -42,9 +42,11 @@ pub async fn follow_nodes(membership: Arc<dyn Membership>, roster: Arc<dyn Roste
             known.remove(&id);
             tracing::info!(node = %id, name = record.name, "node left");
             roster.left(&id);
-        } else if known.contains(&id) || known.len() < limits::NODES_MAX {
+        } else if known.get(&id).is_some_and(|known| known.dials_as(&record)) {
+            // It holds or does something else: it tells us that itself.
+        } else if known.contains_key(&id) || known.len() < limits::NODES_MAX {
             tracing::info!(node = %id, name = record.name, work = record.work_address, "node is a member");
-            known.insert(id);
+            known.insert(id, record.clone());
             roster.joined(record);
         } else {
             tracing::warn!(node = %id, most = limits::NODES_MAX, "one node too many; it gets no work");

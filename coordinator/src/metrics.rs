@@ -126,6 +126,7 @@ pub struct Meters {
     items_running: Gauge,
     nodes: Gauge,
     nodes_ready: Gauge,
+    store_full: Gauge,
     /// State by key of every job's live record.
     states: Arc<Mutex<BTreeMap<String, v1::JobState>>>,
 }
@@ -185,6 +186,7 @@ impl Meters {
             items_running: metrics.gauge("coordinator_items_running", "Items that nodes work on"),
             nodes: metrics.gauge("coordinator_nodes", "Nodes that are members"),
             nodes_ready: metrics.gauge("coordinator_nodes_ready", "Nodes that take new work"),
+            store_full: metrics.gauge("coordinator_store_full", "1 while the job store has no room for more jobs"),
             states: Arc::default(),
         }
     }
@@ -202,6 +204,11 @@ impl Meters {
     /// A commit had no answer.
     pub fn unknown(&self) {
         self.commits_unknown.inc();
+    }
+
+    /// Whether jobs are refused for want of room.
+    pub fn store_full(&self, full: bool) {
+        self.store_full.set(full.into());
     }
 
     /// The store was read.
@@ -247,7 +254,7 @@ impl Meters {
         let reason = match error {
             StoreError::Full(_) => "full",
             StoreError::Unknown(_) => "unknown",
-            StoreError::Fenced { .. } => "fenced",
+            StoreError::Fenced { .. } | StoreError::NotLeading => "fenced",
             StoreError::Io { .. } | StoreError::InUse { .. } | StoreError::Gone(_) => "unavailable",
             StoreError::Corrupt { .. } | StoreError::Bounds(_) => "refused",
         };

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use ingle_coordinator::core::record::Change;
 use ingle_coordinator::store::conformance::{self, Subject};
 use ingle_coordinator::store::faulty::{Fault, FaultyStore};
-use ingle_coordinator::store::{JobStore, MemoryStore, SqliteStore, StoreError};
+use ingle_coordinator::store::{ArchiveBounds, JobStore, MemoryStore, SqliteStore, StoreError};
 use ingle_proto::Epoch;
 
 const FILE: &str = "jobs.sqlite";
@@ -185,4 +185,42 @@ async fn a_store_of_a_newer_program_is_refused() {
     connection.close().unwrap();
     let error = opened(dir.path()).await.expect_err("from the future");
     assert!(error.to_string().contains("newer"), "{error}");
+}
+
+#[tokio::test]
+async fn old_jobs_leave_the_archive_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |job: u64, part: u64| format!("parts/{job:04}/{part}");
+    let left = async |store: &SqliteStore| {
+        let keys = store.archived("parts/").await.unwrap().into_iter().map(|(key, _)| key[..10].to_owned());
+        let mut counts = std::collections::BTreeMap::<String, usize>::new();
+        keys.for_each(|job| *counts.entry(job).or_default() += 1);
+        counts
+    };
+    let whole = |jobs: std::ops::RangeInclusive<u64>| {
+        jobs.map(|job| (format!("parts/{job:04}"), 10)).collect::<std::collections::BTreeMap<String, usize>>()
+    };
+    // Forty records are four jobs of ten; as many bytes are fewer of larger ones.
+    for (bounds, last, kept) in [
+        (ArchiveBounds { records: 45, bytes: u64::MAX }, 9, 6..=9),
+        (ArchiveBounds { records: 1000, bytes: 10_000 }, 12, 11..=12),
+    ] {
+        let (store, epoch) = SqliteStore::open_with(dir.path(), bounds).unwrap();
+        let first = left(&store).await.keys().map(|job| job[6..].parse::<u64>().unwrap()).max().unwrap_or(0) + 1;
+        for job in first..=last {
+            let size = if bounds.records == 45 { 20 } else { 400 };
+            let parts = (0..10).map(|part| Change::Put { key: key(job, part), value: vec![1; size] }).collect();
+            store.commit(epoch, parts).await.unwrap();
+            store.commit(epoch, vec![Change::Archive { prefix: format!("parts/{job:04}/") }]).await.unwrap();
+        }
+        assert_eq!(left(&store).await, whole(kept), "{bounds:?}");
+    }
+    // One job larger than all that is kept stays until the next one ends, and what lives is never touched.
+    let (store, epoch) = SqliteStore::open_with(dir.path(), ArchiveBounds { records: 3, bytes: 100 }).unwrap();
+    let parts = (0..10).map(|part| Change::Put { key: key(20, part), value: vec![1; 50] }).collect();
+    store.commit(epoch, parts).await.unwrap();
+    store.commit(epoch, vec![Change::Put { key: key(5, 0), value: vec![1; 500] }]).await.unwrap();
+    store.commit(epoch, vec![Change::Archive { prefix: "parts/0020/".into() }]).await.unwrap();
+    assert_eq!(left(&store).await, whole(20..=20));
+    assert_eq!(store.load().await.unwrap().records.len(), 1);
 }

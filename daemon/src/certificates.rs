@@ -1,10 +1,13 @@
 //! How long certificates last: the one thing that is read out of them, told as a metric and to whoever asks.
 
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 
 use crate::config::TlsConfig;
 use crate::metrics::Metrics;
@@ -34,6 +37,44 @@ pub(crate) fn tell(metrics: &Metrics, tls: &TlsConfig) {
 pub fn first_end(path: &Path) -> Option<i64> {
     let pem = std::fs::read(path).ok()?;
     CertificateDer::pem_slice_iter(&pem).filter_map(|one| not_after(one.ok()?.as_ref())).min()
+}
+
+/// When the certificate of a daemon that serves gRPC at `HOST:PORT` ends, in Unix seconds; `None` without `tls.ca`. It blocks.
+///
+/// # Errors
+/// Says why nobody could be spoken to: an ended certificate is among the reasons.
+pub fn end_of_server(endpoint: &str, tls: &TlsConfig, within: Duration) -> Result<Option<i64>, String> {
+    let Some(config) = crate::tls::client_config(tls).map_err(|error| error.to_string())? else { return Ok(None) };
+    let mut config = rustls::ClientConfig::clone(&config);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let address = endpoint.split_once("://").map_or(endpoint, |(_, address)| address);
+    let (host, _) = address.rsplit_once(':').ok_or("expected HOST:PORT")?;
+    let name = ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned());
+    let name = name.map_err(|error| format!("{host}: {error}"))?;
+    let mut found = address.to_socket_addrs().map_err(|error| format!("{address}: {error}"))?;
+    let found = found.next().ok_or_else(|| format!("{address}: no such host"))?;
+    let begun = Instant::now();
+    let talk = || -> std::io::Result<Option<i64>> {
+        let mut stream = TcpStream::connect_timeout(&found, within)?;
+        stream.set_read_timeout(Some(within))?;
+        stream.set_write_timeout(Some(within))?;
+        let mut connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+        while connection.is_handshaking() {
+            if connection.wants_write() {
+                connection.write_tls(&mut stream)?;
+            } else if connection.read_tls(&mut stream)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            } else {
+                connection.process_new_packets().map_err(std::io::Error::other)?;
+            }
+            // A peer that sends a byte now and then takes no longer than one that sends none.
+            if begun.elapsed() > within {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(connection.peer_certificates().and_then(|chain| not_after(chain.first()?.as_ref())))
+    };
+    talk().map_err(|error| format!("{address}: {error}"))
 }
 
 const SEQUENCE: u8 = 0x30;

@@ -172,6 +172,8 @@ impl Call {
             (EtcdError::GRpcStatus(status), _) => match status.code() {
                 // NOSPACE and too many requests: nothing was done, and it may pass.
                 Code::ResourceExhausted => MembershipError::Full { reason },
+                // It has forgotten that we signed in, as after a restart: nothing was done, and the next call signs in anew.
+                Code::Unauthenticated => MembershipError::Unavailable { what: self.what, reason },
                 Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => {
                     self.silent(reason)
                 }

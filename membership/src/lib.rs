@@ -20,7 +20,7 @@ pub use election::{Election, LeaderEvent};
 pub use identity::Identity;
 pub use members::{MemberEvent, Members, watch_members};
 pub use memory::Memory;
-pub use records::{CoordinatorRecord, GatewayRecord, NodeRecord, Record};
+pub use records::{CoordinatorRecord, GatewayRecord, NodeCapacity, NodeLoad, NodeRecord, Record};
 pub use registration::{Registration, RegistrationError, RegistrationState};
 pub use seam::{
     Condition, Entry, Event, LeaseId, Listing, Membership, MembershipError, PutOutcome, Revision, WatchStream,

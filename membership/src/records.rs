@@ -112,6 +112,69 @@ pub struct NodeRecord {
     /// Where its identity is kept.
     #[serde(default)]
     pub place: String,
+    /// What it has, as it measured it at its start.
+    #[serde(default)]
+    pub capacity: NodeCapacity,
+    /// Models in its memory, by name; of more than [`MODELS_TOLD`] the first.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// What it was doing when it last said so: at most once in some seconds, so for people, never for placing work.
+    #[serde(default)]
+    pub load: NodeLoad,
+}
+
+/// Models that a node's record names at most: records of thousands of nodes go into one store.
+pub const MODELS_TOLD: usize = 16;
+
+/// What a node measured of itself, in whole numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeCapacity {
+    /// Processor cores.
+    #[serde(default)]
+    pub cores: u32,
+    /// Attempts taken at once.
+    #[serde(default)]
+    pub slots: u32,
+    /// What models may take, bytes.
+    #[serde(default)]
+    pub memory_budget_bytes: u64,
+    /// Bytes per second, all threads.
+    #[serde(default)]
+    pub memory_bandwidth: u64,
+    /// 32-bit operations per second, all threads.
+    #[serde(default)]
+    pub compute_f32: u64,
+}
+
+/// How much of that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeLoad {
+    /// Attempts that run.
+    #[serde(default)]
+    pub running: u32,
+    /// Those among them that a person waits for.
+    #[serde(default)]
+    pub interactive: u32,
+    /// Taken by models and attempts, bytes.
+    #[serde(default)]
+    pub reserved_bytes: u64,
+    /// It takes no new work.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+impl NodeRecord {
+    /// Whether whoever dials the other would reach the same process: what it holds and does may differ.
+    #[must_use]
+    pub fn dials_as(&self, other: &Self) -> bool {
+        let told = |record: &Self| Self {
+            capacity: NodeCapacity::default(),
+            models: Vec::new(),
+            load: NodeLoad::default(),
+            ..record.clone()
+        };
+        told(self) == told(other)
+    }
 }
 
 /// A gateway as others find it.
@@ -188,6 +251,9 @@ mod tests {
             beat_address: "127.0.0.1:7711".into(),
             version: "0.1.0".into(),
             place: "p".into(),
+            capacity: NodeCapacity { cores: 4, slots: 2, memory_budget_bytes: 8 << 30, ..NodeCapacity::default() },
+            models: vec!["minilm".into()],
+            load: NodeLoad { running: 1, ..NodeLoad::default() },
         }
     }
 
@@ -196,6 +262,23 @@ mod tests {
         let record = node();
         assert_eq!(record.key(), "/inglenook/v1/nodes/n-1");
         assert_eq!(NodeRecord::decode(&record.key(), &record.encode()), Ok(record));
+    }
+
+    #[test]
+    fn what_a_node_does_is_told_and_is_no_other_node() {
+        let (one, text) = (node(), String::from_utf8(node().encode().to_vec()).expect("JSON"));
+        for told in [r#""capacity":{"cores":4"#, r#""models":["minilm"]"#, r#""running":1"#] {
+            assert!(text.contains(told), "{text}");
+        }
+        let busier = NodeRecord { load: NodeLoad { running: 9, ..one.load }, models: Vec::new(), ..one.clone() };
+        assert!(one != busier && one.dials_as(&busier));
+        assert!(!one.dials_as(&NodeRecord { work_address: "h:1".into(), ..node() }));
+        assert!(!one.dials_as(&NodeRecord { incarnation: "j".into(), ..node() }));
+        // As 0.1 wrote it.
+        let older = br#"{"v":1,"id":"n-1","incarnation":"i","name":"attic","work_address":"127.0.0.1:7710",
+            "beat_address":"127.0.0.1:7711","version":"0.1.0","place":"p"}"#;
+        let older = NodeRecord::decode(&one.key(), &Bytes::from_static(older)).expect("the fields of then");
+        assert!(older.dials_as(&one) && older.models.is_empty() && older.capacity == NodeCapacity::default());
     }
 
     #[test]

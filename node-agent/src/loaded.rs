@@ -1,7 +1,7 @@
 //! Models in memory: loaded on demand within the budget, idle ones unloaded to make room, those in use never.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use ingle_daemon::past::phase;
@@ -60,10 +60,14 @@ struct State {
     clock: u64,
     /// What left memory, oldest first.
     evictions: VecDeque<v1::Eviction>,
+    /// The threads of those that are being ended: one that stands still is waited for, and has to be noticed as well.
+    ending: Vec<(String, Weak<ModelHandle>)>,
 }
 
 impl State {
     fn note(&mut self, held: &Held, made_room_for: &str, reason: String) {
+        self.ending.retain(|(_, handle)| handle.strong_count() > 0);
+        self.ending.push((held.model.name.clone(), Arc::downgrade(&held.handle)));
         let model = v1::ModelRef { name: held.model.name.clone(), digest: held.model.digest.to_wire() };
         self.evictions.push_back(v1::Eviction {
             model: Some(model),
@@ -220,6 +224,14 @@ impl Loaded {
         // An older content or a dead thread of the same name goes first, unless somebody still uses it.
         let stale = {
             let mut state = self.lock();
+            if state.held.get(name).is_some_and(|held| held.handle.progress().abandoned) {
+                // Its thread still has the memory, and the process is about to end.
+                return Err(Failure::node(
+                    ErrorCode::ShuttingDown,
+                    format!("the engine of model `{name}` stands still, and this node starts anew"),
+                    Duration::from_millis(100),
+                ));
+            }
             let goes = state.held.get(name).is_some_and(|held| held.handle.is_dead() || !held.busy());
             if !goes && state.held.contains_key(name) {
                 return Err(Failure::node(
@@ -387,10 +399,13 @@ impl Loaded {
         self.lock().evictions.iter().cloned().collect()
     }
 
-    /// The threads of all models, those that were given up too.
+    /// The threads of all models, those that were given up or are being ended too.
     #[must_use]
     pub fn executors(&self) -> Vec<(String, Arc<ModelHandle>)> {
-        self.lock().held.iter().map(|(name, held)| (name.clone(), Arc::clone(&held.handle))).collect()
+        let state = self.lock();
+        let held = state.held.iter().map(|(name, held)| (name.clone(), Arc::clone(&held.handle)));
+        let ending = state.ending.iter().filter_map(|(name, handle)| Some((name.clone(), handle.upgrade()?)));
+        held.chain(ending).collect()
     }
 
     /// What beats say of them.

@@ -34,6 +34,15 @@ pub fn compile(source: &str) -> Result<Environment<'static>, Problem> {
     Ok(environment)
 }
 
+/// Whether a template that compiles shows the model anything of the document: the same answer for every document is rarely meant.
+#[must_use]
+pub fn reads_document(source: &str) -> bool {
+    compile(source).is_ok_and(|environment| {
+        let template = environment.get_template(TEMPLATE);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(NAMES[0]))
+    })
+}
+
 /// Whether a fault is the template's own, for every document, rather than one document's.
 #[must_use]
 pub fn of_template(kind: ErrorKind) -> bool {
@@ -93,6 +102,16 @@ impl std::io::Write for Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_reads_the_document_or_it_does_not() {
+        for source in [DEFAULT, "{{ document|upper }}", "{% if name %}{{ document }}{% endif %}", "{{document[:9]}}"] {
+            assert!(reads_document(source), "{source}");
+        }
+        for source in ["Summarise it.", "{{ name }}", "document", "{# {{ document }} #}", "{{ document"] {
+            assert!(!reads_document(source), "{source}");
+        }
+    }
 
     #[test]
     fn templates_are_judged_without_a_document() {

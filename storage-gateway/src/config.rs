@@ -36,6 +36,10 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Where to register: `http://HOST:PORT` of a coordinator, or `etcd://HOST,HOST`; nowhere if absent.
     pub membership: Option<String>,
+    /// Name for etcd, if it asks.
+    pub etcd_user: Option<String>,
+    /// Password of `etcd_user`.
+    pub etcd_password: Option<String>,
     /// Holds the highest epoch seen, our identity, and the list of places. A local disk, not the NAS.
     pub state_dir: PathBuf,
     /// Where blobs lie; `<state_dir>/state` if absent.
@@ -189,6 +193,8 @@ impl Default for Config {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 7782))),
             advertise: None,
             membership: None,
+            etcd_user: None,
+            etcd_password: None,
             state_dir: PathBuf::from("/var/lib/inglenook/gateway"),
             state_export: None,
             exports: BTreeMap::new(),
@@ -253,6 +259,9 @@ impl Settings for Config {
         }
         if state.read_only {
             return Err(ConfigError::invalid("state_export.read_only", "is true, but blobs are written there"));
+        }
+        if self.etcd_user.is_some() != self.etcd_password.is_some() {
+            return Err(ConfigError::invalid("etcd_password", "etcd_user and etcd_password go together"));
         }
         if self.membership.is_none() && self.advertise.is_some() {
             return Err(ConfigError::invalid("advertise", "is told to members, but membership isn't set"));
@@ -339,6 +348,7 @@ mod tests {
         for (text, words) in [
             ("[exports.'a b']\nurl = 'file:///x'", "exports.a b"),
             ("[exports.docs]\nurl = 'file://relative'", "exports.docs.url"),
+            ("etcd_user = 'root'\n[exports.docs]\nurl = 'file:///x'", "etcd_password"),
             ("[exports.docs]\nurl = 'http://x/y'", "exports.docs.url"),
             ("[exports.docs]\nurl = 'iscsi://x/y/0'", "iqn."),
             ("[state_export]\nurl = 'iscsi://x/iqn.y/0'", "only read"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ingle_daemon::backoff::Backoff;
 use ingle_daemon::{BoxError, OnFailure, Tasks};
+use ingle_membership::connect::EtcdUser;
 use ingle_membership::registration::MEMBER_TTL;
 use ingle_membership::{ConnectOptions, GatewayRecord, Identity, Registration};
 
@@ -30,7 +31,11 @@ pub fn start(config: &Config, identity: Identity, exports: Vec<String>, address:
         exports,
         place: identity.place().to_owned(),
     };
-    let options = ConnectOptions { tls: config.tls.clone(), ..ConnectOptions::default() };
+    let etcd_user = match (&config.etcd_user, &config.etcd_password) {
+        (Some(user), Some(password)) => Some(EtcdUser { user: user.clone(), password: password.clone() }),
+        _ => None,
+    };
+    let options = ConnectOptions { tls: config.tls.clone(), etcd_user, ..ConnectOptions::default() };
     tasks.spawn("registration", OnFailure::Shutdown, async move {
         let _identity = identity;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));

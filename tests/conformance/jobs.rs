@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use ingle_coordinator::core::record::{self, Change};
 use ingle_coordinator::store::conformance::{self, Subject};
-use ingle_coordinator::store::{EtcdStore, JobStore, SqliteStore, StoreError, migrate};
+use ingle_coordinator::store::{ArchiveBounds, EtcdStore, JobStore, Room, SqliteStore, StoreError, migrate};
 use ingle_membership::etcd::Etcd as Members;
 use ingle_membership::records::LEADER;
 use ingle_membership::{Condition, ConnectOptions, Membership, PutOutcome};
 use ingle_proto::Epoch;
 use ingle_tests::etcd::Etcd;
+use ingle_tests::eventually::eventually;
 
 /// A store below a root of its own; each opening is a start with the next epoch.
 struct InEtcd {
@@ -147,4 +148,110 @@ async fn whoever_lost_the_leader_s_key_writes_nothing() {
     assert!(matches!(next.commit(made_up, vec![put("c", b"4")]).await, Err(StoreError::Fenced { .. })));
     let records = next.load().await.expect("read").records;
     assert_eq!(records, [("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"3".to_vec())]);
+}
+
+/// Old jobs leave as a whole, and nothing that lives does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_jobs_leave_the_archive_in_etcd_whole() {
+    let Some(server) = Etcd::start() else { return };
+    let (store, stored) = open(&server.url(), "/test/").await;
+    let store = store.keep(ArchiveBounds { records: 45, bytes: u64::MAX }, 2 << 30);
+    let epoch = Epoch { revision: stored.revision + 1, ..stored };
+    store.commit(epoch, vec![put("parts/0001/live", b"of a job that goes on")]).await.expect("taken");
+    for job in 2..=9_u64 {
+        let parts = (0..10).map(|part| put(&format!("parts/{job:04}/{part}"), b"part")).collect();
+        store.commit(epoch, parts).await.expect("taken");
+        store.commit(epoch, vec![Change::Archive { prefix: format!("parts/{job:04}/") }]).await.expect("taken");
+    }
+    let left: Vec<String> = store.archived("").await.expect("read").into_iter().map(|(key, _)| key).collect();
+    assert!(left.len() <= 45 && left.last().is_some_and(|key| key.starts_with("parts/0009/")), "{left:?}");
+    let jobs: std::collections::BTreeSet<&str> = left.iter().map(|key| &key[..11]).collect();
+    assert_eq!(jobs.len() * 10, left.len(), "whole jobs alone: {left:?}");
+    assert_eq!(store.load().await.expect("read").records.len(), 1);
+}
+
+/// Before etcd is full no job is accepted any more; when it is, nothing is written, and it says what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_etcd_ends_admission_first() {
+    let quota: u64 = 64 << 20;
+    let Some(server) = Etcd::start_with(&["--quota-backend-bytes", &quota.to_string()]) else { return };
+    let (store, stored) = open(&server.url(), "/test/").await;
+    let store = store.keep(ArchiveBounds::default(), quota);
+    let epoch = Epoch { revision: stored.revision + 1, ..stored };
+    assert_eq!(store.tend().await.expect("etcd says"), Room::Enough);
+    let (mut little_at, mut full_at) = (None, None);
+    for n in 0..2000_u32 {
+        if little_at.is_none() && matches!(store.tend().await.expect("etcd says"), Room::Little(_)) {
+            little_at = Some(n);
+        }
+        match store.commit(epoch, vec![put(&format!("parts/1/{n:04}"), &vec![n as u8; 64 << 10])]).await {
+            Ok(_) => {}
+            Err(error @ StoreError::Full(_)) => {
+                let words = error.to_string();
+                assert!(error.retryable() && words.contains("defrag") && words.contains("disarm"), "{words}");
+                full_at = Some(n);
+                break;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let (little_at, full_at) = (little_at.expect("it fills"), full_at.expect("it is full"));
+    assert!(little_at < full_at, "admission ends ({little_at}) while what goes on is still written ({full_at})");
+    // The alarm comes by itself, a moment after the first refusal.
+    let words = eventually("the alarm", || async {
+        match store.tend().await {
+            Ok(Room::Little(words)) if words.contains("NOSPACE") => Ok(words),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(words.contains("docs/operations"), "{words}");
+    assert_eq!(store.load().await.expect("a full etcd reads").records.len(), full_at as usize);
+}
+
+/// etcd freezes under a commit: nobody knows whether it came through, and the answer that comes late changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_frozen_etcd_did_is_learned_before_anything_else() {
+    let Some(server) = Etcd::start() else { return };
+    let options = ConnectOptions { deadline: std::time::Duration::from_millis(700), ..ConnectOptions::default() };
+    let (store, stored) = EtcdStore::open_at(&server.url(), &options, "/test/", false).await.expect("etcd answers");
+    let epoch = Epoch { revision: stored.revision + 1, ..stored };
+    let settled = || async { store.changes_since(u64::MAX).await.map_err(|error| error.to_string()) };
+    let mut expected = Vec::new();
+    let mut happened = 0;
+    for n in 0..4_u32 {
+        // On a busy machine the deadline may pass of itself: until a commit is answered nothing is taken for certain.
+        let (name, before) = (format!("k/{n}"), eventually("etcd", settled).await.revision);
+        server.freeze();
+        let commit = store.commit(epoch, vec![put(&name, b"frozen")]).await;
+        // Nothing can be learned while it stands still, and nothing is made up.
+        let looked = store.changes_since(u64::MAX).await;
+        server.thaw();
+        assert!(matches!(commit, Err(StoreError::Unknown(_) | StoreError::Io { .. })), "{commit:?}");
+        assert!(matches!(looked, Err(StoreError::Io { .. })), "{looked:?}");
+        // Whether it came through is for the store to say, once; the next commit can't slip in before a late one.
+        let revision = eventually("the outcome", settled).await.revision;
+        let after = eventually("the next commit", || async {
+            match store.commit(epoch, vec![put("after", name.as_bytes())]).await {
+                Ok(revision) => Ok(revision),
+                Err(error) if error.retryable() => Err(error.to_string()),
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await;
+        assert!(after > before && after >= revision, "{before}, {revision}, {after}");
+        let records = eventually("what is there", || async {
+            store.load().await.map(|there| there.records).map_err(|error| error.to_string())
+        })
+        .await;
+        let came = records.iter().any(|(key, _)| *key == name);
+        if came {
+            expected.push((name.clone(), b"frozen".to_vec()));
+            happened += 1;
+        }
+        let mut all = vec![("after".to_owned(), name.into_bytes())];
+        all.extend(expected.clone());
+        assert_eq!(records, all, "what came late came before what followed it, or never");
+    }
+    println!("{happened} of 4 commits under a frozen etcd came through");
 }

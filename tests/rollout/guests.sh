@@ -55,20 +55,21 @@ network() {
 }
 
 create() {
-  local i=$1 disk=$STATE/$1 space=$PREFIX$1 k
-  mkdir -p "$disk/upper" "$disk/work" "$disk/root"
+  local i=$1 disk=$STATE/$1 tree=$STATE/$1/root space=$PREFIX$1 home k
+  home=$tree/root
+  mkdir -p "$disk/upper" "$disk/work" "$tree"
   # Where the state itself lies on an overlay there is no mounting another one: copied then.
-  if ! mountpoint -q "$disk/root" && [ ! -e "$disk/root/etc" ]; then
-    mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$disk/upper,workdir=$disk/work" "$disk/root" 2>/dev/null ||
-      cp -a --reflink=auto "$BASE/." "$disk/root/"
+  if ! mountpoint -q "$tree" && [ ! -e "$tree/etc" ]; then
+    mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$disk/upper,workdir=$disk/work" "$tree" 2>/dev/null ||
+      cp -a --reflink=auto "$BASE/." "$tree/"
   fi
   if [ ! -e "$disk/created" ]; then
-    install -d -m 700 "$disk/root/root/.ssh"
-    install -m 600 "$KEY.pub" "$disk/root/root/.ssh/authorized_keys"
-    install -d "$disk/root/var/log/journal"
-    echo "node$i" > "$disk/root/etc/hostname"
-    : > "$disk/root/etc/machine-id"
-    { echo "127.0.0.1 localhost"; echo "$NET.1 operator"; for k in 1 2 3 4 5 6 7 8; do echo "$(address $k) node$k"; done; } > "$disk/root/etc/hosts"
+    install -d -m 700 "$home/.ssh"
+    install -m 600 "$KEY.pub" "$home/.ssh/authorized_keys"
+    install -d "$tree/var/log/journal"
+    echo "node$i" > "$tree/etc/hostname"
+    : > "$tree/etc/machine-id"
+    { echo "127.0.0.1 localhost"; echo "$NET.1 operator"; for k in 1 2 3 4 5 6 7 8; do echo "$(address $k) node$k"; done; } > "$tree/etc/hosts"
     : > "$disk/created"
   fi
   [ -e "/run/netns/$space" ] && return
@@ -94,7 +95,7 @@ own_cgroups() {
 }
 
 start() {
-  local i=$1 disk=$STATE/$1 options=()
+  local i=$1 disk=$STATE/$1 tree=$STATE/$1/root options=()
   [ -d /run/systemd/system ] || options=(--keep-unit)
   rm -f "$disk/pid"
   (
@@ -103,7 +104,7 @@ start() {
     # shellcheck disable=SC2086
     exec setsid systemd-nspawn --quiet --boot --register=no ${options[@]+"${options[@]}"} --machine="$PREFIX-node$i" --hostname="node$i" \
       --network-namespace-path="/run/netns/$PREFIX$i" --resolv-conf=off --timezone=off --link-journal=no \
-      --capability=CAP_NET_ADMIN ${GUESTS_BINDS:-} --directory="$disk/root" --console=pipe
+      --capability=CAP_NET_ADMIN ${GUESTS_BINDS:-} --directory="$tree" --console=pipe
   ) >> "$disk/console.log" 2>&1 < /dev/null &
   echo $! > "$disk/pid"
 }

@@ -205,6 +205,40 @@ async fn exports_that_are_not_there_are_refused_and_inputs_fail_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_it_is_told_at_once_what_comes_to_nothing() {
+    let cluster = cluster().await;
+    let mut jobs = cluster.client.jobs.clone();
+    let tree = |object| Some(v1::InputSpec { input: Some(Input::Tree(object)) });
+    let absent = v1::JobSpec { input: tree(object("not/there")), ..embed_job() };
+    let embed = Some(v1::EmbedOptions { text_from: Some(object("no/texts")), ..Default::default() });
+    let textless = v1::JobSpec { embed, ..embed_job() };
+    for (what, spec, field) in [("input", absent, "spec.input"), ("texts", textless, "text_from")] {
+        let request = v1::SubmitJobRequest { spec: Some(spec), look_first: true, ..Default::default() };
+        let status = jobs.submit_job(request).await.expect_err(what);
+        assert_eq!(code_of(&status), "OBJECT_NOT_FOUND", "{what}: {status:?}");
+        assert!(status.message().starts_with(field), "{what}: {status:?}");
+    }
+
+    // Standing, it is open for as long as nobody cancels it.
+    let watch = Some(v1::WatchOptions { interval_s: 3600, settle_s: Some(0) });
+    let standing = v1::JobSpec { watch, ..embed_job() };
+    let once = v1::SubmitJobRequest { spec: Some(standing.clone()), unless_open: true, ..Default::default() };
+    let first = jobs.submit_job(once.clone()).await.expect("the first").into_inner().job.expect("a job").job_id;
+    let labelled = v1::JobSpec { labels: [("a".to_owned(), "b".to_owned())].into(), ..standing };
+    let same = v1::SubmitJobRequest { spec: Some(labelled.clone()), ..once.clone() };
+    let status = jobs.submit_job(same.clone()).await.expect_err("it runs already");
+    assert_eq!(code_of(&status), "JOB_STATE", "{status:?}");
+    assert!(status.message().starts_with(&format!("{first} does the same already")), "{status:?}");
+    let other = v1::JobSpec { exclude: vec!["*.log".to_owned()], ..labelled };
+    let second = v1::SubmitJobRequest { spec: Some(other), ..once };
+    let second = jobs.submit_job(second).await.expect("another job").into_inner().job.expect("a job").job_id;
+    let meant = jobs.submit_job(v1::SubmitJobRequest { unless_open: false, ..same }).await;
+    let third = meant.expect("it is meant").into_inner().job.expect("a job").job_id;
+    assert!(first != second && second != third && first != third);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_known_is_said() {
     let cluster = cluster().await;
     let mut jobs = cluster.client.jobs.clone();

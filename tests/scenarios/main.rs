@@ -5,6 +5,7 @@ mod embedding;
 mod generating;
 mod interactive;
 mod meeting;
+mod mixed;
 mod nas;
 mod people;
 mod reading;

@@ -127,7 +127,7 @@ impl Client {
     /// # Errors
     /// What the coordinator says.
     pub async fn try_submit(&self, spec: v1::JobSpec, key: &str) -> Result<v1::SubmitJobResponse, Status> {
-        let request = v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into() };
+        let request = v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into(), ..Default::default() };
         Ok(self.jobs.clone().submit_job(request).await?.into_inner())
     }
 

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::eventually::patience;
 use crate::ports::port;
+use crate::process::signal_child;
 
 /// A server with one member. Dropping it kills it.
 #[derive(Debug)]
@@ -25,15 +27,26 @@ impl Etcd {
     /// One is installed and doesn't come up.
     #[must_use]
     pub fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_with(arguments: &[&str]) -> Option<Self> {
         let Some(binary) = binary() else {
             eprintln!("skipped: no etcd here: install the package etcd-server");
             return None;
         };
         // A program that is no test may have taken its port meanwhile.
-        (0..5).find_map(|_| Self::try_start(&binary)).or_else(|| panic!("{} doesn't come up", binary.display()))
+        (0..5)
+            .find_map(|_| Self::try_start(&binary, arguments))
+            .or_else(|| panic!("{} doesn't come up", binary.display()))
     }
 
-    fn try_start(binary: &Path) -> Option<Self> {
+    fn try_start(binary: &Path, arguments: &[&str]) -> Option<Self> {
         let data = tempfile::tempdir().expect("a directory");
         let (port, peer) = (port(), port());
         let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
@@ -43,6 +56,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("one={peer}")])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -60,6 +74,22 @@ impl Etcd {
             std::thread::sleep(Duration::from_millis(20));
         }
         None
+    }
+
+    /// Freezes it, and returns when its last thread stands still: until then a request could be answered.
+    ///
+    /// # Panics
+    /// It can't be frozen.
+    pub fn freeze(&self) {
+        signal_child(&self.child, Signal::STOP);
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// It has ended meanwhile.
+    pub fn thaw(&self) {
+        signal_child(&self.child, Signal::CONT);
     }
 
     /// As settings name it.

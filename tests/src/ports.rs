@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -28,6 +29,8 @@ static HELD: Mutex<Vec<(u16, File)>> = Mutex::new(Vec::new());
 pub fn port() -> u16 {
     let directory = std::env::temp_dir().join("inglenook-test-ports");
     std::fs::create_dir_all(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    // Tests of several people share it. Whoever didn't make it can't change it, and needn't.
+    let _ = std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777));
     let told = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let (first, end) = range(&told);
     let count = u32::from(end - first);

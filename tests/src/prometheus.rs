@@ -1,7 +1,7 @@
 //! A Prometheus on loopback for one test, where one is installed, and what its HTTP API says.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,9 +11,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::eventually::patience;
+use crate::ports::port;
 
-/// Ports to choose from: below those that the system hands out by itself.
-const PORTS: std::ops::Range<u16> = 21_000..29_000;
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -39,7 +38,7 @@ impl Prometheus {
             eprintln!("skipped: no prometheus here: install the package prometheus");
             return None;
         };
-        // A port that was free may be taken by the time it binds.
+        // A program that is no test may have taken its port meanwhile.
         (0..5).find_map(|_| Self::try_start(&binary, targets, rules)).or_else(|| panic!("prometheus doesn't come up"))
     }
 
@@ -59,7 +58,7 @@ impl Prometheus {
         }
         let config = data.path().join("prometheus.yml");
         std::fs::write(&config, text).expect("room");
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let address = SocketAddr::from(([127, 0, 0, 1], port()));
         let log = std::fs::File::create(data.path().join("log")).expect("room");
         let child = Command::new(binary)
             .arg(format!("--config.file={}", config.display()))
@@ -136,10 +135,4 @@ impl Drop for Prometheus {
 fn quoted(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
-}
-
-fn free_port() -> u16 {
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut any = std::iter::repeat_with(|| fastrand::u16(PORTS)).take(1000);
-    any.find(free).expect("a free port among a thousand")
 }

@@ -10,7 +10,7 @@ use ingle_proto::v1::{self, content_part::Part, generate_response::Frame};
 use tokio::sync::{mpsc, oneshot};
 use v1::inference_client::InferenceClient;
 
-use super::patience::waited;
+use super::patience::{PutOff, waited};
 use super::sampling::SamplingArgs;
 use super::submit::text_or_file;
 use crate::client::Client;
@@ -25,19 +25,20 @@ const RESUMES: u32 = 6;
 
 const EXAMPLES: &str = "\
 Without PROMPT it is a conversation on a terminal (/quit leaves, /clear forgets, Ctrl-C stops an answer),
-and otherwise standard input is the prompt.
+and otherwise standard input is the prompt, as it is for -.
 
 Examples:
   ingle chat 'Name three uses of a hearth.'
   ingle chat --system 'Answer in German.' --temperature 0.7
   ingle chat --max-tokens 60 < letter.txt
+  cat letter.txt | ingle chat -
   ingle chat --json 'Say hello.'                  # frames, one per line";
 
 /// Ask a model, once or in a conversation
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ChatArgs {
-    /// What to ask
+    /// What to ask; - reads it from standard input
     prompt: Option<String>,
     /// Name of a model; needed only where several would do
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
@@ -71,6 +72,10 @@ pub(crate) async fn run(client: &Client, args: ChatArgs) -> Result<(), Failure> 
         chat.history.push(message("system", &text_or_file("--system", system)?));
     }
     match args.prompt {
+        Some(prompt) if prompt == "-" => {
+            let prompt = read_prompt()?;
+            chat.once(&prompt).await
+        }
         Some(prompt) => chat.once(&prompt).await,
         None if std::io::stdin().is_terminal() && !client.out.json => chat.converse().await,
         None => {
@@ -194,6 +199,7 @@ async fn stream(
     answer: &mut Answer,
 ) -> Result<(), Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(4));
+    let mut put_off = PutOff::new(client);
     loop {
         let model = request.model.clone();
         let begun = answer.begun();
@@ -222,6 +228,10 @@ async fn stream(
             },
             Err(failure) => failure,
         };
+        // Nothing of it has been seen: the same may be asked again.
+        if request.resume_token.is_empty() && !answer.begun() && put_off.again(client, &failure).await {
+            continue;
+        }
         // Without a token we would get a new answer, not the rest of this one.
         if request.resume_token.is_empty() || !failure.retryable() || backoff.attempt() >= RESUMES {
             return Err(failure);

@@ -4,7 +4,7 @@ use clap::Args;
 use ingle_proto::v1;
 use serde_json::{Value, json};
 
-use super::patience::waited;
+use super::patience::{PutOff, waited};
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::out::{Out, note};
@@ -46,13 +46,23 @@ pub(crate) async fn run(client: &Client, args: EmbedArgs) -> Result<(), Failure>
     let mut document = json!({ "embeddings": [] });
     let (mut rows, mut cut) = (Vec::new(), 0usize);
     for call in calls(&texts)? {
-        let request = v1::EmbedRequest {
-            model: args.model.clone(),
-            texts: call.to_vec(),
-            fail_on_truncation: args.fail_on_truncation,
+        let mut put_off = PutOff::new(client);
+        let answer = loop {
+            let request = v1::EmbedRequest {
+                model: args.model.clone(),
+                texts: call.to_vec(),
+                fail_on_truncation: args.fail_on_truncation,
+            };
+            let answer = client.long_call(inference.embed(client.long_request(request)));
+            match waited(client, v1::JobKind::Embed, &args.model, answer).await {
+                Ok(answer) => break answer,
+                Err(failure) => {
+                    if !put_off.again(client, &failure).await {
+                        return Err(failure);
+                    }
+                }
+            }
         };
-        let answer = client.long_call(inference.embed(client.long_request(request)));
-        let answer = waited(client, v1::JobKind::Embed, &args.model, answer).await?;
         cut += answer.embeddings.iter().filter(|e| e.truncated).count();
         for (text, embedding) in call.iter().zip(&answer.embeddings) {
             match (out.json, from_stdin) {

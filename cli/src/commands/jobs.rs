@@ -9,7 +9,7 @@ use super::submit::Kind;
 use super::{wait, watching};
 use crate::client::Client;
 use crate::exit::Failure;
-use crate::out::{Colour, Out, printable};
+use crate::out::{Colour, Out, note, printable};
 use crate::{human, json};
 
 /// Largest page asked for at once.
@@ -50,7 +50,8 @@ pub(crate) enum JobsCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// The job, e.g. j-1
+    /// The job, e.g. j-1, or 1
+    #[arg(value_parser = job_id)]
     job: String,
 }
 
@@ -72,7 +73,8 @@ pub(crate) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ItemsArgs {
-    /// The job, e.g. j-1
+    /// The job, e.g. j-1, or 1
+    #[arg(value_parser = job_id)]
     job: String,
     /// Only documents with this outcome; may be given several times
     #[arg(long, value_enum)]
@@ -148,6 +150,28 @@ impl Outcome {
     }
 }
 
+/// `18` is short for `j-18`; whatever else is typed is for the coordinator to judge.
+#[allow(clippy::unnecessary_wraps, reason = "what reads an argument may fail")]
+fn job_id(text: &str) -> Result<String, std::convert::Infallible> {
+    let number = text.parse::<u64>().ok().filter(|number| number.to_string() == text);
+    Ok(number.map_or_else(|| text.to_owned(), |number| ingle_proto::job::job_id(number).to_string()))
+}
+
+/// Ends a job. One that has ended already stays as it is, and that is said.
+async fn cancel(client: &Client, job_id: String) -> Result<(), Failure> {
+    let mut jobs = client.jobs().await?;
+    let before = client.call(jobs.get_job(client.request(v1::GetJobRequest { job_id: job_id.clone() }))).await?;
+    let before = before.job.unwrap_or_default();
+    if wait::ended(before.state()) {
+        let how = json::job_state(before.state());
+        let when = human::age(before.ended_ms, human::now_ms());
+        note(client.out, format!("{job_id} ended already, {when}: {how}; there is nothing to cancel"));
+        return show(client.out, &before);
+    }
+    let job = client.call(jobs.cancel_job(client.request(v1::CancelJobRequest { job_id }))).await?.job;
+    show(client.out, &job.unwrap_or_default())
+}
+
 pub(crate) async fn run(client: &Client, command: JobsCommand) -> Result<(), Failure> {
     let mut jobs = client.jobs().await?;
     let job = match command {
@@ -158,9 +182,7 @@ pub(crate) async fn run(client: &Client, command: JobsCommand) -> Result<(), Fai
         JobsCommand::Show(JobArgs { job: job_id }) => {
             client.call(jobs.get_job(client.request(v1::GetJobRequest { job_id }))).await?.job
         }
-        JobsCommand::Cancel(JobArgs { job: job_id }) => {
-            client.call(jobs.cancel_job(client.request(v1::CancelJobRequest { job_id }))).await?.job
-        }
+        JobsCommand::Cancel(args) => return cancel(client, args.job).await,
         JobsCommand::Pause(JobArgs { job: job_id }) => {
             client.call(jobs.pause_job(client.request(v1::PauseJobRequest { job_id }))).await?.job
         }

@@ -9,7 +9,7 @@ use ingle_proto::job::OCR_CALL_BYTES_MAX;
 use ingle_proto::v1::{self, PageSource};
 use serde_json::{Value, json};
 
-use super::patience::waited;
+use super::patience::{PutOff, waited};
 use crate::client::Client;
 use crate::exit::Failure;
 use crate::out::note;
@@ -42,9 +42,19 @@ pub(crate) async fn run(client: &Client, args: OcrArgs) -> Result<(), Failure> {
     let mut inference = client.inference().await?;
     for (index, file) in args.files.iter().enumerate() {
         let bytes = read(file)?;
-        let request = client.long_request(tokio_stream::iter(pieces(&args.model, &bytes)));
-        let answer = waited(client, v1::JobKind::Ocr, &args.model, client.long_call(inference.ocr(request))).await;
-        let answer = answer.map_err(|failure| named(file, failure))?;
+        let mut put_off = PutOff::new(client);
+        let answer = loop {
+            let request = client.long_request(tokio_stream::iter(pieces(&args.model, &bytes)));
+            match waited(client, v1::JobKind::Ocr, &args.model, client.long_call(inference.ocr(request))).await {
+                Ok(answer) => break answer,
+                Err(failure) => {
+                    let failure = named(file, failure);
+                    if !put_off.again(client, &failure).await {
+                        return Err(failure);
+                    }
+                }
+            }
+        };
         match (out.json, many) {
             (true, true) => out.json_line(&document(file, &answer))?,
             (true, false) => out.json(&document(file, &answer))?,

@@ -1,8 +1,10 @@
-//! What a person is told while a call has no answer yet: after a moment why, and again whenever that changes.
+//! What a person is told while a call has no answer yet: after a moment why, and again whenever that changes. And calls that
+//! are put off: asked again when the coordinator says.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ingle_proto::ErrorCode;
 use ingle_proto::v1::{self, JobKind, NodeState};
 
 use crate::client::Client;
@@ -16,6 +18,43 @@ const QUIET: Duration = Duration::from_millis(1500);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long looking it up may take.
 const LOOK_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long a call lets itself be put off in all, if `--timeout` doesn't say less.
+const PUT_OFF_WITHIN: Duration = Duration::from_secs(60);
+/// Least time before the same is asked again.
+const PUT_OFF_LEAST: Duration = Duration::from_millis(100);
+
+/// The patience of one call with a coordinator that has too much to do and says when to come again.
+pub(crate) struct PutOff {
+    left: Duration,
+    said: Option<Instant>,
+}
+
+impl PutOff {
+    pub(crate) fn new(client: &Client) -> Self {
+        Self { left: client.at_most(PUT_OFF_WITHIN), said: None }
+    }
+
+    /// Waits as it was told, and answers true: ask again. False for every other failure, and where that would take too long.
+    pub(crate) async fn again(&mut self, client: &Client, failure: &Failure) -> bool {
+        let Some(delay) = self.delay(failure) else { return false };
+        // Short delays may come one after the other: a person needn't read each of them.
+        if self.said.is_none_or(|said| said.elapsed() >= LOOK_EVERY) {
+            note(client.out, format!("waiting: {}; asking again in {}", failure.message, human::duration(delay)));
+            self.said = Some(Instant::now());
+        }
+        tokio::time::sleep(delay).await;
+        true
+    }
+
+    /// How long to wait before the same is asked again, taken off what is left; `None` if it shouldn't be.
+    fn delay(&mut self, failure: &Failure) -> Option<Duration> {
+        let overloaded = failure.code == Some(ErrorCode::Overloaded.as_str());
+        let delay = failure.retry_after.filter(|_| overloaded)?.max(PUT_OFF_LEAST);
+        self.left = self.left.checked_sub(delay)?;
+        Some(delay)
+    }
+}
 
 /// Waits for an answer by a model, and says on standard error what it waits for.
 pub(crate) async fn waited<T>(client: &Client, kind: JobKind, model: &str, answer: impl Future<Output = T>) -> T {
@@ -105,6 +144,29 @@ mod tests {
         let model = Some(v1::ModelRef { name: name.into(), ..Default::default() });
         let info = Some(v1::ModelInfo { model, kind: kind.into(), ..Default::default() });
         v1::ModelStatus { info, seen_by: ids(seen), loaded_on: ids(loaded), fetching: Vec::new() }
+    }
+
+    #[test]
+    fn what_says_when_to_come_again_is_asked_again_for_a_minute_in_all() {
+        let failure = |code, delay| {
+            let mut problem = ingle_proto::Problem::new(code, "too much to do");
+            problem.retry_after = delay;
+            Failure::from(problem)
+        };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let mut put_off = PutOff { left: PUT_OFF_WITHIN, said: None };
+        for (code, delay) in [
+            (ErrorCode::Overloaded, None),
+            (ErrorCode::Overloaded, seconds(61)),
+            (ErrorCode::StorageFull, seconds(1)),
+            (ErrorCode::NoNode, seconds(1)),
+        ] {
+            assert_eq!(put_off.delay(&failure(code, delay)), None, "{code:?} {delay:?}");
+        }
+        let taken: Vec<_> =
+            std::iter::from_fn(|| put_off.delay(&failure(ErrorCode::Overloaded, seconds(25)))).collect();
+        assert_eq!(taken, [Duration::from_secs(25); 2], "a third one would be longer than a minute");
+        assert_eq!(put_off.delay(&failure(ErrorCode::Overloaded, Some(Duration::ZERO))), Some(PUT_OFF_LEAST));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ingle_proto::v1;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::exit::Failure;
@@ -23,14 +23,7 @@ pub(crate) async fn run(client: &Client, _: StatusArgs) -> Result<(), Failure> {
     let status = client.call(cluster.get_status(client.request(v1::GetStatusRequest {}))).await?;
     let epoch = status.epoch.unwrap_or_default();
     if client.out.json {
-        return client.out.json(&json!({
-            "version": status.version,
-            "epoch": { "generation": epoch.generation, "revision": epoch.revision },
-            "nodes_ready": status.nodes_ready, "nodes_total": status.nodes_total,
-            "jobs_open": status.jobs_open,
-            "items_queued": status.items_queued, "items_running": status.items_running,
-            "gateway": status.gateway, "gateway_ready": status.gateway_ready,
-        }));
+        return client.out.json(&to_json(&status));
     }
     let out = client.out;
     let gateway = if status.gateway_ready {
@@ -50,4 +43,17 @@ pub(crate) async fn run(client: &Client, _: StatusArgs) -> Result<(), Failure> {
         ("open jobs", status.jobs_open.to_string()),
         ("documents", format!("{} queued, {} running", status.items_queued, status.items_running)),
     ])
+}
+
+/// The few numbers, for scripts.
+pub(crate) fn to_json(status: &v1::GetStatusResponse) -> Value {
+    let epoch = status.epoch.unwrap_or_default();
+    json!({
+        "version": status.version,
+        "epoch": { "generation": epoch.generation, "revision": epoch.revision },
+        "nodes_ready": status.nodes_ready, "nodes_total": status.nodes_total,
+        "jobs_open": status.jobs_open,
+        "items_queued": status.items_queued, "items_running": status.items_running,
+        "gateway": status.gateway, "gateway_ready": status.gateway_ready,
+    })
 }

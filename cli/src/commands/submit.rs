@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ingle_daemon::backoff::Backoff;
-use ingle_proto::{job, v1};
+use ingle_proto::{ErrorCode, job, prompt, v1};
 use serde_json::json;
 
 use super::sampling::SamplingArgs;
@@ -34,8 +34,8 @@ its first wildcard). Where two inputs share an --output, a name belongs to the d
 had it first: another one's outcome is conflict, and nothing is overwritten.
 
 Examples:
-  ingle submit ocr nas://docs/ --output nas://docs/.ocr --wait
-  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.ocr --wait
+  ingle submit ocr nas://docs/ --output nas://docs/.text --wait
+  ingle submit embed nas://docs/ --output nas://docs/.index --text-from nas://docs/.text --wait
   ingle submit generate 'nas://docs/**/*.md' --output nas://docs/summaries --max-tokens 80 \\
         --prompt 'Summarise in two sentences: {{ document }}' --wait
   ingle submit embed nas://docs/ --output nas://docs/.index --exclude '*.log' --exclude node_modules
@@ -79,6 +79,9 @@ pub(crate) struct SubmitArgs {
     /// A label to find the job by; may be given up to 32 times
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Submit it even where a job that has not ended does the same already
+    #[arg(long)]
+    again: bool,
     /// The same key and job again answers with the first job instead of a second one
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -135,7 +138,9 @@ pub(crate) async fn run(client: &Client, args: SubmitArgs) -> Result<(), Failure
     let spec = spec(&args, std::io::stdin())?;
     // A key of our own makes a submission whose answer got lost safe to send again.
     let key = args.idempotency_key.clone().unwrap_or_else(|| format!("cli-{:032x}", fastrand::u128(..)));
-    let answer = Box::pin(submit(client, v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key })).await?;
+    let request =
+        v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key, look_first: true, unless_open: !args.again };
+    let answer = Box::pin(submit(client, request)).await.map_err(explained)?;
     let job = answer.job.unwrap_or_default();
     let out = client.out;
     if args.wait {
@@ -151,6 +156,20 @@ pub(crate) async fn run(client: &Client, args: SubmitArgs) -> Result<(), Failure
     out.line(&job.job_id)?;
     note(out, format!("accepted; `ingle jobs watch {}` shows how it goes", job.job_id));
     Ok(())
+}
+
+/// What to do about refusals that only submissions meet.
+fn explained(failure: Failure) -> Failure {
+    let code = |code: ErrorCode| failure.code == Some(code.as_str());
+    if code(ErrorCode::JobState) {
+        let id = failure.message.split(' ').next().unwrap_or_default().to_owned();
+        return failure.hint(format!("`ingle jobs watch {id}` shows how it goes; --again submits it all the same"));
+    }
+    if code(ErrorCode::ObjectNotFound) && failure.message.starts_with("text_from") {
+        return failure
+            .hint("--text-from is where `ingle submit ocr` over the same INPUT put its results, its --output");
+    }
+    failure
 }
 
 async fn submit(client: &Client, request: v1::SubmitJobRequest) -> Result<v1::SubmitJobResponse, Failure> {
@@ -220,8 +239,18 @@ fn spec(args: &SubmitArgs, stdin: impl std::io::Read) -> Result<v1::JobSpec, Fai
 }
 
 fn generate(args: &SubmitArgs, text_from: Option<v1::ObjectRef>) -> Result<v1::GenerateOptions, Failure> {
+    let prompt = args.prompt.as_deref().map(|p| text_or_file("--prompt", p)).transpose()?;
+    // A template with a fault of its own is refused for that.
+    if let Some(prompt) = prompt.as_deref().filter(|source| prompt::check(source).is_ok())
+        && !prompt::reads_document(prompt)
+    {
+        return Err(Failure::usage("--prompt shows the model nothing of the document: {{ document }} isn't in it")
+            .hint(
+                "write {{ document }} where the text goes, e.g. --prompt 'Summarise in two sentences: {{ document }}'",
+            ));
+    }
     Ok(v1::GenerateOptions {
-        prompt: args.prompt.as_deref().map(|p| text_or_file("--prompt", p)).transpose()?.unwrap_or_default(),
+        prompt: prompt.unwrap_or_default(),
         system: args.system.as_deref().map(|s| text_or_file("--system", s)).transpose()?.unwrap_or_default(),
         max_tokens: args.sampling.max_tokens.unwrap_or(0),
         sampling: args.sampling.to_wire(),
@@ -352,6 +381,8 @@ mod tests {
             (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "{{ text }}"], "`text` is unknown"),
             (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "{{ document"], "prompt"),
             (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", " "], "blank"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "Summarise."], "{{ document }}"),
+            (&["generate", "nas://docs/", "--output", "nas://docs/x", "--prompt", "Of {{ name }}"], "{{ document }}"),
             (&["embed", "nas://docs/", "--output", "nas://docs/x", "--exclude", "../x"], "exclude[0]"),
             (&["embed", "text:a", "--output", "nas://docs/x", "--exclude", "*.md"], "exclude"),
             (&["embed", "nas://docs/", "--output", "nas://docs/x", "--label", "a=1", "--label", "a=2"], "twice"),

@@ -172,6 +172,12 @@ pub(crate) fn verdict(job: &v1::Job) -> Result<(), Failure> {
         JobState::Cancelled => Failure::new(Exit::WorkFailed, format!("{id} was cancelled{why}")),
         _ if count > 0 => Failure::new(Exit::WorkFailed, format!("{count} of {id}'s documents did not make it"))
             .hint(remedy(&job.counts.unwrap_or_default())),
+        JobState::Succeeded if matched_nothing(job) => {
+            let input =
+                job.spec.as_ref().and_then(|spec| spec.input.as_ref()).map(json::input_text).unwrap_or_default();
+            Failure::new(Exit::NotFound, format!("{id} found nothing to do: no document matches {input}"))
+                .hint("`*` stays within a directory, `**/` goes across them; quote the glob, so that the shell leaves it alone")
+        }
         JobState::Succeeded => return Ok(()),
         // As if the call itself had been refused: a folder that isn't there is not found, whoever found it out.
         _ => match ingle_proto::ErrorCode::parse(&job.code) {
@@ -182,6 +188,13 @@ pub(crate) fn verdict(job: &v1::Job) -> Result<(), Failure> {
     };
     failure.code = ingle_proto::ErrorCode::parse(&job.code).map(|code| code.as_str());
     Err(failure)
+}
+
+/// Whether a glob was mistyped, by all that can be seen: nothing is there now, and nothing has gone.
+fn matched_nothing(job: &v1::Job) -> bool {
+    let counts = job.counts.unwrap_or_default();
+    let input = job.spec.as_ref().and_then(|spec| spec.input.as_ref()?.input.as_ref());
+    matches!(input, Some(v1::input_spec::Input::Glob(_))) && counts.total == 0 && counts.deleted == 0
 }
 
 /// The first documents that did not make it.

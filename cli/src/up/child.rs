@@ -37,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) ready_within: Duration,
     pub(crate) end_within: Duration,
+    /// It may be asked to end by others than us, as a node is by a drain, and then stays away.
+    pub(crate) may_leave: bool,
 }
 
 impl Spec {
@@ -186,6 +188,7 @@ pub(crate) mod tests {
             environment: Vec::new(),
             ready_within: Duration::from_secs(20),
             end_within: Duration::from_secs(20),
+            may_leave: name.starts_with("node"),
         }
     }
 

@@ -40,6 +40,7 @@ impl Plan {
             environment: Vec::new(),
             ready_within: READY,
             end_within,
+            may_leave: false,
         };
         let mut nfs = Vec::new();
         for (share, port) in directories(shares).zip(&ports.nfs) {
@@ -76,6 +77,7 @@ impl Plan {
             let name = format!("node-{}", index + 1);
             let arguments = with(&name, &node_settings(layout, ports, &name, *beat, share), *pair)?;
             let mut node = spec(&name, &node, arguments, grpc(*pair), NODE_END);
+            node.may_leave = true;
             // The engines' thread pools read no setting of ours: nodes that share a machine must not each take all of it.
             node.environment =
                 ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"].map(|name| (name, share.threads().to_string())).into();

@@ -163,7 +163,7 @@ impl Keeper {
                 backoff.reset();
             }
             // A node that was drained has left; started again it would take work.
-            if status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            if self.spec.may_leave && status.as_ref().is_ok_and(std::process::ExitStatus::success) {
                 self.say("left", "ended as it was asked to, and is not started again");
                 return;
             }
@@ -268,6 +268,25 @@ mod tests {
         let kept = tokio::time::timeout(Duration::from_secs(30), groups[0].keepers.join_next()).await;
         kept.expect("in time").expect("there was one").expect("no panic");
         assert_eq!(std::fs::read_to_string(dir.path().join("starts")).expect("written").lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_that_the_others_need_is_started_again_however_it_ended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (go, starts) = (dir.path().join("go"), dir.path().join("starts"));
+        let script = format!(
+            "echo start >> {}; trap 'exit 0' TERM; touch \"$ready\"; while [ ! -e {1} ]; do sleep 0.05; done; rm {1}; exit 0",
+            starts.display(),
+            go.display()
+        );
+        let cluster = Cluster::of(Out::new(false), vec![vec![played(dir.path(), "gateway", &script)]]);
+        cluster.start().await.expect("it serves");
+        std::fs::write(&go, "").expect("written");
+        let started = || std::fs::read_to_string(&starts).expect("written").lines().count();
+        eventually("it is started again", || started() == 2).await;
+        let (_signals, told) = watch::channel(Stop::InOrder);
+        cluster.stop(told).await;
+        assert_eq!(started(), 2);
     }
 
     #[tokio::test]

@@ -68,18 +68,63 @@ async fn an_answer_that_breaks_off_is_taken_up_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_refused_before_its_first_token_is_not_asked_again() {
+async fn an_answer_refused_for_longer_than_anybody_waits_is_not_asked_again() {
     let refused =
-        Problem::new(ErrorCode::Overloaded, "64 answers are queued").retry_after(std::time::Duration::from_secs(2));
+        Problem::new(ErrorCode::Overloaded, "64 answers are queued").retry_after(std::time::Duration::from_secs(70));
     let coordinator = Coordinator::start(script(vec![vec![Err(refused.into())]])).await;
     let output = coordinator.ingle(&["chat", "hello"]).await;
     assert_eq!(code(&output), 6);
     assert!(
-        stderr(&output).contains("[OVERLOADED]") && stderr(&output).contains("try again in 2.0 s"),
+        stderr(&output).contains("[OVERLOADED]") && stderr(&output).contains("try again in 1 min 10 s"),
         "{}",
         stderr(&output)
     );
     assert_eq!(coordinator.script.generate_calls.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_told_when_to_come_again_comes_again() {
+    let refused = || {
+        let delay = std::time::Duration::from_millis(150);
+        Problem::new(ErrorCode::Overloaded, "64 answers are queued").retry_after(delay)
+    };
+    let generations = vec![
+        vec![Err(refused().into())],
+        vec![Err(refused().into())],
+        vec![delta(0, 0, "Good "), delta(1, 5, "morning."), finished(13)],
+    ];
+    let refusals = Mutex::new([refused(), refused()].into());
+    let coordinator = Coordinator::start(Script { refusals, ..script(generations) }).await;
+    let told = "waiting: 64 answers are queued; asking again in 150 ms";
+    let output = coordinator.ingle(&["chat", "hello"]).await;
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, "Good morning.\n"), "{}", stderr(&output));
+    assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    assert_eq!(coordinator.script.generate_calls.lock().unwrap().len(), 3);
+
+    let output = coordinator.ingle(&["embed", "hello"]).await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stderr(&output).contains(told) && stdout(&output).contains("hello"), "{}", stderr(&output));
+    assert!(coordinator.script.refusals.lock().unwrap().is_empty());
+
+    coordinator.script.refusals.lock().unwrap().push_back(refused());
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("page.png");
+    std::fs::write(&file, "a page").expect("a file");
+    let output = coordinator.ingle(&["ocr", file.to_str().expect("UTF-8")]).await;
+    let said = stderr(&output);
+    assert!(said.contains("64 answers are queued; asking again in 150 ms"), "{said}");
+    assert!(said.contains("[UNIMPLEMENTED]"), "what it is told the second time: {said}");
+    assert!(coordinator.script.refusals.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_that_is_longer_than_a_call_may_take_is_not_waited() {
+    let delay = std::time::Duration::from_secs(20);
+    let refused = Problem::new(ErrorCode::Overloaded, "64 texts are queued").retry_after(delay);
+    let coordinator = Coordinator::start(Script { refusals: Mutex::new([refused].into()), ..Script::default() }).await;
+    let output = coordinator.ingle(&["embed", "hello", "--timeout", "10s"]).await;
+    assert_eq!(code(&output), 6, "{}", stderr(&output));
+    assert!(stderr(&output).contains("[OVERLOADED]"), "{}", stderr(&output));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

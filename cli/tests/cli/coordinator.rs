@@ -31,6 +31,8 @@ pub(crate) struct Script {
     /// One entry per call of Generate; the last is repeated.
     pub(crate) generations: Mutex<Vec<Generated>>,
     pub(crate) generate_calls: Mutex<Vec<v1::GenerateRequest>>,
+    /// What calls for vectors and pages are refused with before one is answered.
+    pub(crate) refusals: Mutex<std::collections::VecDeque<Problem>>,
     /// Interactive calls are answered only once somebody has asked what the nodes do.
     pub(crate) until_asked: bool,
     pub(crate) asked: tokio::sync::Notify,
@@ -45,10 +47,22 @@ pub(crate) struct Script {
     pub(crate) loadings: Mutex<std::collections::VecDeque<Result<(), Problem>>>,
     pub(crate) loads: Mutex<Vec<v1::LoadModelRequest>>,
     pub(crate) models: Vec<v1::ModelStatus>,
+    /// What GetJob and ListJobs know.
+    pub(crate) jobs: Vec<v1::Job>,
+    /// SubmitJob is refused with this.
+    pub(crate) refusal: Option<Problem>,
+    /// Where `gateway`, or a node's address, is `self`, this coordinator plays it too.
+    pub(crate) status: Option<v1::GetStatusResponse>,
+    pub(crate) exports: Vec<v1::ExportInfo>,
+    /// What Stage was asked for, and how much Forget removed.
+    pub(crate) staged: Mutex<Vec<v1::StageHeader>>,
+    pub(crate) forgotten: AtomicUsize,
+    /// Staging below a place is refused with this.
+    pub(crate) stage_refusal: Option<Problem>,
 }
 
 #[derive(Clone)]
-struct Played(Arc<Script>);
+pub(crate) struct Played(pub(crate) Arc<Script>);
 
 /// A coordinator that serves until it is dropped, on a runtime of its own: with that all its connections end, as those
 /// of a process do that is killed.
@@ -84,7 +98,8 @@ impl Coordinator {
                 .add_service(v1::jobs_server::JobsServer::new(played.clone()))
                 .add_service(v1::inference_server::InferenceServer::new(played.clone()))
                 .add_service(v1::cluster_server::ClusterServer::new(played.clone()))
-                .add_service(v1::models_server::ModelsServer::new(played))
+                .add_service(v1::models_server::ModelsServer::new(played.clone()))
+                .add_service(v1::storage_server::StorageServer::new(played))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
                 .expect("it serves");
@@ -119,6 +134,13 @@ impl Drop for Coordinator {
 }
 
 impl Played {
+    fn refuse(&self) -> Result<(), Status> {
+        match self.0.refusals.lock().expect("no panic").pop_front() {
+            Some(problem) => Err(problem.into()),
+            None => Ok(()),
+        }
+    }
+
     async fn wait(&self) {
         if self.0.until_asked {
             self.0.asked.notified().await;
@@ -128,10 +150,15 @@ impl Played {
 
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for Played {
-    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let mut looks = self.0.looks.lock().expect("no panic");
         let look = if looks.len() > 1 { looks.pop_front() } else { looks.front().cloned() };
-        Ok(Response::new(v1::ListNodesResponse { nodes: look.unwrap_or_else(|| self.0.nodes.clone()) }))
+        let mut nodes = look.unwrap_or_else(|| self.0.nodes.clone());
+        nodes.iter_mut().for_each(|node| name_self(&mut node.address, &request));
+        Ok(Response::new(v1::ListNodesResponse { nodes }))
     }
 
     async fn drain_node(
@@ -153,8 +180,13 @@ impl v1::cluster_server::Cluster for Played {
         not_played()
     }
 
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
-        not_played()
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let Some(mut status) = self.0.status.clone() else { return not_played() };
+        name_self(&mut status.gateway, &request);
+        Ok(Response::new(status))
     }
 }
 
@@ -209,7 +241,14 @@ impl v1::models_server::Models for Played {
 /// Documents looked at for one page.
 const LOOKED_AT: usize = 1000;
 
-fn not_played<T>() -> Result<T, Status> {
+/// `self` becomes the address at which this coordinator was asked.
+fn name_self<T>(address: &mut String, request: &Request<T>) {
+    if let Some(own) = request.local_addr().filter(|_| address == "self") {
+        *address = own.to_string();
+    }
+}
+
+pub(crate) fn not_played<T>() -> Result<T, Status> {
     Err(Problem::new(ErrorCode::Unimplemented, "not played").into())
 }
 
@@ -224,6 +263,9 @@ impl v1::jobs_server::Jobs for Played {
         if self.0.submit_failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
             return Err(Problem::new(ErrorCode::NotLeader, "another leads now").into());
         }
+        if let Some(refusal) = &self.0.refusal {
+            return Err(refusal.clone().into());
+        }
         if request.idempotency_key == "used" {
             return Err(Problem::new(ErrorCode::IdempotencyKeyReused, "the key named another job").into());
         }
@@ -237,11 +279,18 @@ impl v1::jobs_server::Jobs for Played {
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
-        Err(Problem::new(ErrorCode::JobNotFound, format!("no job {}", request.into_inner().job_id)).into())
+        let id = request.into_inner().job_id;
+        match self.0.jobs.iter().find(|job| job.job_id == id) {
+            Some(job) => Ok(Response::new(v1::GetJobResponse { job: Some(job.clone()) })),
+            None => Err(Problem::new(ErrorCode::JobNotFound, format!("no job {id}")).into()),
+        }
     }
 
-    async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
-        not_played()
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let states = request.into_inner().states;
+        let wanted = |job: &&v1::Job| states.is_empty() || states.contains(&job.state);
+        let jobs = self.0.jobs.iter().filter(wanted).cloned().collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs, ..Default::default() }))
     }
 
     async fn list_items(
@@ -309,6 +358,7 @@ impl v1::inference_server::Inference for Played {
         if request.model == "absent" {
             return Err(Problem::new(ErrorCode::ModelNotFound, "no node sees a model \"absent\"").into());
         }
+        self.refuse()?;
         self.wait().await;
         let embeddings = request
             .texts
@@ -336,6 +386,7 @@ impl v1::inference_server::Inference for Played {
     }
 
     async fn ocr(&self, _: Request<tonic::Streaming<v1::OcrRequest>>) -> Result<Response<v1::OcrResponse>, Status> {
+        self.refuse()?;
         not_played()
     }
 }

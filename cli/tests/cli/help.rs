@@ -34,6 +34,8 @@ const COMMANDS: &[&str] = &[
     "models pull",
     "completions",
     "status",
+    "top",
+    "doctor",
 ];
 
 #[test]

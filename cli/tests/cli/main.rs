@@ -2,12 +2,16 @@
 
 mod chat;
 mod coordinator;
+mod doctor;
 mod draining;
+mod gateway;
 mod help;
 mod hub;
 #[path = "../../../tests/src/ports.rs"]
 #[allow(unreachable_pub, reason = "it is public where it lies")]
 mod ports;
+mod steering;
+mod top;
 mod waiting;
 
 use std::process::{Command, Output};

@@ -149,6 +149,11 @@ impl Breakers {
         })
     }
 
+    /// Whether the node's own breaker lets one attempt through, which decides.
+    pub(crate) fn half_open(&self, now: u64) -> bool {
+        self.0.get("").is_some_and(|breaker| breaker.opened > 0 && now >= breaker.open_until)
+    }
+
     /// Milliseconds until the breakers that keep work of a model from here let one attempt through; 0 if none is open.
     pub(crate) fn left_ms(&self, model: &str, now: u64) -> u64 {
         let open = ["", model].into_iter().filter_map(|name| self.0.get(name));
@@ -220,9 +225,11 @@ impl Core {
         }
     }
 
-    /// A node took these attempts with it. One incident, however many they were.
+    /// A node took these attempts with it. One incident, however many they were. What a node died with alone before, here or
+    /// elsewhere, is the likelier culprit.
     pub(super) fn node_failed(&mut self, id: &NodeId, attempts: &[u64], reason: &str) {
         let held = attempts.iter().filter_map(|number| self.attempts.get(number));
+        let held = held.filter(|attempt| !self.failed_alone(attempt));
         let pieces: Vec<Piece> = held.filter_map(|attempt| self.piece(attempt)).collect();
         let now = self.now.mono_ms;
         if let Some(node) = self.nodes.get_mut(id).filter(|_| !pieces.is_empty()) {
@@ -310,6 +317,7 @@ mod tests {
             assert!(left >= before * 3 / 4 && left >= first * 3 / 4 && left <= longest, "{round}: {left}");
             before = left;
             now += left;
+            assert!(!breakers.half_open(now - 1) && breakers.half_open(now));
             assert_eq!(breakers.refusal("m", now, idle), None);
             breakers.sent("m", round);
             assert!(breakers.refusal("m", now, |attempt| attempt == round).is_some(), "one at a time");

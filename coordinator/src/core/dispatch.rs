@@ -1,5 +1,7 @@
 //! What runs next, and where: interactive before batch with ageing, fair by principal, earliest expected finish.
 
+use std::collections::BTreeMap;
+
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
 use super::event::{BatchWork, CallId, Effect, Work};
@@ -376,9 +378,23 @@ impl Core {
 
     fn schedule_calls(&mut self, step: &mut Step) {
         let waiting: Vec<CallId> = self.calls.iter().filter(|(_, c)| c.attempt.is_none()).map(|(id, _)| *id).collect();
+        // What was asked for and found no place, with the model for it if that is known: a pass only takes places.
+        let mut unplaced: BTreeMap<(i32, String), Option<String>> = BTreeMap::new();
         for id in waiting {
             let Some(call) = self.calls.get(&id) else { continue };
             let (kind, name, size, since) = (call.kind, call.model.clone(), call.size, call.since);
+            let asked = (kind as i32, name.clone());
+            match unplaced.get(&asked) {
+                Some(Some(model)) => {
+                    self.refuse_hopeless(step, id, model);
+                    continue;
+                }
+                Some(None) => {
+                    self.refuse_early(step, id, &name);
+                    continue;
+                }
+                None => {}
+            }
             let (model, digest) = match self.choose_model(kind, &name) {
                 Err(problem) => {
                     self.calls.remove(&id);
@@ -387,6 +403,7 @@ impl Core {
                 }
                 Ok(None) => {
                     self.refuse_early(step, id, &name);
+                    unplaced.insert(asked, None);
                     continue;
                 }
                 Ok(Some(chosen)) => chosen,
@@ -412,6 +429,7 @@ impl Core {
                 .min_by(|a, b| a.0.finish().total_cmp(&b.0.finish()).then(a.1.cmp(&b.1)));
             let Some((terms, _, node)) = best else {
                 self.refuse_hopeless(step, id, &model);
+                unplaced.insert(asked, Some(model));
                 continue;
             };
             let attempt = self.new_attempt(step);
@@ -516,7 +534,7 @@ impl Job {
     }
 
     /// The first batch that may be dispatched now, among the suspect ones or the others.
-    fn due(&self, unix_ms: i64, suspect: bool) -> Option<u64> {
+    pub(super) fn due(&self, unix_ms: i64, suspect: bool) -> Option<u64> {
         let mut due = self.queued.iter().filter_map(|id| self.batches.get(id));
         due.find(|b| b.suspect == suspect && b.not_before_ms <= unix_ms).map(|b| b.id)
     }

@@ -70,7 +70,9 @@ impl Core {
     ) -> Result<v1::NodeStatus, Problem> {
         let before = self.nodes.cordons().get(id).cloned();
         let attached = self.nodes.get(id).is_some();
-        if before.is_none() && !attached {
+        // One that may only have been cut off as it ended is not drained any more when it comes back.
+        let awaited = drain.is_none() && self.gone.remove(id).is_some();
+        if before.is_none() && !attached && !awaited {
             return Err(Problem::new(ErrorCode::NodeNotFound, format!("no node {id}; see `ingle nodes list`")));
         }
         let cordon = match drain {
@@ -86,7 +88,6 @@ impl Core {
                 Some(cordon)
             }
             None => {
-                self.gone.remove(id);
                 if before.is_some() {
                     step.changes.push(Change::Delete { key: cordon_key(id) });
                 }

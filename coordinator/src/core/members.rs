@@ -149,6 +149,18 @@ impl Core {
         }
     }
 
+    /// We stood still for so long: neither was anybody silent meanwhile nor did anything take longer than it may.
+    pub(super) fn stood(&mut self, ms: u64) {
+        let now = self.now;
+        self.nodes.forgive(ms, now);
+        for attempt in self.attempts.values_mut() {
+            attempt.deadline = attempt.deadline.saturating_add(ms);
+        }
+        for call in self.calls.values_mut() {
+            call.waits_since = call.waits_since.saturating_add(ms).min(now.mono_ms);
+        }
+    }
+
     /// Acts on silence, once per stage.
     pub(super) fn watch_nodes(&mut self, step: &mut Step) {
         self.watch_calls(step);

@@ -213,6 +213,8 @@ pub struct Core {
     next_job: u64,
     now: Now,
     crowd: crowd::Crowd,
+    /// Records of kinds that only a later version knows.
+    unknown_records: usize,
 }
 
 impl Core {
@@ -242,6 +244,7 @@ impl Core {
             next_job: 1,
             now,
             crowd: crowd::Crowd::default(),
+            unknown_records: 0,
         };
         for (key, value) in records {
             core.load_record(&key, &value).map_err(|error| format!("record {key}: {error}"))?;
@@ -287,7 +290,12 @@ impl Core {
                 self.jobs.entry(number(job)?).or_default().batches.insert(record.id, record);
             }
             ["cordons", node] => self.load_cordon(node, value)?,
-            _ => return Err("is of no known kind: was the store written by a newer version?".into()),
+            // A coordinator that began here would lead half a cluster's jobs.
+            [record::MIGRATING_KEY] => {
+                return Err("says that jobs are still on their way: run `ingle cluster migrate-store` again".into());
+            }
+            // Of a later version that lets us read its store: not ours to judge, and nothing of ours touches it.
+            _ => self.unknown_records += 1,
         }
         Ok(())
     }
@@ -344,10 +352,14 @@ impl Core {
                 self.set_drain(&mut step, reply, &node, Some((deadline_ms, leaves)));
             }
             Event::Uncordon { reply, node } => self.set_drain(&mut step, reply, &node, None),
-            Event::Stood { ms } => self.nodes.forgive(ms, now),
+            Event::Stood { ms } => self.stood(ms),
             Event::Tick => self.tick(&mut step),
         }
         self.settle_lost(&mut step);
+        // Before work is handed out: what is called back in this very step is company too.
+        if !of_a_call {
+            self.note_cancels(&step);
+        }
         self.schedule_at(&mut step, pace);
         if !of_a_call {
             self.note_cancels(&step);
@@ -361,8 +373,16 @@ impl Core {
     pub fn wants(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Dispatch { attempt, .. } => self.attempts.contains_key(attempt) && !self.lost.contains_key(attempt),
+            // A person may have let it work again since.
+            Effect::Leave { node } => self.nodes.get(node).is_some_and(|node| node.draining),
             _ => true,
         }
+    }
+
+    /// Records that were loaded and left alone: of kinds that only a later version knows.
+    #[must_use]
+    pub fn unknown_records(&self) -> usize {
+        self.unknown_records
     }
 
     /// This leader's epoch.

@@ -192,6 +192,11 @@ impl NodeTable {
         let same = before.is_some_and(|entry| entry.attached.incarnation == attached.incarnation);
         let going = before.filter(|_| same).and_then(|entry| entry.going.clone()).map(Going::on_another_stream);
         let draining = self.cordoned.contains_key(&id) || going.as_ref().is_some_and(|going| going.by_itself);
+        // A process that ends again and again is what its own is for; what models did wrong ends with a process.
+        let mut breakers = before.map(|entry| entry.breakers.clone()).unwrap_or_default();
+        if !same {
+            breakers.forget_models();
+        }
         let entry = NodeEntry {
             connected: true,
             last_seen: now.mono_ms,
@@ -206,8 +211,7 @@ impl NodeTable {
             broken_models: BTreeMap::new(),
             rest_until: 0,
             left: false,
-            // A process that ends again and again is what they are for.
-            breakers: before.map(|e| e.breakers.clone()).unwrap_or_default(),
+            breakers,
             evictions: before.filter(|_| same).map(|e| e.evictions.clone()).unwrap_or_default(),
             stalls: BTreeMap::new(),
             fetching,

@@ -67,6 +67,9 @@ pub fn cordon_key(node: &NodeId) -> String {
 /// Key of the high-water marks.
 pub const MARKS_KEY: &str = "marks";
 
+/// Key of what stands in a store while jobs of another are still on their way into it.
+pub const MIGRATING_KEY: &str = "migrating";
+
 /// A job.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct JobRecord {

@@ -105,6 +105,25 @@ impl Core {
         self.keys.contains_key(key)
     }
 
+    /// An open job that does what this one asks for: the same work on the same documents into the same place, whatever it is
+    /// called and however soon it is wanted.
+    #[must_use]
+    pub fn twin(&self, spec: &v1::JobSpec) -> Option<u64> {
+        let same = |other: &v1::JobSpec| {
+            (other.kind, &other.model, &other.input, &other.output)
+                == (spec.kind, &spec.model, &spec.input, &spec.output)
+                && (&other.generate, &other.embed) == (&spec.generate, &spec.embed)
+                && (&other.exclude, &other.watch, other.force) == (&spec.exclude, &spec.watch, spec.force)
+        };
+        self.jobs.iter().find(|(_, job)| same(job.record.spec())).map(|(number, _)| *number)
+    }
+
+    /// Whether an open job puts its results there.
+    #[must_use]
+    pub fn is_made(&self, place: &v1::ObjectRef) -> bool {
+        self.jobs.values().any(|job| job.record.spec().output.as_ref() == Some(place))
+    }
+
     /// At most `limit` jobs with numbers below `before`, newest first.
     pub fn list_jobs(&self, before: u64, limit: usize, filter: &dyn Fn(&v1::Job) -> bool) -> Vec<v1::Job> {
         let mut numbers: Vec<u64> =

@@ -6,6 +6,7 @@ use ingle_proto::NodeId;
 use ingle_proto::v1::JobState;
 
 use super::event::Effect;
+use super::nodes::NodeEntry;
 use super::{Core, Job, Owner, Step};
 use crate::limits;
 
@@ -13,8 +14,23 @@ impl Core {
     /// Where items that a node died with may go, each alone: of few nodes one, so that they don't take all with them.
     pub(super) fn ward_nodes(&self, model: &str) -> Vec<NodeId> {
         let most = (self.nodes.len() / limits::NODES_PER_WARD).max(1);
-        let fit = self.nodes.iter().filter(|(_, node)| !node.left && self.eligible(node, model).is_ok());
+        let fit = self.nodes.iter().filter(|(_, node)| {
+            !node.left && self.eligible(node, model).is_ok() && !self.to_be_tried_with_other_work(node)
+        });
         fit.take(most).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// One attempt decides whether a node's breaker stays open, and there is work that nothing speaks against: what kills nodes
+    /// would keep it open, and all else from there.
+    fn to_be_tried_with_other_work(&self, node: &NodeEntry) -> bool {
+        let unix_ms = self.now.unix_ms;
+        node.breakers.half_open(self.now.mono_ms)
+            && self.jobs.values().any(|job| {
+                job.record.state() == JobState::Running
+                    && job.storage_may_be_tried(unix_ms)
+                    && (!job.uncut.is_empty() || !job.uncut_pages.is_empty() || job.due(unix_ms, false).is_some())
+                    && self.eligible(node, &job.record.model).is_ok()
+            })
     }
 
     /// Batches that a node holds.

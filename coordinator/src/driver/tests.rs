@@ -192,3 +192,132 @@ async fn watchers_hear_changes_and_are_forgotten() {
     assert!(running.handle.watch(u64::MAX).has_changed().is_ok(), "room again");
     running.end().await.unwrap();
 }
+
+/// A store without room until it is told otherwise.
+struct Crowded {
+    inner: MemoryStore,
+    full: std::sync::atomic::AtomicBool,
+    little: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl JobStore for Crowded {
+    async fn load(&self) -> Result<crate::store::Snapshot, StoreError> {
+        self.inner.load().await
+    }
+
+    async fn commit(&self, epoch: Epoch, changes: Vec<crate::core::Change>) -> Result<u64, StoreError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(StoreError::Full("no space; defragment it".into()));
+        }
+        self.inner.commit(epoch, changes).await
+    }
+
+    async fn changes_since(&self, revision: u64) -> Result<crate::store::Snapshot, StoreError> {
+        self.inner.changes_since(revision).await
+    }
+
+    async fn archived(&self, prefix: &str) -> Result<Records, StoreError> {
+        self.inner.archived(prefix).await
+    }
+
+    async fn tend(&self) -> Result<Room, StoreError> {
+        let little = self.little.load(Ordering::SeqCst);
+        Ok(if little { Room::Little("nearly full; defragment it".into()) } else { Room::Enough })
+    }
+}
+
+async fn until(what: &str, mut seen: impl FnMut() -> bool) {
+    let waited = async {
+        while !seen() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.unwrap_or_else(|_| panic!("never {what}"));
+}
+
+#[tokio::test]
+async fn a_store_without_room_is_named_and_goes_on_when_it_has() {
+    let (inner, epoch) = MemoryStore::new().open();
+    let store = Arc::new(Crowded { inner, full: true.into(), little: false.into() });
+    let running = start(Arc::clone(&store) as Arc<dyn JobStore>, epoch).await;
+    // The first waits with its commit; whoever comes then is told why at once.
+    let handle = running.handle.clone();
+    let first = async { running.submit("first").await };
+    let others = async {
+        until("refused", || handle.admits().is_err()).await;
+        let refused = handle.ask(|reply| Event::Cancel { reply, job: 1 }).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::StorageFull);
+        assert!(refused.message.contains("defragment") && refused.retryable(), "{refused}");
+        store.full.store(false, Ordering::SeqCst);
+    };
+    let (accepted, ()) = tokio::join!(first, others);
+    assert_eq!(accepted.unwrap().0.job_id, "j-1");
+    assert!(handle.admits().is_ok());
+    running.end().await.unwrap();
+}
+
+#[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "the test owns the task and awaits it")]
+async fn with_little_room_jobs_are_refused_and_those_accepted_go_on() {
+    let (inner, epoch) = MemoryStore::new().open();
+    let store = Arc::new(Crowded { inner, full: false.into(), little: true.into() });
+    let running = start(Arc::clone(&store) as Arc<dyn JobStore>, epoch).await;
+    let (handle, stop) = (running.handle.clone(), Shutdown::new());
+    let (keeper, meters) = (handle.clone(), Meters::new(&Metrics::new("test")));
+    let keeping = tokio::spawn({
+        let stop = stop.clone();
+        async move { keeper.tend(meters, stop).await }
+    });
+    until("refused", || handle.admits().is_err()).await;
+    let refused = handle.admits().unwrap_err();
+    assert!(refused.code == ErrorCode::StorageFull && refused.message.contains("nearly full"), "{refused}");
+    // Only admission asks: what is there is written to its end.
+    running.submit("goes on").await.unwrap();
+    handle.ask(|reply| Event::Pause { reply, job: 1 }).await.unwrap();
+    store.little.store(false, Ordering::SeqCst);
+    until("accepted again", || handle.admits().is_ok()).await;
+    stop.begin();
+    keeping.await.unwrap();
+    running.end().await.unwrap();
+}
+
+#[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "the test owns the tasks and awaits them")]
+async fn a_leader_whose_time_ran_out_begins_nothing() {
+    use ingle_membership::Memory;
+    use ingle_membership::election::{Candidate, Election, ElectionTiming, LeaderEvent};
+    let clock = Arc::new(AtomicU64::new(0));
+    let hand = Arc::clone(&clock);
+    let candidate = Candidate { id: "c-1".into(), incarnation: "i".into(), address: "h:1".into() };
+    let told = Arc::new(move || Duration::from_millis(hand.load(Ordering::SeqCst)));
+    // It renews so rarely that only the clock ends its time here.
+    let day = Duration::from_secs(86_400);
+    let timing = ElectionTiming { lease: Duration::from_secs(3600), step_down: Duration::from_secs(3000), renew: day };
+    let election = Election::with(Arc::new(Memory::new()), candidate, timing, told);
+    let leadership = election.leadership();
+    let (events, mut heard) = mpsc::channel(4);
+    let over = Shutdown::new();
+    let electing = tokio::spawn(election.run(events, over.clone()));
+    let Some(LeaderEvent::Elected(elected)) = heard.recv().await else { panic!("nobody else stands") };
+
+    let (memory, opened) = MemoryStore::new().open();
+    let epoch = Epoch { generation: opened.generation + 1, revision: elected.counter };
+    let store: Arc<dyn JobStore> = Arc::new(memory);
+    let (handle, inbox) = Handle::new(Arc::clone(&store));
+    let (meters, perform) = (Meters::new(&Metrics::new("test")), Arc::new(Counting::default()));
+    let driver = Driver::new(inbox, Arc::clone(&store), epoch, perform, meters, Readiness::default()).await.unwrap();
+    let stop = Shutdown::new();
+    let task = tokio::spawn(driver.under(leadership).run(stop.clone()));
+    let running = Running { handle, stop, task };
+    running.submit("in time").await.unwrap();
+    // Frozen for an hour: nobody has taken over, and what it decides is stored; still it begins nothing.
+    clock.store(3_600_000, Ordering::SeqCst);
+    let refused = running.submit("late").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ShuttingDown);
+    assert_eq!(running.task.await.unwrap(), Err(StoreError::NotLeading));
+    let jobs = store.load().await.unwrap().records.into_iter().filter(|(key, _)| key.starts_with("jobs/")).count();
+    assert_eq!(jobs, 2, "whoever leads next does what was decided");
+    over.begin();
+    electing.await.unwrap().unwrap();
+}

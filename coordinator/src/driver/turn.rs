@@ -6,6 +6,7 @@ use std::time::Duration;
 use ingle_daemon::Shutdown;
 use ingle_daemon::backoff::Backoff;
 use ingle_daemon::run::Readiness;
+use ingle_membership::election::Leadership;
 use ingle_proto::Epoch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -38,6 +39,7 @@ pub struct Driver {
     meters: Meters,
     readiness: Readiness,
     gauges_at: Instant,
+    leadership: Option<Leadership>,
 }
 
 impl Driver {
@@ -62,8 +64,40 @@ impl Driver {
             remedy: "restore the state directory from a backup, or start the version that wrote it".into(),
         })?;
         tracing::info!(%epoch, records = count, revision = snapshot.revision, "jobs loaded");
+        if core.unknown_records() > 0 {
+            let words = "the job store holds records of a later version; they are left as they are";
+            tracing::warn!(records = core.unknown_records(), "{words}");
+        }
         let revision = snapshot.revision;
-        Ok(Self { inbox, core, store, epoch, revision, perform, meters, readiness, gauges_at: Instant::now() })
+        Ok(Self {
+            inbox,
+            core,
+            store,
+            epoch,
+            revision,
+            perform,
+            meters,
+            readiness,
+            gauges_at: Instant::now(),
+            leadership: None,
+        })
+    }
+
+    /// Begins nothing but while this leadership of the same epoch lasts.
+    #[must_use]
+    pub fn under(mut self, leadership: Leadership) -> Self {
+        self.leadership = Some(leadership);
+        self
+    }
+
+    /// Whether we lead at this moment, by a clock that counts sleep: thawed after the commit we must not act on it.
+    fn leads(&self) -> Result<(), StoreError> {
+        match &self.leadership {
+            Some(leadership) if leadership.epoch().map(|epoch| epoch.counter) != Some(self.epoch.revision) => {
+                Err(StoreError::NotLeading)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Runs until `shutdown`, then does what has come in by then.
@@ -171,6 +205,7 @@ impl Driver {
             self.commit(std::mem::replace(&mut changes, rest), shutdown).await?;
         }
         for effect in pending.effects {
+            self.leads()?;
             if !self.core.wants(&effect) {
                 continue;
             }
@@ -204,6 +239,7 @@ impl Driver {
                 Ok(true) => {
                     self.meters.commit(begun.elapsed());
                     if backoff.attempt() > 0 {
+                        self.inbox.shared.scarce().none = None;
                         self.readiness.ready();
                     }
                     return Ok(());
@@ -239,6 +275,10 @@ impl Driver {
     }
 
     async fn wait(&self, backoff: &mut Backoff, error: &StoreError) {
+        if let StoreError::Full(reason) = error {
+            self.inbox.shared.scarce().none = Some(reason.clone());
+            self.meters.store_full(true);
+        }
         self.readiness.waiting(error.to_string());
         if backoff.attempt() == 0 {
             tracing::warn!(%error, "the job store refuses for now; nothing is dispatched meanwhile");

@@ -58,12 +58,19 @@ impl JobsService {
         // A submission that is sent again is answered for whatever time it is by now.
         let asked = key.clone();
         if !self.api.handle.query(move |core, _| core.knows_key(&asked)).await? {
+            self.api.handle.admits()?;
             validate_deadline(spec.deadline_ms, ingle_daemon::clock::unix_ms())?;
             self.check_exports(&spec).await?;
+            if request.look_first {
+                self.check_there(&spec).await?;
+            }
         }
         if let Some(Input::Inline(texts)) = spec.input.as_ref().and_then(|input| input.input.as_ref()) {
             let blob = self.api.gateway.put_blob(texts.encode_to_vec().into()).await?;
             spec.input = Some(v1::InputSpec { input: Some(Input::Payload(blob)) });
+        }
+        if request.unless_open {
+            self.check_twin(&key, &spec).await?;
         }
         let submitted = self.api.handle.ask(|reply| Event::Submit {
             reply,
@@ -107,6 +114,49 @@ impl JobsService {
             rules::check(field, export, object)?;
         }
         Ok(())
+    }
+
+    /// Refuses what isn't there, as far as the gateway says so at once.
+    async fn check_there(&self, spec: &v1::JobSpec) -> Result<(), Problem> {
+        if spec.watch.is_some() {
+            return Ok(());
+        }
+        let input = match spec.input.as_ref().and_then(|input| input.input.as_ref()) {
+            Some(Input::Object(object) | Input::Tree(object)) => Some(object),
+            Some(Input::Glob(glob)) => glob.base.as_ref(),
+            _ => None,
+        };
+        let text_from = spec.embed.as_ref().and_then(|options| options.text_from.as_ref());
+        let text_from = text_from.or(spec.generate.as_ref().and_then(|options| options.text_from.as_ref()));
+        for (field, object) in [("spec.input", input), ("text_from", text_from)] {
+            let Some(object) = object.cloned() else { continue };
+            let place = object.clone();
+            // A job that is open may be about to make it.
+            if self.api.handle.query(move |core, _| core.is_made(&place)).await? {
+                continue;
+            }
+            let looked = tokio::time::timeout(EXPORTS_WITHIN, self.api.gateway.stat(object)).await;
+            if let Ok(Err(problem)) = looked
+                && problem.code == ErrorCode::ObjectNotFound
+            {
+                return Err(Problem::new(problem.code, format!("{field}: {}", problem.message)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what is being done already. Two that come at the same moment are both accepted: this is for people, who don't.
+    async fn check_twin(&self, key: &str, spec: &v1::JobSpec) -> Result<(), Problem> {
+        let (key, spec) = (key.to_owned(), spec.clone());
+        // One that is sent again is answered with its own job.
+        let twin = move |core: &crate::core::Core| if core.knows_key(&key) { None } else { core.twin(&spec) };
+        match self.api.handle.query(move |core, _| twin(core)).await? {
+            Some(number) => {
+                let id = ingle_proto::job::job_id(number);
+                Err(Problem::new(ErrorCode::JobState, format!("{id} does the same already, and has not ended")))
+            }
+            None => Ok(()),
+        }
     }
 
     async fn job(&self, id: &str) -> Result<v1::Job, Problem> {
@@ -297,7 +347,7 @@ mod tests {
         // Once it is due a change is told whatever it is.
         let (sender, mut changes) = watch::channel(Seen::default());
         sender.send_modify(|seen| seen.changes += 1);
-        assert_eq!(news(&mut changes, Instant::now()).now_or_never(), Some(true));
+        assert!(news(&mut changes, Instant::now()).await);
         changes.mark_unchanged();
         drop(sender);
         assert_eq!(news(&mut changes, far).now_or_never(), Some(false), "nobody tells any more");

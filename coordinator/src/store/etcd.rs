@@ -9,22 +9,28 @@
 
 mod layout;
 mod plan;
+mod space;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Client, Compare, CompareOp, DeleteOptions, Error, GetOptions, GetResponse, Txn, TxnOp, TxnResponse};
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, Error, GetOptions, GetResponse, SortOrder, SortTarget, Txn, TxnOp,
+    TxnResponse,
+};
 use ingle_daemon::tasks::describe;
 use ingle_membership::ConnectOptions;
 use ingle_membership::records::LEADER;
 use ingle_proto::Epoch;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tonic::Code;
 
 use self::layout::{Keys, Meta, Shelf};
 use self::plan::Plan;
-use super::{COMMIT_BYTES_MAX, JobStore, Records, Snapshot, StoreError, check};
+use self::space::Space;
+use super::{ArchiveBounds, COMMIT_BYTES_MAX, JobStore, Records, Room, Snapshot, StoreError, below, check, whole};
 use crate::core::record::Change;
 
 /// Every key of the store starts so.
@@ -37,8 +43,12 @@ const PAGE_RECORDS: i64 = 64;
 const ANSWER_BYTES_MAX: usize = PAGE_RECORDS as usize * (COMMIT_BYTES_MAX + (4 << 10));
 /// Whole readings that may be cut short by compaction before we give up.
 const READINGS_MAX: u32 = 3;
-/// Records in the archive before the oldest go: some hundred thousand batches, a few hundred megabytes at most.
-const ARCHIVE_RECORDS_MAX: i64 = 400_000;
+/// Keys of the archive that are looked at when the oldest jobs leave it.
+const OLDEST_KEYS_MAX: i64 = 10_000;
+/// What etcd keeps if it isn't told otherwise, bytes.
+pub const QUOTA_BYTES: u64 = 2 << 30;
+/// How long etcd remembers what keys held before, for watchers that lag.
+const HISTORY: Duration = Duration::from_secs(300);
 
 /// What we know of `meta`.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +66,10 @@ pub struct EtcdStore {
     /// The leader's key must have been made in the revision that our epoch names.
     guarded: bool,
     known: Mutex<Option<Known>>,
+    bounds: ArchiveBounds,
+    quota_bytes: u64,
+    /// A revision of etcd, and when it was the newest: what it held before is forgotten some time after.
+    history: Mutex<Option<(i64, Instant)>>,
 }
 
 fn io(reason: impl std::fmt::Display) -> StoreError {
@@ -84,13 +98,22 @@ impl EtcdStore {
     ) -> Result<(Self, Epoch), StoreError> {
         let client = ingle_membership::etcd::client(url, options).await.map_err(io)?;
         let (keys, deadline) = (Keys::new(root), options.deadline);
-        let store = Self { client, deadline, keys, guarded, known: Mutex::new(None) };
+        let (known, history) = (Mutex::new(None), Mutex::new(None));
+        let (bounds, quota_bytes) = (ArchiveBounds::default(), QUOTA_BYTES);
+        let store = Self { client, deadline, keys, guarded, known, bounds, quota_bytes, history };
         let known = match store.meta().await? {
             Some(known) => known,
             None => store.make().await?,
         };
         *store.known.lock().await = Some(known);
         Ok((store, known.meta.epoch()))
+    }
+
+    /// With another bound on what is kept of ended jobs, and the quota that etcd was started with (it tells us itself from
+    /// 3.6 on).
+    #[must_use]
+    pub fn keep(self, bounds: ArchiveBounds, quota_bytes: u64) -> Self {
+        Self { bounds, quota_bytes, ..self }
     }
 
     /// Makes it, unless another coordinator does.
@@ -280,22 +303,66 @@ impl EtcdStore {
         StoreError::Unknown("a commit that was given up as lost has come in".to_owned())
     }
 
-    /// Drops what is oldest in the archive where it has grown beyond its bound. What fails is done after the next one.
+    /// Lets the oldest jobs leave the archive, whole, where it has grown beyond its bound or etcd is half full. What fails is
+    /// done after the next one.
     async fn trim(&self, known: Known) -> Result<(), StoreError> {
         let (from, end) = self.keys.range(Shelf::Archive, "");
-        let counted = self.get(from.clone(), GetOptions::new().with_range(end.clone()).with_count_only()).await?;
-        let over = counted.count() - ARCHIVE_RECORDS_MAX;
+        let counted = self.get(from, GetOptions::new().with_range(end).with_count_only()).await?.count();
+        let bound = i64::try_from(self.bounds.records).unwrap_or(i64::MAX);
+        let pressed = self.space().await?.pressed();
+        let over = (counted - bound).max(if pressed { counted / 100 + 1 } else { 0 }).min(OLDEST_KEYS_MAX);
         if over <= 0 {
             return Ok(());
         }
-        // Jobs are numbered in order, and so are their keys.
-        let oldest = GetOptions::new().with_range(end).with_limit(over.max(ARCHIVE_RECORDS_MAX / 100)).with_keys_only();
-        let oldest = self.get(from.clone(), oldest).await?;
-        let Some(last) = oldest.kvs().last() else { return Ok(()) };
-        let until = format!("{}\0", String::from_utf8_lossy(last.key()));
-        let same = Compare::mod_revision(self.keys.meta(), CompareOp::Equal, known.modified);
-        let delete = TxnOp::delete(from, Some(DeleteOptions::new().with_range(until)));
-        self.transact(Txn::new().when([same]).and_then([delete])).await.map(drop)
+        // Parts of jobs first: they are many, and a job is still told without them.
+        for kind in ["parts/", ""] {
+            let (from, end) = self.keys.range(Shelf::Archive, kind);
+            let keys = GetOptions::new().with_range(end).with_keys_only();
+            let newest = keys.clone().with_limit(1).with_sort(SortTarget::Key, SortOrder::Descend);
+            let (oldest, newest) =
+                (self.get(from.clone(), keys.with_limit(over)).await?, self.get(from.clone(), newest).await?);
+            let job = |found: &GetResponse| {
+                let key = found.kvs().last().and_then(|kv| self.keys.strip(Shelf::Archive, kv.key()));
+                key.map(|key| whole(key).to_owned())
+            };
+            let (Some(last), Some(newest)) = (job(&oldest), job(&newest)) else { continue };
+            // Jobs are numbered in order, and so are their keys. The newest one stays, however large.
+            let until = if last < newest { below(&last) } else { newest };
+            let until = self.keys.of(Shelf::Archive, &until);
+            if from < until && oldest.kvs().first().is_some_and(|kv| kv.key() < until.as_bytes()) {
+                let same = Compare::mod_revision(self.keys.meta(), CompareOp::Equal, known.modified);
+                let delete = TxnOp::delete(from, Some(DeleteOptions::new().with_range(until)));
+                return self.transact(Txn::new().when([same]).and_then([delete])).await.map(drop);
+            }
+        }
+        Ok(())
+    }
+
+    async fn space(&self) -> Result<Space, StoreError> {
+        let mut client = self.client.maintenance_client();
+        let status = self.answer(client.status()).await.map_err(Failure::of_read)?;
+        Ok(Space::of(&status, self.quota_bytes))
+    }
+
+    /// Makes etcd forget what keys held more than some minutes ago: left alone it remembers everything, until it is full.
+    async fn forget_history(&self, newest: i64) -> Result<(), StoreError> {
+        let mut history = self.history.lock().await;
+        let Some((revision, since)) = *history else {
+            *history = Some((newest, Instant::now()));
+            return Ok(());
+        };
+        if since.elapsed() < HISTORY {
+            return Ok(());
+        }
+        *history = Some((newest, Instant::now()));
+        drop(history);
+        let mut client = self.client.kv_client();
+        match self.answer(client.compact(revision, None)).await {
+            Ok(_) => Ok(()),
+            // Somebody else compacts it too: so much the better.
+            Err(Failure::Refused(reason)) if reason.contains("compacted") => Ok(()),
+            Err(failure) => Err(failure.of_read()),
+        }
     }
 }
 
@@ -314,6 +381,8 @@ impl Failure {
         let reason = describe(error);
         match error {
             Error::GRpcStatus(status) => match status.code() {
+                // Nothing was done either, but it passes by itself.
+                Code::ResourceExhausted if reason.contains("too many requests") => Self::Refused(reason),
                 Code::ResourceExhausted => Self::Full(reason),
                 Code::InvalidArgument | Code::OutOfRange | Code::PermissionDenied | Code::Unauthenticated => {
                     Self::Refused(reason)
@@ -326,7 +395,7 @@ impl Failure {
 
     fn of_write(self) -> StoreError {
         match self {
-            Self::Full(reason) => StoreError::Full(format!("etcd: {reason}")),
+            Self::Full(reason) => StoreError::Full(format!("etcd: {reason}; {}", space::REMEDY)),
             Self::Refused(reason) => io(reason),
             Self::Silent(reason) => StoreError::Unknown(format!("etcd: {reason}")),
         }
@@ -373,5 +442,13 @@ impl JobStore for EtcdStore {
     async fn archived(&self, prefix: &str) -> Result<Records, StoreError> {
         let records = self.below(Shelf::Archive, prefix, None).await?;
         Ok(records.into_iter().map(|(key, _, value)| (key, value)).collect())
+    }
+
+    async fn tend(&self) -> Result<Room, StoreError> {
+        let space = self.space().await?;
+        if let Err(error) = self.forget_history(space.revision).await {
+            tracing::debug!(%error, "etcd still remembers everything");
+        }
+        Ok(space.room())
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use ingle_proto::Epoch;
 
-use super::{JobStore, Records, Snapshot, StoreError};
+use super::{JobStore, Records, Room, Snapshot, StoreError};
 use crate::core::record::Change;
 
 /// What goes wrong.
@@ -69,5 +69,10 @@ impl JobStore for FaultyStore {
     async fn archived(&self, prefix: &str) -> Result<Records, StoreError> {
         self.alive()?;
         self.inner.archived(prefix).await
+    }
+
+    async fn tend(&self) -> Result<Room, StoreError> {
+        self.alive()?;
+        self.inner.tend().await
     }
 }

@@ -27,6 +27,31 @@ pub const COMMIT_BYTES_MAX: usize = 1 << 20;
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 256;
 
+/// What the archive keeps of jobs that ended; the oldest go as a whole where it has grown beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchiveBounds {
+    /// Records.
+    pub records: u64,
+    /// Bytes of keys and values; in etcd old jobs leave once it is half full instead.
+    pub bytes: u64,
+}
+
+impl Default for ArchiveBounds {
+    /// Some hundred thousand batches, and as many bytes as are read at a start without being noticed.
+    fn default() -> Self {
+        Self { records: 400_000, bytes: 512 << 20 }
+    }
+}
+
+/// Whether a store has room for more jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// It has.
+    Enough,
+    /// For what is accepted already, but not for more: why, and what to do.
+    Little(String),
+}
+
 /// Records with their keys, in the order of keys.
 pub type Records = Vec<(String, Vec<u8>)>;
 
@@ -58,7 +83,7 @@ pub enum StoreError {
     #[error("the job store didn't say whether a commit happened: {0}")]
     Unknown(String),
     /// No room; nothing was written.
-    #[error("the job store has no room: {0}; free space on its disk, jobs go on by themselves then")]
+    #[error("the job store has no room: {0}; jobs go on by themselves once it has")]
     Full(String),
     /// What is stored can't be trusted.
     #[error("job store {place}: {reason}; {remedy}")]
@@ -81,6 +106,11 @@ pub enum StoreError {
         /// `process N` if known.
         holder: String,
     },
+    /// Our lease as leader has run out by the clock: another may lead already.
+    #[error(
+        "this coordinator's lease as leader has run out: nothing more is begun in its name; it must end and stand again"
+    )]
+    NotLeading,
     /// What writes it has ended: nothing can be learned here any more, and whoever starts next reads what happened.
     #[error("the job store is gone: {0}; this process must end and start again")]
     Gone(String),
@@ -133,6 +163,15 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// As [`JobStore::load`].
     async fn archived(&self, prefix: &str) -> Result<Records, StoreError>;
+
+    /// Keeps house, and answers whether more jobs may be accepted. Asked now and then by whoever leads, never on the way of a
+    /// commit.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] while the store doesn't say.
+    async fn tend(&self) -> Result<Room, StoreError> {
+        Ok(Room::Enough)
+    }
 }
 
 /// Checks what every store refuses: too many changes, too many bytes, keys that aren't ours.
@@ -169,6 +208,14 @@ pub fn size(change: &Change) -> usize {
         Change::Put { key, value } => key.len() + value.len(),
         Change::Delete { key } => key.len(),
         Change::Archive { prefix } | Change::Clear { prefix } => prefix.len(),
+    }
+}
+
+/// What goes with this key when a job leaves the archive: all of the job's parts, or one record of another kind.
+fn whole(key: &str) -> &str {
+    match key.match_indices('/').nth(1) {
+        Some((at, _)) if key.starts_with("parts/") => &key[..=at],
+        _ => key,
     }
 }
 

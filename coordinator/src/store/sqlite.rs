@@ -17,7 +17,7 @@ use ingle_proto::Epoch;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{JobStore, Records, Snapshot, StoreError, below, check};
+use super::{ArchiveBounds, JobStore, Records, Snapshot, StoreError, below, check, whole};
 use crate::core::record::Change;
 
 const FILE: &str = "jobs.sqlite";
@@ -71,6 +71,14 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::InUse`], [`StoreError::Corrupt`] with what to do, or what the system said.
     pub fn open(directory: &Path) -> Result<(Self, Epoch), StoreError> {
+        Self::open_with(directory, ArchiveBounds::default())
+    }
+
+    /// The same with another bound on what is kept of ended jobs.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(directory: &Path, bounds: ArchiveBounds) -> Result<(Self, Epoch), StoreError> {
         std::fs::create_dir_all(directory).map_err(|error| StoreError::io(directory.display(), error))?;
         refuse_nfs(directory)?;
         let lock = lock(&directory.join(LOCK))?;
@@ -78,7 +86,7 @@ impl SqliteStore {
         if !path.try_exists().map_err(|error| StoreError::io(path.display(), error))? {
             make(directory, &path)?;
         }
-        let mut writer = Writer { connection: connect(&path)?, path, _lock: lock };
+        let mut writer = Writer { connection: connect(&path)?, path, bounds, archive: Archive::default(), _lock: lock };
         writer.verify()?;
         let stored = writer.meta()?;
         let epoch = Epoch { generation: stored.epoch.generation, revision: stored.epoch.revision + 1 };
@@ -160,10 +168,19 @@ impl Meta {
     }
 }
 
+/// How much lies in the archive, counted at the start and kept up with each commit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Archive {
+    records: u64,
+    bytes: u64,
+}
+
 /// What the writing thread owns.
 struct Writer {
     connection: Connection,
     path: PathBuf,
+    bounds: ArchiveBounds,
+    archive: Archive,
     /// Ends with the process, however that ends.
     _lock: File,
 }
@@ -192,12 +209,24 @@ impl Writer {
         }
         let meta = Meta { epoch, revision: stored.revision + 1, ..stored };
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        let mut archive = self.archive;
         for change in changes {
+            if let Change::Archive { prefix } = change {
+                let moved = measure(&transaction, "records", prefix).map_err(fail)?;
+                archive.records += moved.records;
+                archive.bytes += moved.bytes;
+            }
             apply(&transaction, change, meta.revision).map_err(fail)?;
+        }
+        if archive != self.archive {
+            trim(&transaction, self.bounds, &mut archive).map_err(fail)?;
         }
         write_meta(&transaction, &meta).map_err(fail)?;
         match transaction.commit() {
-            Ok(()) => Ok(meta.revision),
+            Ok(()) => {
+                self.archive = archive;
+                Ok(meta.revision)
+            }
             Err(error) => Err(match failed(&path, error) {
                 // Its pages may have reached the disk although syncing them failed.
                 StoreError::Io { place, reason } => StoreError::Unknown(format!("{place}: {reason}")),
@@ -275,7 +304,9 @@ impl Writer {
             });
         }
         self.read(None).map(drop)?;
-        self.archived("").map(drop)
+        self.archived("").map(drop)?;
+        self.archive = measure(&self.connection, "archive", "").map_err(|error| failed(&self.path, error))?;
+        Ok(())
     }
 }
 
@@ -300,6 +331,38 @@ fn apply(connection: &Connection, change: &Change, revision: u64) -> rusqlite::R
         }
         Change::Clear { prefix } => {
             connection.prepare_cached(CLEAR)?.execute(params![prefix, below(prefix)])?;
+        }
+    }
+    Ok(())
+}
+
+/// How much lies below a prefix of a table of ours.
+fn measure(connection: &Connection, table: &'static str, prefix: &str) -> rusqlite::Result<Archive> {
+    let sql = format!(
+        "SELECT COUNT(*), COALESCE(SUM(LENGTH(key) + LENGTH(value)), 0) FROM {table} WHERE key >= ?1 AND key < ?2"
+    );
+    let read = |row: &Row<'_>| Ok(Archive { records: number(row, 0)?, bytes: number(row, 1)? });
+    connection.prepare_cached(&sql)?.query_row(params![prefix, below(prefix)], read)
+}
+
+/// Lets the oldest jobs leave the archive until it is within its bounds. The newest one stays, however large.
+fn trim(connection: &Connection, bounds: ArchiveBounds, archive: &mut Archive) -> rusqlite::Result<()> {
+    const FIRST: &str = "SELECT MIN(key), MAX(key) FROM archive WHERE key >= ?1 AND key < ?2";
+    const DROP: &str = "DELETE FROM archive WHERE key >= ?1 AND key < ?2";
+    // Parts of jobs first: they are many, and a job is still told without them.
+    for kind in ["parts/", ""] {
+        while archive.records > bounds.records || archive.bytes > bounds.bytes {
+            let ends = |row: &Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?));
+            let found = connection.prepare_cached(FIRST)?.query_row(params![kind, below(kind)], ends)?;
+            let (Some(oldest), Some(newest)) = found else { break };
+            let (oldest, newest) = (whole(&oldest), whole(&newest));
+            if oldest == newest {
+                break;
+            }
+            let gone = measure(connection, "archive", oldest)?;
+            connection.prepare_cached(DROP)?.execute(params![oldest, below(oldest)])?;
+            archive.records = archive.records.saturating_sub(gone.records);
+            archive.bytes = archive.bytes.saturating_sub(gone.bytes);
         }
     }
     Ok(())
@@ -438,7 +501,7 @@ fn corrupt(path: &Path, reason: impl Into<String>) -> StoreError {
 
 fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => StoreError::Full(format!("{}: {error}", path.display())),
+        Some(ErrorCode::DiskFull) => StoreError::Full(format!("{}: {error}; free space on its disk", path.display())),
         Some(
             ErrorCode::SystemIoFailure
             | ErrorCode::CannotOpen

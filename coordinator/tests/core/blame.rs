@@ -125,3 +125,23 @@ fn an_attempt_that_ends_in_the_turn_that_began_it_is_not_sent() {
     let wanted: Vec<&Effect> = dispatches.filter(|effect| rig.core.wants(effect)).collect();
     assert!(wanted.is_empty(), "its node has died since: {wanted:?}");
 }
+
+#[test]
+fn what_is_called_back_is_company_from_that_moment_on() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let both = rig.job(JobKind::Generate, &[4, 4]);
+    assert_eq!(both.len(), 2, "{both:?}");
+    for at in &both {
+        begun(&mut rig, at);
+    }
+    let alone = dies(&mut rig, 1, 1).into_iter().next().or_else(|| next(&mut rig, 1)).expect("one alone");
+    begun(&mut rig, &alone);
+    // It never ends; the other waits for its turn.
+    let late = (0..alone.allowed_ms / 2_000 + 2).find_map(|_| {
+        let effects = rig.pass_of(2_000, 1, 1);
+        effects.iter().any(|effect| matches!(effect, Effect::CancelAttempt { .. })).then_some(effects)
+    });
+    assert!(sent(&late.expect("it is given up")).is_empty(), "it may still be there");
+    assert!(next(&mut rig, 1).is_some(), "and not for long");
+}

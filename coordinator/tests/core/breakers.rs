@@ -198,3 +198,41 @@ fn the_rest_of_a_job_that_is_all_poison_ends_in_time() {
     }
     assert_eq!(rig.view().counts.unwrap().quarantined, 12);
 }
+
+#[test]
+fn a_node_is_tried_with_other_work_than_what_may_have_ended_it() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let last = limits::BREAKER_FAILURES;
+    for start in 1..=last {
+        let call = u64::from(start);
+        assert_eq!(sent(&rig.call(call)).len(), 1);
+        rig.attach_again(1, start);
+        rig.step(Event::CallGone { call: CallId(call) });
+    }
+    let next = |rig: &mut Rig, start| {
+        let next = (0..400).find_map(|_| sent(&rig.pass_of(250, 1, start)).into_iter().next());
+        next.expect("one is let through")
+    };
+    let first = |sent: &Sent| sent.batch.as_ref().map(|batch| batch.first);
+    assert!(rig.job(JobKind::Generate, &[1; 12]).is_empty(), "its breaker is open");
+    let probe = next(&mut rig, last);
+    assert_eq!(first(&probe), Some(0));
+    rig.attach_again(1, last + 1);
+    // Halves of what it ended with wait, and so do documents that nobody has tried.
+    let other = next(&mut rig, last + 1);
+    assert_eq!(first(&other), Some(4));
+    let then = sent(&rig.complete(&other, &[]));
+    assert_eq!(then.first().map(first), Some(Some(0)), "it works: the halves come first again");
+}
+
+#[test]
+fn another_start_may_try_its_models_again() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let at = rig.job(JobKind::Generate, &[4]).remove(0);
+    rig.fail(&at, FailureKind::Model, ErrorCode::ModelDoesNotFit);
+    assert!(breakers(&rig, 1).iter().any(|breaker| breaker.model == "words"));
+    rig.attach_again(1, 1);
+    assert_eq!(breakers(&rig, 1), []);
+}

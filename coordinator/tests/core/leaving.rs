@@ -4,7 +4,7 @@ use ingle_coordinator::core::event::CallId;
 use ingle_coordinator::core::{Effect, Event};
 use ingle_proto::{ErrorCode, NodeId, v1};
 
-use super::{Rig, cancelled, node, problem, sent};
+use super::{Rig, answered, cancelled, node, problem, sent};
 
 fn told_to_end(effects: &[Effect]) -> Vec<NodeId> {
     let told = effects.iter().filter_map(|effect| match effect {
@@ -68,6 +68,19 @@ fn a_node_leaves_when_it_has_nothing_left_and_is_forgotten() {
     // Started again it takes work.
     rig.attach_as(1, "another start", &[]);
     assert_eq!(sent(&rig.call(7)).len(), 1);
+}
+
+#[test]
+fn a_node_that_may_work_again_in_the_same_turn_is_not_told_to_end() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    // Events of one turn: none of their effects is carried out before the last of them.
+    let effects = rig.drain_away(1, 0);
+    assert_eq!(told_to_end(&effects), [node(1)]);
+    assert!(effects.iter().all(|effect| rig.core.wants(effect)));
+    rig.uncordon(1);
+    let leave = effects.iter().find(|effect| matches!(effect, Effect::Leave { .. })).expect("it is asked for");
+    assert!(!rig.core.wants(leave));
 }
 
 #[test]
@@ -320,4 +333,17 @@ fn a_drain_that_stays_holds_over_a_goodbye() {
     assert_eq!(rig.core.cordoned(), [node(1)]);
     rig.attach_as(1, "another start", &[]);
     assert!(sent(&rig.call(7)).is_empty());
+}
+
+#[test]
+fn one_that_was_only_cut_off_as_it_ended_may_be_let_work_again() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    assert_eq!(told_to_end(&rig.drain_away(1, 0)), [node(1)]);
+    rig.step(Event::NodeDetached { node: node(1) });
+    rig.step(Event::NodeLeft { node: node(1) });
+    assert_eq!(rig.cordons(), 0);
+    assert!(answered(&rig.uncordon(1)).is_ok());
+    assert!(told_to_end(&rig.attach(1, &[])).is_empty() && rig.cordons() == 0);
+    assert_eq!(sent(&rig.call(7)).len(), 1);
 }

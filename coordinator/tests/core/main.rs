@@ -21,6 +21,7 @@ mod silence;
 mod spread;
 mod standing;
 mod tally;
+mod unknown;
 
 use std::collections::BTreeMap;
 
@@ -296,6 +297,7 @@ impl Rig {
     fn holds(&mut self, number: u32, names: &[&str]) {
         let loaded = names.iter().map(|name| v1::LoadedModel {
             model: Some(v1::ModelRef { name: (*name).into(), digest: vec![7; 32].into() }),
+            slots: self.capacity.slots,
             ..Default::default()
         });
         let loaded = loaded.collect();

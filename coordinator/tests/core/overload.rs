@@ -8,7 +8,7 @@ use ingle_coordinator::limits;
 use ingle_proto::ErrorCode;
 use ingle_proto::v1::{self, JobKind};
 
-use super::{Rig, node};
+use super::{Rig, node, sent};
 
 /// A small generator: the same numbers for the same seed.
 struct Dice(u64);
@@ -30,7 +30,10 @@ fn p95(mut all: Vec<u64>) -> u64 {
 
 const NODES: u32 = 3;
 const SLOTS: u32 = 2;
-const SERVICE_MS: f64 = 1_000.0;
+/// So long that the share of it which a call may wait is more than what any may.
+const SERVICE_MS: f64 = 5_000.0;
+/// How long calls come: hundreds of them, whatever one takes.
+const SECONDS: u64 = 1_500;
 
 /// Nodes with the model in memory, so that no call pays for its load.
 fn rig() -> Rig {
@@ -77,7 +80,7 @@ fn open_loop(seed: u64, load: f64, seconds: u64) -> Outcome {
         rig.now.mono_ms += passed;
         rig.now.unix_ms += passed as i64;
         let effects = if at == beat {
-            beat += 500;
+            beat += 1_000;
             rig.pass(0, &[1, 2, 3])
         } else if at == next_end {
             let (_, call) = ends.pop_first().map(|((_, _), call)| ((), call)).expect("one ends");
@@ -89,7 +92,7 @@ fn open_loop(seed: u64, load: f64, seconds: u64) -> Outcome {
             came.insert(number, at);
             arrival += -mean_gap * (1.0 - dice.next()).ln();
             let (kind, model) = (JobKind::Generate, "words".to_owned());
-            rig.step(Event::Call { call: CallId(number), kind, model, bytes: 100, max_tokens: 64 })
+            rig.step(Event::Call { call: CallId(number), kind, model, bytes: 100, max_tokens: 320 })
         };
         for effect in effects {
             match effect {
@@ -111,19 +114,73 @@ fn open_loop(seed: u64, load: f64, seconds: u64) -> Outcome {
 #[test]
 fn at_three_times_the_load_those_who_are_taken_are_served_nearly_as_fast_as_ever() {
     for seed in [3, 77, 4_321] {
-        let calm = open_loop(seed, 0.2, 300);
+        const { assert!(SERVICE_MS * limits::CALL_WAIT.0 > limits::CALL_WAIT.1, "the share decides") };
+        let calm = open_loop(seed, 0.2, SECONDS);
         assert!(calm.refused.len() * 100 <= calm.came, "seed {seed}: {} of {} refused", calm.refused.len(), calm.came);
-        let wild = open_loop(seed, 3.0, 300);
+        let wild = open_loop(seed, 3.0, SECONDS);
         let (unloaded, loaded) = (p95(calm.took), p95(wild.took.clone()));
         assert!(loaded * 2 <= unloaded * 3, "seed {seed}: p95 {loaded} ms, unloaded {unloaded} ms");
         // The nodes are kept busy all the same.
-        let capacity = 300.0 * 1_000.0 / SERVICE_MS * f64::from(NODES * SLOTS);
+        let capacity = SECONDS as f64 * 1_000.0 / SERVICE_MS * f64::from(NODES * SLOTS);
         assert!(wild.took.len() as f64 >= 0.9 * capacity, "seed {seed}: {} of {capacity} served", wild.took.len());
         assert!(wild.refused.iter().all(|(_, delay)| (1..=60_000).contains(delay)), "seed {seed}");
         // Nobody who keeps coming is refused for ever: in each stretch of two services some are taken, whoever they are.
         let worst = *wild.took.iter().max().expect("some are served");
         assert!(worst as f64 <= 2.5 * SERVICE_MS, "seed {seed}: one took {worst} ms");
     }
+}
+
+#[test]
+fn a_burst_of_short_calls_that_are_soon_done_is_no_overload() {
+    const SHORT_MS: u64 = 20;
+    let mut rig = Rig::new();
+    rig.attach_with(1, SLOTS);
+    let model = v1::ModelRef { name: "vectors".into(), digest: vec![7; 32].into() };
+    let loaded = vec![v1::LoadedModel { model: Some(model), slots: SLOTS, ..Default::default() }];
+    rig.step(Event::Models { node: node(1), models: Rig::models(), loaded, reserved: 0 });
+    let embed = |rig: &mut Rig, call: u64| {
+        let (kind, model) = (JobKind::Embed, "vectors".to_owned());
+        rig.step(Event::Call { call: CallId(call), kind, model, bytes: 100, max_tokens: 0 })
+    };
+    let refused = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::CallFailed { .. }));
+    let pass = |rig: &mut Rig| {
+        rig.now.mono_ms += SHORT_MS;
+        rig.now.unix_ms += SHORT_MS as i64;
+    };
+    // It is known how long they take.
+    for call in 0..20 {
+        assert_eq!(sent(&embed(&mut rig, call)).len(), 1);
+        pass(&mut rig);
+        rig.step(Event::CallEnded { call: CallId(call) });
+    }
+    let mut running = Vec::new();
+    for call in 100..164 {
+        let effects = embed(&mut rig, call);
+        assert!(!refused(&effects), "call {call} of the burst");
+        running.extend(calls(&effects));
+    }
+    let (begun, mut done) = (rig.now.mono_ms, 0);
+    while !running.is_empty() {
+        pass(&mut rig);
+        for call in std::mem::take(&mut running) {
+            done += 1;
+            running.extend(calls(&rig.step(Event::CallEnded { call })));
+        }
+    }
+    assert_eq!(done, 64);
+    assert!(rig.now.mono_ms - begun <= limits::CALL_WAIT.1 as u64, "{} ms", rig.now.mono_ms - begun);
+    // One that is several times as large is.
+    let told_off = (1_000..1_250).filter(|call| refused(&embed(&mut rig, *call))).count();
+    assert!((100..200).contains(&told_off), "{told_off} of 250");
+}
+
+/// Calls that were given to a node.
+fn calls(effects: &[Effect]) -> Vec<CallId> {
+    let calls = effects.iter().filter_map(|effect| match effect {
+        Effect::Dispatch { work: ingle_coordinator::core::Work::Call { call }, .. } => Some(*call),
+        _ => None,
+    });
+    calls.collect()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Silence by the core's own clock: no new work at 3 s, streams move by 4 s, batches by 10 s; and where most nodes fall silent
 //! at once, the fault is taken for ours.
 
-use ingle_coordinator::core::{BatchState, CallId, Event};
+use ingle_coordinator::core::{BatchState, CallId, Effect, Event};
 use ingle_coordinator::limits;
 use ingle_proto::v1::{JobKind, NodeState};
 
@@ -127,4 +127,22 @@ fn a_coordinator_that_stood_still_itself_blames_nobody() {
     // From here on silence counts as ever.
     let (at, moved) = until(&mut rig, &[2], 5_000, |_, sent| sent.first().cloned());
     assert!(at == limits::STREAMS_MOVE_MS && moved.node == node(2) && stream.node == node(1), "{moved:?} at {at}");
+}
+
+#[test]
+fn nothing_is_late_because_the_coordinator_slept() {
+    let mut rig = Rig::new();
+    rig.attach(1, &[]);
+    let batch = rig.job(JobKind::Generate, &[4]).remove(0);
+    let waiting = sent(&rig.call(1)).len() + sent(&rig.call(2)).len();
+    assert_eq!(waiting, 1, "the other waits");
+    let slept = 2 * batch.allowed_ms;
+    rig.now.mono_ms += slept;
+    rig.now.unix_ms += slept as i64;
+    let mut effects = rig.step(Event::Stood { ms: slept });
+    effects.extend(rig.step(Event::Tick));
+    let ends = |effect: &&Effect| matches!(effect, Effect::CancelAttempt { .. } | Effect::CallFailed { .. });
+    assert_eq!(effects.iter().find(ends), None);
+    let record = &rig.batches()[0];
+    assert_eq!((record.failures, record.deaths, record.attempt), (0, 0, batch.attempt));
 }

@@ -31,7 +31,7 @@ fn spec(texts: &[&str]) -> v1::JobSpec {
 }
 
 fn submit(spec: v1::JobSpec, key: &str) -> v1::SubmitJobRequest {
-    v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into() }
+    v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into(), ..Default::default() }
 }
 
 /// Completes a batch as a node does: a result for every entry.

@@ -90,7 +90,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (at(), 0..8u8).prop_map(|(pick, how)| Op::ScanEnds { pick, how }),
         4 => (0..4u8, 0..3u8, prop_oneof![0..4u32, Just(u32::MAX)], 0..8u8, prop::collection::vec(at(), 0..4), 0..5000u64)
             .prop_map(|(node, start, slots, models, runs, stranger)| Op::Attach { node, start, slots, models, runs, stranger }),
-        4 => (0..5u8, 0..8u8, 0..3u8).prop_map(|(node, what, start)| Op::Node { node, what, start }),
+        5 => (0..5u8, 0..16u8, 0..3u8).prop_map(|(node, what, start)| Op::Node { node, what, start }),
         1 => (at(), any::<u32>(), any::<u64>()).prop_map(|(pick, items, bytes)| Op::Progress { pick, items, bytes }),
         12 => (at(), prop::bool::weighted(0.1), prop_oneof![8 => Just(u32::MAX), 2 => 0..9u32], any::<[u32; 4]>(), prop_oneof![0..3u32, Just(u32::MAX)],
             prop::bool::weighted(0.95), prop::bool::weighted(0.8), prop::collection::vec((0..9u32, prop_oneof![8 => 2..40u32, 1 => any::<u32>()]), 0..3))
@@ -145,6 +145,12 @@ fn models(which: u8) -> Vec<v1::ModelInfo> {
     };
     let all = [info("e", v1::JobKind::Embed, 1), info("g", v1::JobKind::Generate, 2), info("o", v1::JobKind::Ocr, 2)];
     all.into_iter().flatten().collect()
+}
+
+/// What a node may hold in memory.
+fn loaded() -> Vec<v1::LoadedModel> {
+    let model = v1::ModelRef { name: "g".into(), digest: vec![2; 32].into() };
+    vec![v1::LoadedModel { model: Some(model), slots: 2, ..Default::default() }]
 }
 
 impl Rig {
@@ -242,7 +248,7 @@ impl Rig {
                         ..Default::default()
                     },
                     models: models(which),
-                    loaded: Vec::new(),
+                    loaded: if which & 2 == 0 { Vec::new() } else { loaded() },
                     running: runs.into_iter().map(|at| attempt(at).0).chain([stranger]).collect(),
                     adopted: Vec::new(),
                 }))
@@ -257,8 +263,30 @@ impl Rig {
                     leaves: false,
                 },
                 3 => Event::Uncordon { reply: ReplyId(3), node: node(id) },
-                4 => {
-                    Event::Models { node: node(id), models: models(start + 1), loaded: Vec::new(), reserved: u64::MAX }
+                4 => Event::Models {
+                    node: node(id),
+                    models: models(start + 1),
+                    loaded: if start == 0 { Vec::new() } else { loaded() },
+                    reserved: u64::MAX,
+                },
+                5 => Event::Drain {
+                    reply: ReplyId(3),
+                    node: node(id),
+                    deadline_ms: [0, -1, self.now.unix_ms + 5_000][usize::from(start)],
+                    leaves: true,
+                },
+                6 => Event::Leaving { node: node(id), within_ms: [0, 20_000, u64::MAX][usize::from(start)] },
+                7 => Event::Goodbye { node: node(id) },
+                8 => Event::Warmed {
+                    node: node(id),
+                    model: "g".into(),
+                    to: node((id + 1 + start) % 4),
+                    result: if start == 0 { Err(problem(true)) } else { Ok(()) },
+                },
+                9 => Event::Stood { ms: [0, 20_000, u64::MAX][usize::from(start)] },
+                10 => {
+                    let stalls = (start == 0).then(|| ("g".to_owned(), u64::MAX));
+                    Event::Stalled { node: node(id), stalls: stalls.into_iter().collect() }
                 }
                 _ => Event::Beat { node: node(id), incarnation: format!("i{start}"), busy_ms: u64::MAX },
             },

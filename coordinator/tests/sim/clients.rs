@@ -40,8 +40,8 @@ pub(crate) enum Command {
     Cancel(usize),
     Pause(usize),
     Resume(usize),
-    /// With so many milliseconds to finish; none for ever.
-    Drain(usize, Option<i64>),
+    /// With so many milliseconds to finish, none for ever; and whether its process is to end.
+    Drain(usize, Option<i64>, bool),
     Uncordon(usize),
     Call(u64),
 }
@@ -213,9 +213,9 @@ impl World {
             Command::Cancel(plan) => job(plan).map(|job| Event::Cancel { reply, job }),
             Command::Pause(plan) => job(plan).map(|job| Event::Pause { reply, job }),
             Command::Resume(plan) => job(plan).map(|job| Event::Resume { reply, job }),
-            Command::Drain(node, finish) => {
+            Command::Drain(node, finish, leaves) => {
                 let deadline_ms = finish.map_or(0, |ms| 1_700_000_000_000 + self.now as i64 + ms);
-                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms, leaves: false })
+                Some(Event::Drain { reply, node: self.machines[node].id.clone(), deadline_ms, leaves })
             }
             Command::Uncordon(node) => Some(Event::Uncordon { reply, node: self.machines[node].id.clone() }),
             Command::Call(call) => Some(Event::Call {
@@ -246,7 +246,8 @@ impl World {
             }
             4..8 => {
                 let finish = self.rng.bool().then(|| self.rng.i64(-3_000..6_000));
-                self.command(Command::Drain(node, finish));
+                let leaves = self.rng.u32(..3) == 0;
+                self.command(Command::Drain(node, finish, leaves));
                 self.later(back, Happening::Command(Command::Uncordon(node)));
             }
             _ => {

@@ -24,7 +24,7 @@ impl World {
                 _ => self.pause(node),
             }
         }
-        match self.rng.u32(..28) {
+        match self.rng.u32(..29) {
             0..3 => self.crash(),
             3..6 => self.die(node, false, false),
             6..9 => self.cut(node),
@@ -52,6 +52,7 @@ impl World {
                 self.totals.jumps += 1;
                 self.skew.1 += self.rng.i64(-3_000..3_000);
             }
+            20 => self.ask_to_leave(node),
             _ => self.whim(),
         }
     }
@@ -81,6 +82,11 @@ impl World {
             | Happening::Finish { node, .. }
             | Happening::Models { node, .. }
             | Happening::Dial { node, .. }
+            | Happening::Leave { node, .. }
+            | Happening::Farewell { node, .. }
+            | Happening::Ending { node, .. }
+            | Happening::Exit { node, .. }
+            | Happening::Warmed { node, .. }
             | Happening::Token { node, .. } => *node,
             _ => return Some(what),
         };

@@ -28,6 +28,27 @@ impl World {
         self.later(self.now + down, Happening::Lead);
     }
 
+    /// What a new leader believes is what the old one believed.
+    fn compare(&self, dead: &Core) {
+        let fresh =
+            Core::load(dead.epoch(), self.clock(), self.store.records()).expect("what was committed can be loaded");
+        assert_eq!(fresh.cordoned(), dead.cordoned(), "drains after a restart");
+        for job in dead.list_jobs(u64::MAX, usize::MAX, &|_| true) {
+            let number = super::clients::number_of(&job.job_id);
+            let mut again = fresh.job(number).unwrap_or_else(|| panic!("{} is gone after a restart", job.job_id));
+            assert_eq!(again.state, job.state, "{} after a restart", job.job_id);
+            let (mut before, mut after) = (job.counts.unwrap(), again.counts.take().unwrap());
+            if job.state() == ingle_proto::v1::JobState::Listing || dead.parts(number).is_some_and(|_| after.total == 0)
+            {
+                // Entries seen by a walk under way are not kept.
+                (before.total, after.total) = (0, 0);
+            }
+            // Progress within a batch is not kept.
+            (before.bytes_done, after.bytes_done) = (0, 0);
+            assert_eq!(before, after, "counts of {} before and after a restart", job.job_id);
+        }
+    }
+
     /// The leader stands still for so long that its lease ends and another takes over, and then it goes on.
     pub(crate) fn freeze_leader(&mut self) {
         let Some(core) = self.core.take() else { return };

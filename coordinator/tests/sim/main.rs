@@ -10,6 +10,7 @@ mod clients;
 mod faults;
 mod gateway;
 mod leaders;
+mod leaving;
 mod nodes;
 mod results;
 mod soak;
@@ -108,6 +109,7 @@ fn any_faults_break_no_invariant() {
             "the faults are weak: {totals:?}"
         );
         assert!(totals.stalls > 20 && totals.jumps > 20, "the faults are weak: {totals:?}");
+        assert!(totals.left > 100 && totals.farewells > 50 && totals.warmed > 5, "few nodes left: {totals:?}");
     }
 }
 
@@ -116,6 +118,7 @@ fn when_faults_stop_every_job_ends_and_its_counts_add_up() {
     let (ran, totals) = all(Mode::Liveness);
     if ran >= 200 {
         assert!(totals.crashes > 100 && totals.deaths > 100, "the faults are weak: {totals:?}");
+        assert!(totals.left > 50 && totals.farewells > 20, "few nodes left: {totals:?}");
         assert!(totals.published > 1_000 && totals.quarantined > 20, "little was done: {totals:?}");
         assert!(
             totals.split > 50 && totals.ranges > 3 * totals.split && totals.pages_set_aside > 5,

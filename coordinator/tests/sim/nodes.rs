@@ -1,11 +1,12 @@
 //! Nodes without engines: slots, speeds, batches that take virtual time, processes that die and come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ingle_coordinator::core::{Attached, BatchWork, Event, Work};
 use ingle_proto::{ErrorCode, NodeId, Problem, v1};
 
 use super::gateway::{Nature, away, full};
+use super::leaving::End;
 use super::store::number;
 use super::streams::Writing;
 use super::world::{Happening, Mode, World};
@@ -16,7 +17,7 @@ pub(crate) struct Machine {
     pub(crate) up: bool,
     /// Starts of its process.
     pub(crate) starts: u32,
-    slots: u32,
+    pub(crate) slots: u32,
     pub(crate) ms_per_document: u64,
     /// It has the models for (embed, generate, ocr).
     has: (bool, bool, bool),
@@ -26,10 +27,10 @@ pub(crate) struct Machine {
     draining: bool,
     pub(crate) tasks: BTreeMap<u64, Task>,
     /// Since when nothing was heard of it; membership drops it after a while.
-    gone_since: Option<u64>,
+    pub(crate) gone_since: Option<u64>,
     left_told: bool,
     /// When membership drops it: watches are compacted, and then only the next full list tells.
-    leaves_at: u64,
+    pub(crate) leaves_at: u64,
     /// Attach and detach of one node reach the leader in their order.
     pub(crate) ordered_at: u64,
     /// What is sent to it over a stream arrives in its order.
@@ -42,6 +43,10 @@ pub(crate) struct Machine {
     pub(crate) streams: BTreeMap<u64, Writing>,
     /// Work whose result went into a stream that was broken: the leader believes that it is here still.
     vanished: Vec<Work>,
+    /// Models in its memory.
+    pub(crate) loaded: BTreeSet<&'static str>,
+    /// Set while its process winds up.
+    pub(crate) end: Option<End>,
 }
 
 #[derive(Debug)]
@@ -69,8 +74,15 @@ pub(crate) enum Outcome {
     Dies,
 }
 
+impl Machine {
+    /// Whether anything is computed, or waits for that.
+    pub(crate) fn works(&self) -> bool {
+        self.tasks.values().any(|task| !matches!(task.state, State::Held(_)))
+    }
+}
+
 /// After this long a silent node leaves membership, milliseconds.
-const MEMBERSHIP_MS: u64 = 12_000;
+pub(crate) const MEMBERSHIP_MS: u64 = 12_000;
 
 impl World {
     pub(crate) fn make_machines(&mut self) {
@@ -103,6 +115,8 @@ impl World {
                 slow_until: 0,
                 streams: BTreeMap::new(),
                 vanished: Vec::new(),
+                loaded: BTreeSet::new(),
+                end: None,
             };
             self.machines.push(machine);
             self.soon(0..4_000, Happening::Start { node: index, start: 0 });
@@ -127,6 +141,8 @@ impl World {
         machine.starts += 1;
         machine.draining = false;
         machine.connection = None;
+        machine.loaded.clear();
+        machine.end = None;
         let life = self.life;
         self.soon(10..800, Happening::Dial { life, node });
     }
@@ -196,7 +212,7 @@ impl World {
         self.later(at + again, Happening::Dial { life, node });
     }
 
-    fn ordered(&mut self, node: usize, delay: u64, event: Event) {
+    pub(crate) fn ordered(&mut self, node: usize, delay: u64, event: Event) {
         let at = (self.now + delay).max(self.machines[node].ordered_at + 1);
         self.machines[node].ordered_at = at;
         let life = self.life;
@@ -248,11 +264,12 @@ impl World {
                 ..Default::default()
             },
             models: self.sees(node, ready),
-            loaded: Vec::new(),
+            loaded: self.machines[node].loaded(),
             running: self.machines[node].tasks.keys().chain(self.machines[node].streams.keys()).copied().collect(),
             adopted,
         };
         self.ordered(node, 5, Event::NodeAttached(Box::new(attached)));
+        self.tell_leaving(node);
         self.tell_again(node);
         if !ready {
             let start = self.machines[node].starts;
@@ -296,12 +313,8 @@ impl World {
         if self.machines[node].starts != start || self.machines[node].connection.is_none() {
             return;
         }
-        let models = self.sees(node, true);
-        self.ordered(
-            node,
-            1,
-            Event::Models { node: self.machines[node].id.clone(), models, loaded: Vec::new(), reserved: 0 },
-        );
+        let (models, loaded) = (self.sees(node, true), self.machines[node].loaded());
+        self.ordered(node, 1, Event::Models { node: self.machines[node].id.clone(), models, loaded, reserved: 0 });
     }
 
     pub(crate) fn beats(&mut self) {
@@ -342,11 +355,12 @@ impl World {
             self.tell(node, attempt, event);
             return;
         }
+        self.load_for(node, &work);
         if let Work::Call { call } = work {
             self.write_stream(node, attempt, call.0);
             return;
         }
-        machine.tasks.insert(attempt, Task { work, state: State::Waiting, plan: 0 });
+        self.machines[node].tasks.insert(attempt, Task { work, state: State::Waiting, plan: 0 });
         self.start_tasks(node);
     }
 
@@ -454,7 +468,7 @@ impl World {
     }
 
     /// Sends what an attempt came to, or keeps it until there is a stream.
-    fn tell(&mut self, node: usize, attempt: u64, event: Event) {
+    pub(crate) fn tell(&mut self, node: usize, attempt: u64, event: Event) {
         let task = self.machines[node].tasks.remove(&attempt);
         if self.machines[node].connection.is_none() {
             if let Some(task) = task {
@@ -509,16 +523,23 @@ impl World {
         self.start_tasks(node);
     }
 
-    /// Running work stops after the document it is at; what waits goes back.
+    /// As the leader says: running work stops after the document it is at and what waits goes back, or it goes on.
     pub(crate) fn drain(&mut self, node: usize, connection: u64, drain: bool) {
-        if self.machines[node].connection != Some(connection) {
+        // Whoever ends takes nothing new, whatever the leader says.
+        if self.machines[node].connection != Some(connection) || self.machines[node].end.is_some() {
             return;
         }
-        self.machines[node].draining = drain;
-        if !drain {
+        if drain {
+            self.stop_tasks(node);
+        } else {
+            self.machines[node].draining = false;
             self.start_tasks(node);
-            return;
         }
+    }
+
+    /// Takes nothing new from now on.
+    pub(crate) fn stop_tasks(&mut self, node: usize) {
+        self.machines[node].draining = true;
         let attempts: Vec<u64> = self.machines[node].tasks.keys().copied().collect();
         for attempt in attempts {
             let Some(task) = self.machines[node].tasks.get_mut(&attempt) else { continue };

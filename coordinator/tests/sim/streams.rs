@@ -47,6 +47,13 @@ pub(crate) struct Writing {
     told_at: u64,
 }
 
+impl Writing {
+    /// Whether there is more to write.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.tokens.len() < self.total as usize
+    }
+}
+
 /// The token that follows: it depends on all that were before, as with a real model.
 fn next_token(call: u64, before: &[u64]) -> u64 {
     let last = before.last().copied().unwrap_or(call);

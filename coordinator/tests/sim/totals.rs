@@ -16,6 +16,10 @@ pub(crate) struct Totals {
     pub(crate) streams: u64,
     pub(crate) moved: u64,
     pub(crate) tokens: u64,
+    /// Nodes that ended in order, goodbyes that were answered, and models that were loaded elsewhere before.
+    pub(crate) left: u64,
+    pub(crate) farewells: u64,
+    pub(crate) warmed: u64,
     pub(crate) deaths: u64,
     pub(crate) cuts: u64,
     pub(crate) dispatches: u64,
@@ -45,6 +49,9 @@ impl Totals {
         self.streams += o.streams;
         self.moved += o.moved;
         self.tokens += o.tokens;
+        self.left += o.left;
+        self.farewells += o.farewells;
+        self.warmed += o.warmed;
         self.deaths += o.deaths;
         self.cuts += o.cuts;
         self.dispatches += o.dispatches;

@@ -1,5 +1,6 @@
 //! The end of a run: nothing accepted is lost, every document is where it belongs, the counts say so.
 
+use ingle_coordinator::core::Work;
 use ingle_proto::v1::{ItemCounts, JobState};
 
 use super::gateway::Nature;
@@ -35,6 +36,28 @@ impl World {
         }
         self.totals.published += self.gateway.places.values().map(|place| place.visible.len() as u64).sum::<u64>();
         self.totals.quarantined += self.store.quarantined.len() as u64;
+    }
+
+    /// What is durably done is never sent out again.
+    pub(crate) fn nothing_done_again(&self, work: &Work) {
+        let Work::Batch { job, batch } = work else { return };
+        if batch.join {
+            return;
+        }
+        let blob = super::store::number(&batch.segments[0].digest);
+        for document in &self.gateway.segments[&blob][batch.first as usize..(batch.first + batch.count) as usize] {
+            if let Some(range) = &batch.pages {
+                for page in range.first..range.first + range.count {
+                    let key = (*job, *document, page);
+                    assert!(!self.store.committed_pages.contains_key(&key), "page {key:?} is dispatched again");
+                    assert!(!self.store.quarantined_pages.contains(&key), "page {key:?} is set aside and dispatched");
+                }
+            }
+            let done = self.store.committed.get(&(*job, *document));
+            assert!(done.is_none(), "job {job}: document {document} is committed and dispatched again");
+            let aside = self.store.quarantined.contains(&(*job, *document));
+            assert!(!aside, "job {job}: document {document} is set aside and dispatched again");
+        }
     }
 
     fn judge_job(&mut self, plan: usize, job: u64) {

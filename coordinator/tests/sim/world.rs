@@ -59,6 +59,32 @@ pub(crate) enum Happening {
         connection: u64,
         drain: bool,
     },
+    Leave {
+        node: usize,
+        connection: u64,
+    },
+    Farewell {
+        node: usize,
+        connection: u64,
+    },
+    /// A process that ends looks whether it may; and doesn't wait any longer for the answer to its goodbye.
+    Ending {
+        node: usize,
+        start: u32,
+    },
+    Exit {
+        node: usize,
+        start: u32,
+    },
+    /// A node has loaded a model for one that leaves, or could not.
+    Warmed {
+        life: u64,
+        leaves: NodeId,
+        name: &'static str,
+        node: usize,
+        start: u32,
+        fails: bool,
+    },
     /// Of a node's own, valid for one start and one plan of a task.
     Finish {
         node: usize,
@@ -120,6 +146,8 @@ pub(crate) struct Heard {
     pub(crate) incarnation: String,
     pub(crate) connected: bool,
     pub(crate) left: bool,
+    /// It said so since its stream is open.
+    pub(crate) leaving: bool,
 }
 
 pub(crate) struct World {
@@ -149,7 +177,9 @@ pub(crate) struct World {
     pub(crate) next_reply: u64,
     pub(crate) heard: BTreeMap<NodeId, Heard>,
     /// Nodes that shall get nothing, as far as this leader was told or found in the store.
-    cordoned: BTreeSet<NodeId>,
+    pub(crate) cordoned: BTreeSet<NodeId>,
+    /// Nodes whose drain was ever to end them.
+    pub(crate) away: BTreeSet<NodeId>,
     /// Attempts that left the coordinator, ever.
     pub(crate) sent: BTreeSet<u64>,
     /// Random misfortunes by (job, document): what an innocent document may be set aside for.
@@ -205,6 +235,7 @@ impl World {
             next_reply: 0,
             heard: BTreeMap::new(),
             cordoned: BTreeSet::new(),
+            away: BTreeSet::new(),
             sent: BTreeSet::new(),
             hits: BTreeMap::new(),
             page_hits: BTreeMap::new(),
@@ -283,6 +314,13 @@ impl World {
             Happening::Assign { node, connection, attempt, work } => self.assign(node, connection, attempt, *work),
             Happening::CancelAttempt { node, connection, attempt } => self.cancel_attempt(node, connection, attempt),
             Happening::Drain { node, connection, drain } => self.drain(node, connection, drain),
+            Happening::Leave { node, connection } => self.told_to_leave(node, connection),
+            Happening::Farewell { node, connection } => self.farewell(node, connection),
+            Happening::Ending { node, start } => self.ending(node, start),
+            Happening::Exit { node, start } => self.exit(node, start),
+            Happening::Warmed { life, leaves, name, node, start, fails } => {
+                self.warmed(life, leaves, name, node, start, fails);
+            }
             Happening::Finish { node, start, attempt, plan, outcome } => {
                 self.finish(node, start, attempt, plan, outcome)
             }
@@ -326,27 +364,6 @@ impl World {
         }
     }
 
-    /// What a new leader believes is what the old one believed.
-    pub(crate) fn compare(&self, dead: &Core) {
-        let fresh =
-            Core::load(dead.epoch(), self.clock(), self.store.records()).expect("what was committed can be loaded");
-        assert_eq!(fresh.cordoned(), dead.cordoned(), "drains after a restart");
-        for job in dead.list_jobs(u64::MAX, usize::MAX, &|_| true) {
-            let number = super::clients::number_of(&job.job_id);
-            let mut again = fresh.job(number).unwrap_or_else(|| panic!("{} is gone after a restart", job.job_id));
-            assert_eq!(again.state, job.state, "{} after a restart", job.job_id);
-            let (mut before, mut after) = (job.counts.unwrap(), again.counts.take().unwrap());
-            if job.state() == ingle_proto::v1::JobState::Listing || dead.parts(number).is_some_and(|_| after.total == 0)
-            {
-                // Entries seen by a walk under way are not kept.
-                (before.total, after.total) = (0, 0);
-            }
-            // Progress within a batch is not kept.
-            (before.bytes_done, after.bytes_done) = (0, 0);
-            assert_eq!(before, after, "counts of {} before and after a restart", job.job_id);
-        }
-    }
-
     /// As the driver: events become steps, steps become commits, each whole.
     fn turn(&mut self) {
         let events: Vec<Event> = {
@@ -378,6 +395,11 @@ impl World {
         if !matches!(event, Event::Tick | Event::Beat { .. }) {
             self.trace.say(self.now, format_args!("-> {event:?}"));
         }
+        let about = match &event {
+            Event::NodeAttached(attached) => Some(attached.node.clone()),
+            Event::Goodbye { node } | Event::NodeLeft { node } => Some(node.clone()),
+            _ => None,
+        };
         let core = self.core.as_mut().expect("turns are for living leaders");
         self.steps += 1;
         let large = self.size != Size::SMALL;
@@ -387,12 +409,18 @@ impl World {
             assert!(wrong.is_empty(), "at {}: {wrong:?}", self.now);
         }
         assert!(step.changes.len() <= limits::CHANGES_PER_COMMIT, "one step asks for {} changes", step.changes.len());
+        if let Some(node) = about {
+            self.follow_cordons(&node);
+        }
         for effect in &step.effects {
             if let Effect::Dispatch { node, attempt, .. } = effect {
                 let heard = self.heard.get(node).unwrap_or_else(|| panic!("dispatch to {node}, which nobody knows"));
                 let silent = self.now - heard.at;
                 assert!(
-                    heard.connected && !heard.left && !self.cordoned.contains(node) && silent < limits::SUSPECT_MS,
+                    heard.connected
+                        && !(heard.left || heard.leaving)
+                        && !self.cordoned.contains(node)
+                        && silent < limits::SUSPECT_MS,
                     "attempt {attempt} is dispatched to {node}, silent for {silent} ms, {heard:?}"
                 );
             }
@@ -407,8 +435,8 @@ impl World {
     fn hear(&mut self, event: &Event) {
         match event {
             Event::NodeAttached(attached) => {
-                let heard =
-                    Heard { at: self.now, incarnation: attached.incarnation.clone(), connected: true, left: false };
+                let incarnation = attached.incarnation.clone();
+                let heard = Heard { at: self.now, incarnation, connected: true, ..Heard::default() };
                 self.heard.insert(attached.node.clone(), heard);
             }
             Event::Call { call, .. } => self.begin_stream(call.0),
@@ -423,12 +451,22 @@ impl World {
                     heard.left = true;
                 }
             }
+            Event::Leaving { node, .. } => {
+                if let Some(heard) = self.heard.get_mut(node) {
+                    heard.leaving = true;
+                }
+            }
+            // Nothing goes there until it is attached again.
+            Event::Goodbye { node } => drop(self.heard.remove(node)),
             Event::Beat { node, incarnation, .. } => {
                 if let Some(heard) = self.heard.get_mut(node).filter(|heard| heard.incarnation == *incarnation) {
                     heard.at = self.now;
                 }
             }
             Event::Drain { node, .. } | Event::Uncordon { node, .. } => {
+                if matches!(event, Event::Drain { leaves: true, .. }) {
+                    self.away.insert(node.clone());
+                }
                 // A node that left long ago is unknown, and the person is told so; unless it was drained before.
                 let known = self.core.as_ref().is_some_and(|core| core.node(node).is_some());
                 if known && matches!(event, Event::Drain { .. }) {
@@ -516,30 +554,19 @@ impl World {
             // What a walk has told is on its way, and the leader hears it all the same.
             Effect::CallFailed { call, .. } => self.end_stream(call.0, super::streams::End::Refused),
             Effect::StopScan { .. } | Effect::JobChanged { .. } => {}
-            // Drains are for good nowhere here, and nodes of this world hold no models.
-            Effect::Leave { .. } | Effect::Farewell { .. } | Effect::Warm { .. } => {}
-        }
-    }
-
-    /// What is durably done is never sent out again.
-    fn nothing_done_again(&self, work: &Work) {
-        let Work::Batch { job, batch } = work else { return };
-        if batch.join {
-            return;
-        }
-        let blob = super::store::number(&batch.segments[0].digest);
-        for document in &self.gateway.segments[&blob][batch.first as usize..(batch.first + batch.count) as usize] {
-            if let Some(range) = &batch.pages {
-                for page in range.first..range.first + range.count {
-                    let key = (*job, *document, page);
-                    assert!(!self.store.committed_pages.contains_key(&key), "page {key:?} is dispatched again");
-                    assert!(!self.store.quarantined_pages.contains(&key), "page {key:?} is set aside and dispatched");
+            Effect::Leave { node } => {
+                let node = self.machine(&node);
+                if let Some(connection) = self.machines[node].connection {
+                    self.tell_node(node, Happening::Leave { node, connection });
                 }
             }
-            let done = self.store.committed.get(&(*job, *document));
-            assert!(done.is_none(), "job {job}: document {document} is committed and dispatched again");
-            let aside = self.store.quarantined.contains(&(*job, *document));
-            assert!(!aside, "job {job}: document {document} is set aside and dispatched again");
+            Effect::Farewell { node } => {
+                let node = self.machine(&node);
+                if let Some(connection) = self.machines[node].connection {
+                    self.tell_node(node, Happening::Farewell { node, connection });
+                }
+            }
+            Effect::Warm { node, model, to, within_ms } => self.warm(node, &model, &to, within_ms),
         }
     }
 

@@ -134,7 +134,23 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
         return Err(fail(format!("is {size} bytes long; settings are at most {FILE_BYTES_MAX}")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| fail(format!("can't be read: {error}")))?;
-    text.parse::<Table>().map_err(|error| fail(error.to_string().trim_end().to_owned()))
+    text.parse::<Table>().map_err(|error| fail(complaint(&error, &text)))
+}
+
+/// What the parser says, without the line if a password may stand in it: these words end in logs.
+fn complaint(error: &toml::de::Error, text: &str) -> String {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let number = text.get(..at).unwrap_or_default().matches('\n').count();
+    if text.lines().nth(number).is_some_and(is_secret) {
+        let words = "the line isn't shown, since a password stands in it";
+        return format!("line {}: {}; {words}", number + 1, error.message());
+    }
+    error.to_string().trim_end().to_owned()
+}
+
+/// Whether a setting of this name, or a line with it, is nobody's business.
+fn is_secret(name: &str) -> bool {
+    name.contains("password")
 }
 
 type EnvironmentSetting = (String, Vec<String>, String);
@@ -228,8 +244,10 @@ fn explain(error: &toml::de::Error, origins: &BTreeMap<String, String>) -> (Stri
         return (key.clone(), ConfigError::Unknown { origin, key, nearest });
     }
     let key = if parent.is_empty() { quoted.first().copied().unwrap_or("settings") } else { parent };
+    // What was found instead may be the secret itself.
+    let reason = if is_secret(key) { "expected text in quotes" } else { message };
     let problem =
-        ConfigError::Value { origin: origin_of(key, origins), key: key.to_owned(), reason: message.to_owned() };
+        ConfigError::Value { origin: origin_of(key, origins), key: key.to_owned(), reason: reason.to_owned() };
     (key.to_owned(), problem)
 }
 

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 
 use super::{key, text};
 use crate::faulty::{Faults, Faulty};
-use crate::seam::{Condition, Event, Membership, MembershipError, PutOutcome, Revision, WatchStream};
+use crate::seam::{Condition, Event, LeaseId, Membership, MembershipError, PutOutcome, Revision, WatchStream};
 
 const KEYS: usize = 5;
 const STEPS: usize = 150;
@@ -150,4 +150,72 @@ impl Replica {
         self.watch = Some(store.watch(text(scope), listing.revision).await?);
         Ok(())
     }
+}
+
+/// A member keeps its key on a lease through the faults: while the lease is renewed the key stands, when it has ended nothing
+/// hangs on it, and whatever the answers were it finds its way back. Answers how many renewals there were, and how many leases
+/// were lost.
+///
+/// # Panics
+/// If a store breaks one of the seam's promises; the seed replays it.
+pub async fn leases_hold<M: Membership>(store: &Faulty<M>, seed: u64, scope: &str) -> (u32, u32) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let name = key(scope, "member");
+    let (mut lease, mut stands): (Option<LeaseId>, bool) = (None, false);
+    let (mut renewed, mut lost) = (0, 0);
+    for step in 0..STEPS {
+        let Some(held) = lease else {
+            match store.grant(LONG).await {
+                Ok(granted) => (lease, stands) = (Some(granted), false),
+                Err(error) => assert!(error.retryable(), "seed {seed}: {error}"),
+            }
+            continue;
+        };
+        let outcome = if random.f64() < 0.4 {
+            let put = store.put(name.clone(), text(&step.to_string()), Some(held), Condition::Always).await;
+            // Without an answer it stands if it stood before.
+            stands |= put.is_ok();
+            put.map(drop)
+        } else {
+            let kept = store.keep_alive(held).await;
+            assert!(kept.as_ref().map_or(true, |left| !left.is_zero()), "seed {seed}: a lease without time");
+            renewed += u32::from(kept.is_ok());
+            kept.map(drop)
+        };
+        match outcome {
+            Ok(()) if !stands => {}
+            Ok(()) => assert!(hangs(store, &name, held).await, "seed {seed}, step {step}: {held} holds nothing"),
+            Err(MembershipError::LeaseNotFound(ended)) => {
+                assert_eq!(ended, held, "seed {seed}");
+                assert!(!hangs(store, &name, held).await, "seed {seed}, step {step}: a key outlives its lease");
+                (lease, stands) = (None, false);
+                lost += 1;
+            }
+            Err(error) => assert!(error.retryable(), "seed {seed}: {error}"),
+        }
+    }
+    store.set(Faults::NONE);
+    let held = store.grant(LONG).await.expect("no faults");
+    store.put(name.clone(), text("last"), Some(held), Condition::Always).await.expect("no faults");
+    store.keep_alive(held).await.expect("no faults");
+    assert!(hangs(store, &name, held).await);
+    store.revoke(held).await.expect("no faults");
+    assert!(!hangs(store, &name, held).await);
+    (renewed, lost)
+}
+
+/// Longer than the suite takes, so that leases end by faults alone.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Whether the key hangs on the lease, asked until there is an answer.
+async fn hangs<M: Membership>(store: &Faulty<M>, name: &Bytes, lease: LeaseId) -> bool {
+    for _ in 0..1000 {
+        match store.list(name.clone()).await {
+            Ok(listing) => {
+                return listing.entries.iter().any(|entry| entry.key == *name && entry.lease == Some(lease));
+            }
+            Err(error) => assert!(error.retryable(), "{error}"),
+        }
+    }
+    panic!("a thousand lists were lost");
 }

@@ -9,7 +9,7 @@ mod faults;
 use bytes::Bytes;
 
 pub use exact::exact;
-pub use faults::converges;
+pub use faults::{converges, leases_hold};
 
 /// A key below `scope`.
 fn key(scope: &str, name: &str) -> Bytes {

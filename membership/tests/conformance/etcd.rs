@@ -14,6 +14,7 @@ use ingle_membership::conformance::exact;
 use ingle_membership::connect::ConnectOptions;
 use ingle_membership::election::{Candidate, Election, LeaderEvent};
 use ingle_membership::etcd::Etcd;
+use ingle_membership::faulty::{Faults, Faulty};
 use ingle_membership::{Condition, Event, Membership, MembershipError};
 
 use crate::ports::port;
@@ -28,7 +29,7 @@ struct Server {
     data: tempfile::TempDir,
 }
 
-fn binary() -> Option<PathBuf> {
+pub(crate) fn binary() -> Option<PathBuf> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/etcd/usr/bin/etcd");
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join("etcd")).chain([unpacked]).find(|file| file.is_file())
@@ -142,6 +143,13 @@ fn key(name: &str) -> Bytes {
 async fn etcd_conforms() {
     let Some(server) = Server::start(QUOTA).await else { return };
     exact(Arc::new(server.client(DEADLINE).await), "/exact").await;
+}
+
+/// The suite behind a wrapper that does nothing.
+pub(crate) async fn calm() {
+    let Some(server) = Server::start(QUOTA).await else { return };
+    let calm = Faulty::new(server.client(DEADLINE).await, 3, Faults::NONE);
+    exact(Arc::new(calm), "/exact").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,15 +2,21 @@
 
 #![allow(clippy::disallowed_methods, reason = "the test owns what it spawns, and awaits it")]
 
+#[path = "../../../tests/process/hosts/certs.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod certs;
 mod etcd;
 mod over_grpc;
 #[path = "../../../tests/src/ports.rs"]
 #[allow(unreachable_pub, reason = "it is public where it lies")]
 mod ports;
 
+mod secure;
+mod three;
+
 use std::sync::Arc;
 
-use ingle_membership::conformance::{converges, exact};
+use ingle_membership::conformance::{converges, exact, leases_hold};
 use ingle_membership::faulty::{Faults, Faulty};
 use ingle_membership::{Membership, Memory};
 
@@ -31,6 +37,14 @@ async fn a_calm_double_conforms() {
     exact(Arc::new(Faulty::new(Memory::new(), 1, Faults::NONE)), "/exact").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_calm_etcd_and_a_calm_registry_conform_behind_the_wrapper() {
+    let served = over_grpc::Served::anywhere(Memory::new()).await;
+    exact(Arc::new(Faulty::new(served.client(), 2, Faults::NONE)), "/exact").await;
+    served.stop().await;
+    etcd::calm().await;
+}
+
 #[tokio::test]
 async fn memory_converges_under_faults() {
     faults(Memory::new(), SEEDS).await;
@@ -38,10 +52,15 @@ async fn memory_converges_under_faults() {
 
 /// Runs the suite of faults below a prefix per seed.
 async fn faults<M: Membership + Clone>(store: M, seeds: std::ops::Range<u64>) {
+    let mut counted = (0, 0);
     for seed in seeds {
         let faulty = Faulty::new(store.clone(), seed, Faults::MANY);
         converges(&faulty, seed, &format!("/faults/{seed}/")).await;
+        let faulty = Faulty::new(store.clone(), seed, Faults::MANY);
+        let (renewed, lost) = leases_hold(&faulty, seed, &format!("/leases/{seed}/")).await;
+        counted = (counted.0 + renewed, counted.1 + lost);
     }
+    assert!(counted.0 > 0 && counted.1 > 0, "renewals and lost leases {counted:?}: too few to tell anything");
 }
 
 /// The suite itself must be able to fail: a store that lies is found out.

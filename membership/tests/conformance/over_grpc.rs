@@ -21,7 +21,7 @@ use ingle_proto::v1::registry_client::RegistryClient;
 use tonic::Code;
 
 /// A served registry; it ends when dropped.
-struct Served {
+pub(crate) struct Served {
     address: SocketAddr,
     tasks: Tasks,
 }
@@ -43,15 +43,15 @@ impl Served {
         Self { address, tasks }
     }
 
-    async fn anywhere(store: impl Membership) -> Self {
+    pub(crate) async fn anywhere(store: impl Membership) -> Self {
         Self::start(store, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    fn client(&self) -> Remote {
+    pub(crate) fn client(&self) -> Remote {
         Remote::connect(&self.address.to_string(), &TlsConfig::default()).expect("an address")
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         assert_eq!(self.tasks.shutdown_all(Duration::from_secs(5)).await, Vec::<&str>::new());
     }
 }

@@ -45,13 +45,21 @@ impl Progress {
     }
 }
 
+/// Counts the engine's code as left, however it was.
+struct Back<'a>(&'a AtomicU64);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
 impl Moves {
-    /// Runs code of the engine that should come back soon. A panic that leaves it ends the thread.
+    /// Runs code of the engine that should come back soon. A panic that leaves it ends the thread, and is a way to come back.
     pub(super) fn within<T>(&self, work: impl FnOnce() -> T) -> T {
         self.turn.fetch_add(1, Ordering::Release);
-        let done = work();
-        self.turn.fetch_add(1, Ordering::Release);
-        done
+        let _back = Back(&self.turn);
+        work()
     }
 
     /// A step is about to be made with these in the model.
@@ -66,6 +74,11 @@ impl Moves {
     /// A request is about to enter.
     pub(super) fn enters(&self, id: RequestId) {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    /// It was not let in.
+    pub(super) fn refused(&self, id: RequestId) {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
     pub(super) fn progress(&self) -> Progress {

@@ -248,6 +248,7 @@ async fn a_panic_outside_of_a_step_leaves_a_model_that_says_it_is_dead() {
     assert!(finish(stays).await.is_err(), "whoever is in the model is told");
     tokio::time::timeout(Duration::from_secs(20), model.stop()).await.expect("its end is seen");
     assert!(model.is_dead(), "so that it is loaded anew");
+    assert!(!model.progress().in_engine(), "a thread that has ended doesn't stand still");
 }
 
 #[tokio::test]

@@ -166,10 +166,14 @@ fn let_in(hall: &mut Hall, model: &mut dyn Model, moves: &Moves) -> Result<(), E
             Ok(Ok(())) => hall.enter(id, guest),
             Ok(Err(EngineError::Full { .. })) => {
                 // It said it had a slot; wait for the next step rather than ask for ever.
+                moves.refused(id);
                 hall.put_back(id, guest);
                 return Ok(());
             }
-            Ok(Err(error)) => guest.reader.fail(error),
+            Ok(Err(error)) => {
+                moves.refused(id);
+                guest.reader.fail(error);
+            }
             Err(_) => {
                 let error = EngineError::Compute("the engine panicked as the request entered".into());
                 guest.reader.fail(error.clone());

@@ -64,6 +64,25 @@ async fn a_stuck_engine_ends_the_node_after_its_work_was_handed_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stuck_engine_is_noticed_as_well_once_its_model_was_to_leave_memory() {
+    let node = Node::start_with(&[HANGS], |config| config.engine_stall_s = 3).await;
+    let mut leader = node.lead().await;
+    let work = write(&leader, "a.md", "quicksand");
+    leader.assign(1, "writer", work).await;
+    shown(&node, |executor| executor.model == "writer" && executor.inside == 1).await;
+    let cancel = v1::CancelAttempt { attempt: 1, reason: "nobody waits for it".into() };
+    leader.send(work_request::Message::Cancel(cancel)).await;
+    assert_eq!(leader.ended(1).await.unwrap_err().kind(), FailureKind::Cancelled);
+    // Nobody uses it any more, and its thread never ends by itself.
+    let model = Some(v1::ModelRef { name: "writer".into(), ..Default::default() });
+    leader.send(work_request::Message::Unload(v1::UnloadCommand { request: 1, model })).await;
+    match node.ends().await {
+        Err(StartError::Task(reason)) => assert!(reason.contains("`writer` made no step for 3 s"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_left_memory_is_told_with_the_reason() {
     let big = |task: &str| format!(r#"{{"task": "{task}", "weight_bytes": 50000000, "context": 64, "slots": 1}}"#);
     let (first, second) = (big("embed"), big("generate"));

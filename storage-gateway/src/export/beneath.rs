@@ -128,6 +128,13 @@ impl Beneath {
         self.at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK)
     }
 
+    /// The first directory of a path that is a symlink.
+    pub(crate) fn link_on_the_way(&self, path: &ObjectPath) -> Option<ObjectPath> {
+        let parents: Vec<ObjectPath> = std::iter::successors(path.parent(), ObjectPath::parent).collect();
+        let is_link = |at: &ObjectPath| self.stat(at).is_ok_and(|stat| kind(&stat) == Kind::Symlink);
+        parents.into_iter().rev().find(|at| !at.is_root() && is_link(at))
+    }
+
     /// Attributes of the object itself, be it a symlink.
     pub(crate) fn stat(&self, path: &ObjectPath) -> Result<Stat, Miss> {
         Ok(rustix::fs::fstat(self.at(path, OFlags::PATH)?)?)
@@ -232,6 +239,15 @@ mod tests {
             }
         }
         for beneath in [&fast, &slow] {
+            for (text, link) in [
+                ("within/e/f", Some("within")),
+                ("d/absolute/etc/x", Some("d/absolute")),
+                ("d/e/f", None),
+                ("out", None),
+                ("", None),
+            ] {
+                assert_eq!(beneath.link_on_the_way(&path(text)), link.map(path), "{text:?}");
+            }
             for link in ["within", "out", "d/absolute", "loop"] {
                 let refused = beneath.regular(&path(link), OFlags::RDONLY).unwrap_err();
                 assert_eq!(refused, Miss::Is(Kind::Symlink), "{link}");

@@ -77,18 +77,27 @@ impl LocalExport {
         T: Send + 'static,
         F: FnOnce(&Beneath) -> Result<T, Miss> + Send + 'static,
     {
-        let (beneath, calls) = (self.beneath.clone(), self.calls.clone());
+        let (beneath, calls, of) = (self.beneath.clone(), self.calls.clone(), path.clone());
         let done = async move {
             // Held by the thread, not by us: if we stop waiting, a hung call goes on counting.
             let permit = calls.acquire_owned().await.expect("the semaphore is never closed");
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                work(&beneath)
+                work(&beneath).map_err(|miss| {
+                    let link = if miss == Miss::Is(Kind::Symlink) { beneath.link_on_the_way(&of) } else { None };
+                    (miss, link)
+                })
             })
             .await
         };
         match tokio::time::timeout(DEADLINE, done).await {
-            Ok(Ok(result)) => result.map_err(|miss| self.error(path, miss)),
+            Ok(Ok(result)) => result.map_err(|(miss, link)| match link {
+                // It is the directory that is at fault, not what lies in it.
+                Some(link) => {
+                    ExportError::Kind { path: shown(&link), found: Kind::Symlink.found(), expected: "a directory" }
+                }
+                None => self.error(path, miss),
+            }),
             Ok(Err(ended)) => Err(ExportError::Unavailable(format!("{}: {ended}", shown(path)))),
             Err(_) => Err(ExportError::Unavailable(format!(
                 "{}: no answer from the disk for {} s; look at `dmesg` and the mounts below {}",

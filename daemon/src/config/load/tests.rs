@@ -125,3 +125,22 @@ fn files_that_cannot_be_read_are_named() {
     assert!(with(&"#".repeat((1 << 20) + 1), &[], "").is_err(), "too long");
     assert!(with(&format!("peers = {}", "[".repeat(10_000)), &[], "").is_err(), "too deep");
 }
+
+#[test]
+fn what_is_wrong_with_a_password_is_said_without_it() {
+    for file in [
+        "name = 'x'\nexports.etcd_password = hunter2\n",
+        "exports.etcd_password = 'hunter2\n",
+        "exports = { etcd_password = \"hunter2\n",
+        "exports.etcd_password = ['hunter2']",
+    ] {
+        let error = with(file, &[], "").expect_err(file).to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+        assert!(error.contains("line") || error.contains("etcd_password"), "{error}");
+    }
+    let error = with("exports.etcd_password = 8675309", &[], "").expect_err("a number").to_string();
+    assert!(error.contains("exports.etcd_password") && !error.contains("8675309"), "{error}");
+    // Other lines are shown as they are.
+    let error = with("name = hunter2", &[], "").expect_err("no quotes").to_string();
+    assert!(error.contains("hunter2"), "{error}");
+}

@@ -163,6 +163,7 @@ fn opened(kind: Kind, file: &File, bytes: u64) -> Result<Box<dyn Pages>, ParseEr
             ParseError::unavailable(format!("the node's copy of the document can't be read: {error}"))
         })?;
     }
+    let cut_off = kind == Kind::Pdf && !ends_as_pdf(&document);
     let pages: Box<dyn Pages> = match kind {
         Kind::Pdf => Box::new(pdf::PdfPages::open(document)?),
         Kind::Tiff => Box::new(tiff::TiffPages::open(document)?),
@@ -170,12 +171,25 @@ fn opened(kind: Kind, file: &File, bytes: u64) -> Result<Box<dyn Pages>, ParseEr
         kind => Box::new(picture::Picture::open(kind, document)?),
     };
     match pages.count() {
+        0 if cut_off => {
+            Err(ParseError::malformed("the PDF is cut off or damaged: its end is missing, and no page can be found"))
+        }
+        0 if kind == Kind::Pdf => {
+            Err(ParseError::malformed("the PDF is damaged, or empty: no page can be found in it"))
+        }
         0 => Err(ParseError::malformed(format!("the {} has no pages", kind.name()))),
         count if count > PAGES_MAX => {
             Err(ParseError::too_large(format!("the {} has {count} pages, at most {PAGES_MAX} are read", kind.name())))
         }
         _ => Ok(pages),
     }
+}
+
+/// Whether a PDF has its end, which stands in the last kilobyte: what was cut off on its way hasn't.
+fn ends_as_pdf(document: &[u8]) -> bool {
+    const END: &[u8] = b"%%EOF";
+    let tail = &document[document.len().saturating_sub(1024)..];
+    tail.windows(END.len()).any(|window| window == END)
 }
 
 fn give(socket: &OwnedFd, made: Made) -> io::Result<()> {

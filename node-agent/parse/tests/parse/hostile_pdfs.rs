@@ -73,6 +73,22 @@ fn no_pages() {
 }
 
 #[test]
+fn what_was_cut_off_on_its_way_is_called_so() {
+    let whole = document(&[pdf::Page { content: text(&["Only the beginning came."]), ..pdf::Page::default() }]);
+    let host = narrow();
+    let mut refused = 0;
+    for kept in (1..10).map(|tenth| whole.len() * tenth / 10).chain([64]) {
+        // Where a page was found it is read: that is no reason to complain.
+        if let Err(error) = host.open(&whole[..kept], "test.pdf") {
+            refused += 1;
+            assert!(error.message.contains("cut off or damaged"), "{kept} of {}: {error}", whole.len());
+        }
+    }
+    assert!(refused > 0, "of 64 bytes there is no page to read");
+    still_works(&host);
+}
+
+#[test]
 fn tables_of_objects_that_lead_in_a_circle() {
     let mut file = document(&[pdf::Page { content: text(&["In a circle"]), ..pdf::Page::default() }]);
     let start = file.windows(5).rposition(|window| window == b"xref\n").expect("a table");

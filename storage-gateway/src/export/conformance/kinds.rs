@@ -54,6 +54,13 @@ pub(super) async fn symlinks_are_refused_everywhere(on: Ground<'_>) {
         let answer = on.export.list(&path, 10).await;
         assert!(refused(&answer), "list of {name}: {:?}", answer.map(|entries| entries.len()));
     }
+    // Who reads that wants to know which of the directories it is.
+    for (name, link) in [("first/deep/doc", "first"), ("real/middle/doc", "real/middle")] {
+        let Err(ExportError::Kind { path, found, .. }) = on.export.stat(&on.at(name)).await else {
+            panic!("stat of {name} goes through a link");
+        };
+        assert!(path.ends_with(link) && found.contains("link"), "{name}: {path} is {found}");
+    }
     let listed = on.export.list(&on.at("real"), 10).await.expect("list");
     let middle = listed.iter().find(|entry| entry.name == b"middle").expect("symlinks are listed");
     assert_eq!(middle.attr.kind, Kind::Symlink);

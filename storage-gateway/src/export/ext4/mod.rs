@@ -221,7 +221,12 @@ impl Volume {
         for (depth, name) in path.components().enumerate() {
             match at.attr.kind {
                 Kind::Directory => {}
-                Kind::Symlink => return Err(self.is(path, Kind::Symlink, "directories on the way")),
+                Kind::Symlink => {
+                    // It is this directory that is at fault, not what lies in it.
+                    let way = path.components().take(depth).collect::<Vec<_>>().join(&b'/');
+                    let way = ObjectPath::new(way).unwrap_or_else(|_| path.clone());
+                    return Err(self.is(&way, Kind::Symlink, "a directory"));
+                }
                 _ => {
                     let found = "below something that is no directory";
                     return Err(ExportError::Kind { path: name_of(path), found, expected: "directories" });

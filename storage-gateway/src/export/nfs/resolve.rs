@@ -94,7 +94,9 @@ impl NfsExport {
             let found = self.server.lookup(&handle, next.file_name()).await?;
             if found.attr.kind != Kind::Directory {
                 self.handles().forget(&next);
-                return Err(Fault::Is { kind: found.attr.kind, expected: "a directory" });
+                // It is this directory that is at fault, not what lies in it.
+                let (path, found) = (next.display(), found.attr.kind.found());
+                return Err(ExportError::Kind { path, found, expected: "a directory" }.into());
             }
             handle = found.handle.clone();
             self.handles().put(next, found, now);

@@ -44,7 +44,7 @@ impl PdfPages {
                 ParseError::unsupported("PDF with encryption of an unknown kind")
             }
             LoadPdfError::Decryption(_) => ParseError::malformed("the PDF's encryption is broken"),
-            LoadPdfError::Invalid => ParseError::malformed("this isn't a PDF, or it is damaged beyond repair"),
+            LoadPdfError::Invalid => ParseError::malformed("this isn't a PDF, or it is cut off or damaged"),
         })?;
         Ok(PdfPages { pdf, kept: 0 })
     }

@@ -166,7 +166,8 @@ class World:
         command = ["run", str(CACHE / "ansible/bin/ansible-playbook"), str(ROOT / "ansible" / book)]
         command += [part for file in sorted(self.inventory.glob("*.yml")) for part in ("-i", str(file))]
         command += ["-e", f"inglenook_packages={self.packages(packages)}", *arguments]
-        env = {**self.env, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PYTHONWARNINGS": "ignore"}
+        # Connections that ssh keeps are known by address alone, and another run has guests at the same ones.
+        env = {**self.env, "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.work / "ssh"), "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PYTHONWARNINGS": "ignore"}
         ran = subprocess.run([HERE / "guests.sh", *command], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         printed = ran.stdout + ran.stderr
         (self.work / "last.log").write_text(printed)

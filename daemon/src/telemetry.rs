@@ -80,8 +80,6 @@ pub fn init(service: &'static str, config: &TelemetryConfig) -> Result<Telemetry
     let filter = check_filter(&config.log)?;
     let provider = provider(service, config.otlp_endpoint.as_deref())?;
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    // For spans of what is over already, which `tracing` can't make.
-    opentelemetry::global::set_tracer_provider(provider.clone());
 
     let json = match config.log_format {
         LogFormat::Json => true,
@@ -102,6 +100,9 @@ pub fn init(service: &'static str, config: &TelemetryConfig) -> Result<Telemetry
             meta.is_span() && *meta.level() <= tracing::Level::INFO && meta.target().starts_with("ingle")
         }));
     tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
+    // For spans of what is over already, which `tracing` can't make. Last: a second call must not put its provider, which ends
+    // with it, in the place of the first one's.
+    opentelemetry::global::set_tracer_provider(provider.clone());
     Ok(TelemetryGuard { provider })
 }
 

@@ -25,6 +25,8 @@ impl Trace {
     /// Of a process that runs now.
     pub(crate) fn of(pid: u32, program: &Path) -> Option<Self> {
         let pid = i32::try_from(pid).ok()?;
+        // As the system names what runs: links resolved, whatever the program was called by.
+        let program = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
         let program = program.file_name()?.to_str()?.to_owned();
         Some(Self { pid, started: started(pid)?, program })
     }

@@ -21,7 +21,9 @@ struct InEtcd {
 }
 
 async fn open(url: &str, root: &str) -> (EtcdStore, Epoch) {
-    EtcdStore::open_at(url, &ConnectOptions::default(), root, false).await.expect("etcd answers")
+    // On a busy machine an answer may take its time: these tests take none for lost.
+    let options = ConnectOptions { deadline: std::time::Duration::from_secs(30), ..ConnectOptions::default() };
+    EtcdStore::open_at(url, &options, root, false).await.expect("etcd answers")
 }
 
 #[async_trait]

@@ -171,9 +171,7 @@ impl Handle {
         if self.shared.following {
             return Err(not_leader());
         }
-        if let Some(reason) = &self.shared.scarce().none {
-            return Err(no_room(reason));
-        }
+        self.stores()?;
         let id = ReplyId(self.shared.next_reply.fetch_add(1, Ordering::Relaxed));
         let (sender, answered) = oneshot::channel();
         {
@@ -190,6 +188,14 @@ impl Handle {
             answered.await.map_err(|_| ended())?
         })
         .await
+    }
+
+    /// Whether anything can be stored. While nothing can, questions wait as well: the driver is at a commit.
+    ///
+    /// # Errors
+    /// `STORAGE_FULL` while the store has no room at all.
+    pub fn stores(&self) -> Result<(), Problem> {
+        self.shared.scarce().none.as_ref().map_or(Ok(()), |reason| Err(no_room(reason)))
     }
 
     /// Whether another job may be accepted.

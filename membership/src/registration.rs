@@ -246,12 +246,14 @@ impl<R: Record> Registration<R> {
     async fn renew(&mut self, held: &mut Option<Held>) -> String {
         let mut backoff = Backoff::new(Duration::from_millis(200), self.ttl / 6);
         let mut wait = self.ttl / 3;
+        // Changes of the record don't put it off: they may come as often as we renew.
+        let mut due = tokio::time::Instant::now() + wait;
         let mut renewals = 0_u32;
         // Set once nobody can change the record any more.
         let mut frozen = false;
         while let Some(now) = held {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep_until(due) => {}
                 changed = self.record.changed(), if !frozen => {
                     frozen = changed.is_err();
                     if changed.is_ok() {
@@ -286,6 +288,7 @@ impl<R: Record> Registration<R> {
                 }
                 Err(_) => wait = backoff.next_random(),
             }
+            due = tokio::time::Instant::now() + wait;
             if boottime().saturating_sub(now.renewed) > self.ttl {
                 return format!("not renewed for {:?}", self.ttl);
             }

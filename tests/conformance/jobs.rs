@@ -21,7 +21,9 @@ struct InEtcd {
 }
 
 async fn open(url: &str, root: &str) -> (EtcdStore, Epoch) {
-    EtcdStore::open_at(url, &ConnectOptions::default(), root, false).await.expect("etcd answers")
+    // On a busy machine an answer may take its time: these tests take none for lost.
+    let options = ConnectOptions { deadline: std::time::Duration::from_secs(30), ..ConnectOptions::default() };
+    EtcdStore::open_at(url, &options, root, false).await.expect("etcd answers")
 }
 
 #[async_trait]
@@ -207,6 +209,27 @@ async fn a_full_etcd_ends_admission_first() {
     .await;
     assert!(words.contains("docs/operations"), "{words}");
     assert_eq!(store.load().await.expect("a full etcd reads").records.len(), full_at as usize);
+}
+
+/// Where nothing is committed for some time, etcd forgets the revision of the last commit, and members go on writing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_rests_is_read_after_etcd_forgot_its_history() {
+    let Some(server) = Etcd::start() else { return };
+    let (url, options) = (server.url(), ConnectOptions::default());
+    let (store, stored) = open(&url, "/test/").await;
+    let epoch = Epoch { revision: stored.revision + 1, ..stored };
+    store.commit(epoch, vec![put("k", b"v")]).await.expect("taken");
+    let members = Members::connect(&url, &options).await.expect("a URL");
+    let mut newest = 0;
+    for _ in 0..3 {
+        let written = members.put("member".into(), "m".into(), None, Condition::Always).await.expect("etcd answers");
+        newest = written.done().expect("always").counter;
+    }
+    let mut raw = ingle_membership::etcd::client(&url, &options).await.expect("a URL");
+    raw.compact(i64::try_from(newest).expect("small"), None).await.expect("compacted");
+    let (reader, _) = open(&url, "/test/").await;
+    assert_eq!(reader.load().await.expect("read").records, [("k".to_owned(), b"v".to_vec())]);
+    assert_eq!(reader.changes_since(0).await.expect("read").records.len(), 1);
 }
 
 /// etcd freezes under a commit: nobody knows whether it came through, and the answer that comes late changes nothing.

@@ -96,6 +96,54 @@ async fn a_lost_answer_is_found_out() {
     }
 }
 
+/// Loses a commit's answer, done or not, and can't be read for a while after it.
+struct Blind {
+    inner: FaultyStore,
+    looks: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl JobStore for Blind {
+    async fn load(&self) -> Result<crate::store::Snapshot, StoreError> {
+        self.inner.load().await
+    }
+
+    async fn commit(&self, epoch: Epoch, changes: Vec<crate::core::Change>) -> Result<u64, StoreError> {
+        self.inner.commit(epoch, changes).await
+    }
+
+    async fn changes_since(&self, revision: u64) -> Result<crate::store::Snapshot, StoreError> {
+        if self.looks.fetch_add(1, Ordering::SeqCst) < 2 {
+            return Err(StoreError::io("blind", "no answer"));
+        }
+        self.inner.changes_since(revision).await
+    }
+
+    async fn archived(&self, prefix: &str) -> Result<Records, StoreError> {
+        self.inner.archived(prefix).await
+    }
+}
+
+#[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "the test owns the task and awaits it")]
+async fn once_the_outcome_is_known_it_is_ready_again() {
+    for done in [false, true] {
+        let (store, epoch) = MemoryStore::new().open();
+        let inner = FaultyStore::new(Arc::new(store), Fault { at: 1, done, dead: false });
+        let store: Arc<dyn JobStore> = Arc::new(Blind { inner, looks: AtomicUsize::new(0) });
+        let (handle, inbox) = Handle::new(Arc::clone(&store));
+        let (meters, perform) = (Meters::new(&Metrics::new("test")), Arc::new(Counting::default()));
+        let readiness = Readiness::default();
+        readiness.ready();
+        let driver = Driver::new(inbox, store, epoch, perform, meters, readiness.clone()).await.unwrap();
+        let stop = Shutdown::new();
+        let running = Running { handle, task: tokio::spawn(driver.run(stop.clone())), stop };
+        running.submit("k").await.unwrap();
+        assert_eq!(readiness.get(), Ok(()), "done: {done}");
+        running.end().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_fenced_driver_ends() {
     let memory = MemoryStore::new();

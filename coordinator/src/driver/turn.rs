@@ -232,7 +232,7 @@ impl Driver {
                     Ok(true)
                 }
                 // No failure, no success: nothing is dispatched until it is known which.
-                Err(StoreError::Unknown(reason)) => self.happened(&reason, shutdown).await,
+                Err(StoreError::Unknown(reason)) => self.happened(&reason, &mut backoff, shutdown).await,
                 Err(error) => Err(error),
             };
             match outcome {
@@ -251,11 +251,11 @@ impl Driver {
         }
     }
 
-    /// Whether a commit without an answer is in the store.
-    async fn happened(&mut self, reason: &str, shutdown: &Shutdown) -> Result<bool, StoreError> {
+    /// Whether a commit without an answer is in the store. `backoff` is the commit's: whoever waited here says so no more once
+    /// it is done.
+    async fn happened(&mut self, reason: &str, backoff: &mut Backoff, shutdown: &Shutdown) -> Result<bool, StoreError> {
         tracing::warn!(reason, "a commit's outcome is unknown; reading the store");
         self.meters.unknown();
-        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         loop {
             // Only the revision is of interest: no record is newer than the greatest one.
             match self.store.changes_since(u64::MAX).await {
@@ -268,7 +268,7 @@ impl Driver {
                     tracing::info!(happened, revision = there.revision, "the outcome is known; going on");
                     return Ok(happened);
                 }
-                Err(error) if error.retryable() && !shutdown.begun() => self.wait(&mut backoff, &error).await,
+                Err(error) if error.retryable() && !shutdown.begun() => self.wait(backoff, &error).await,
                 Err(error) => return Err(error),
             }
         }

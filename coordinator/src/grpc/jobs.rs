@@ -55,6 +55,7 @@ impl JobsService {
         }
         let spec_digest = spec::digest(&given);
         let mut spec = ingle_proto::job::validate_spec(given)?;
+        self.api.handle.stores()?;
         // A submission that is sent again is answered for whatever time it is by now.
         let asked = key.clone();
         if !self.api.handle.query(move |core, _| core.knows_key(&asked)).await? {

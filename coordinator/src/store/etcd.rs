@@ -145,15 +145,25 @@ impl EtcdStore {
     }
 
     async fn meta(&self) -> Result<Option<Known>, StoreError> {
+        Ok(self.meta_at().await?.map(|(known, _)| known))
+    }
+
+    /// `meta`, and etcd's revision when it was read.
+    async fn meta_at(&self) -> Result<Option<(Known, i64)>, StoreError> {
         let key = self.keys.meta();
         let found = self.get(key.clone(), GetOptions::new()).await?;
+        let at = found.header().map_or(0, etcd_client::ResponseHeader::revision);
         let Some(kv) = found.kvs().first() else { return Ok(None) };
-        Ok(Some(Known { modified: kv.mod_revision(), meta: Meta::decode(&key, kv.value())? }))
+        Ok(Some((Known { modified: kv.mod_revision(), meta: Meta::decode(&key, kv.value())? }, at)))
     }
 
     async fn there(&self) -> Result<Known, StoreError> {
+        Ok(self.there_at().await?.0)
+    }
+
+    async fn there_at(&self) -> Result<(Known, i64), StoreError> {
         let gone = || layout::corrupt(&self.keys.meta(), "it is gone".to_owned());
-        self.meta().await?.ok_or_else(gone)
+        self.meta_at().await?.ok_or_else(gone)
     }
 
     /// Records below a prefix with the commits that wrote them, all as of one revision of etcd.
@@ -189,13 +199,14 @@ impl EtcdStore {
         let mut readings = 0;
         loop {
             readings += 1;
-            let known = self.there().await?;
+            let (known, at) = self.there_at().await?;
             let snapshot = |records| Snapshot { revision: known.meta.revision, epoch: known.meta.epoch(), records };
             if after.is_some_and(|after| after >= known.meta.revision) {
                 return Ok(snapshot(Records::new()));
             }
-            // Every commit writes `meta`: as of its revision all records are those of that commit.
-            match self.below(Shelf::Live, "", Some(known.modified)).await {
+            // Every commit writes `meta`: as of the revision that it was read in, all records are those of its commit. The
+            // revision in which it was written may be forgotten long since, where nothing was committed for some time.
+            match self.below(Shelf::Live, "", Some(at)).await {
                 Err(error) if readings < READINGS_MAX && error.to_string().contains("compacted") => {}
                 read => {
                     let newer = |revision: u64| after.is_none_or(|after| revision > after);
@@ -309,7 +320,8 @@ impl EtcdStore {
         let (from, end) = self.keys.range(Shelf::Archive, "");
         let counted = self.get(from, GetOptions::new().with_range(end).with_count_only()).await?.count();
         let bound = i64::try_from(self.bounds.records).unwrap_or(i64::MAX);
-        let pressed = self.space().await?.pressed();
+        // Records are counted all the same where etcd doesn't say how full it is.
+        let pressed = self.space().await.is_ok_and(|space| space.pressed());
         let over = (counted - bound).max(if pressed { counted / 100 + 1 } else { 0 }).min(OLDEST_KEYS_MAX);
         if over <= 0 {
             return Ok(());

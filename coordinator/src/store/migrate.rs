@@ -58,7 +58,8 @@ pub async fn between(from: &dyn JobStore, ours: Epoch, to: &dyn JobStore, note: 
     let count = live.len() + archived.len();
     let begun = there.records.iter().any(|(key, _)| key == MIGRATING_KEY);
     if !begun {
-        if noted(note)?.is_some_and(|generation| there.epoch.generation >= generation) {
+        // Of another generation it is a note of another move: etcd was made anew since, and nothing of ours is there.
+        if noted(note)? == Some(there.epoch.generation) {
             return Ok(count);
         }
         if !there.records.is_empty() {
@@ -224,6 +225,19 @@ mod tests {
         // Its coordinator was started again meanwhile, and ended a job.
         let gone = vec![Change::Clear { prefix: parts_prefix(3) }, Change::Delete { key: job_key(3) }];
         from.commit(ours, gone).await.unwrap();
+        between(&from, ours, &to, &note).await.unwrap();
+        assert_eq!(all(&to).await, all(&from).await);
+    }
+
+    #[tokio::test]
+    async fn the_note_of_a_move_elsewhere_is_no_proof() {
+        let ((from, ours), dir) = (house().await, tempfile::tempdir().unwrap());
+        let note = dir.path().join("note");
+        between(&from, ours, &MemoryStore::new(), &note).await.unwrap();
+        // etcd was made anew before the file was renamed, and is younger than the note.
+        let to = MemoryStore::new();
+        let anew = Epoch { generation: noted(&note).unwrap().unwrap() + 60, revision: 0 };
+        to.commit(anew, Vec::new()).await.unwrap();
         between(&from, ours, &to, &note).await.unwrap();
         assert_eq!(all(&to).await, all(&from).await);
     }

@@ -347,13 +347,15 @@ fn measure(connection: &Connection, table: &'static str, prefix: &str) -> rusqli
 
 /// Lets the oldest jobs leave the archive until it is within its bounds. The newest one stays, however large.
 fn trim(connection: &Connection, bounds: ArchiveBounds, archive: &mut Archive) -> rusqlite::Result<()> {
-    const FIRST: &str = "SELECT MIN(key), MAX(key) FROM archive WHERE key >= ?1 AND key < ?2";
+    // One by one they are found in the index; asked for together, every key is looked at.
+    const ENDS: &str = "SELECT (SELECT MIN(key) FROM archive WHERE key >= ?1 AND key < ?2),
+        (SELECT MAX(key) FROM archive WHERE key >= ?1 AND key < ?2)";
     const DROP: &str = "DELETE FROM archive WHERE key >= ?1 AND key < ?2";
     // Parts of jobs first: they are many, and a job is still told without them.
     for kind in ["parts/", ""] {
         while archive.records > bounds.records || archive.bytes > bounds.bytes {
             let ends = |row: &Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?));
-            let found = connection.prepare_cached(FIRST)?.query_row(params![kind, below(kind)], ends)?;
+            let found = connection.prepare_cached(ENDS)?.query_row(params![kind, below(kind)], ends)?;
             let (Some(oldest), Some(newest)) = found else { break };
             let (oldest, newest) = (whole(&oldest), whole(&newest));
             if oldest == newest {

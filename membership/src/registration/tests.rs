@@ -62,6 +62,30 @@ async fn registers_changes_and_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_record_that_changes_all_the_time_is_renewed() {
+    let (store, ttl) = (Memory::new(), 3 * TTL);
+    let (registration, mut handle) = Registration::new(Arc::new(store.clone()), node("i-1", ""), ttl);
+    let stop = Shutdown::new();
+    let task = tokio::spawn(registration.run(stop.clone()));
+    timeout(PATIENCE, handle.registered()).await.expect("in time");
+    let lease = async || {
+        let listing = store.list(node("", "").key()).await.expect("a list");
+        listing.entries.first().and_then(|entry| entry.lease)
+    };
+    let first = lease().await;
+    assert!(first.is_some());
+    let (begun, mut changes) = (boottime(), 0_u32);
+    while boottime().saturating_sub(begun) < ttl + TTL {
+        changes += 1;
+        handle.update(|record| record.name = changes.to_string());
+        tokio::time::sleep(ttl / 60).await;
+    }
+    assert_eq!(lease().await, first, "its lease has ended, and it came back under another");
+    stop.begin();
+    task.await.expect("no panic").expect("a clean end");
+}
+
+#[tokio::test]
 async fn a_second_process_with_one_identity_is_refused_while_the_first_lives() {
     let store: Arc<dyn Membership> = Arc::new(Memory::new());
     let mut first = start(store.clone(), node("i-1", "here"), TTL);

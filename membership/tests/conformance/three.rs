@@ -106,7 +106,15 @@ impl Three {
     }
 
     async fn kill_leader(&mut self) {
-        let leader = self.leader().await.expect("one leads");
+        // Busy as the machine may be, one of them leads before long.
+        let started = Instant::now();
+        let leader = loop {
+            match self.leader().await {
+                Some(leader) => break leader,
+                None => assert!(started.elapsed() < PATIENCE, "none leads"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         let (child, _) = &mut self.members[leader];
         child.kill().expect("ours");
         child.wait().expect("ours");

@@ -24,7 +24,8 @@ const PUT_OFF_WITHIN: Duration = Duration::from_secs(60);
 /// Least time before the same is asked again.
 const PUT_OFF_LEAST: Duration = Duration::from_millis(100);
 
-/// The patience of one call with a coordinator that has too much to do and says when to come again.
+/// The patience of one call with a coordinator that has too much to do, or that nobody leads for the moment, and says when to
+/// come again.
 pub(crate) struct PutOff {
     left: Duration,
     said: Option<Instant>,
@@ -49,8 +50,10 @@ impl PutOff {
 
     /// How long to wait before the same is asked again, taken off what is left; `None` if it shouldn't be.
     fn delay(&mut self, failure: &Failure) -> Option<Duration> {
-        let overloaded = failure.code == Some(ErrorCode::Overloaded.as_str());
-        let delay = failure.retry_after.filter(|_| overloaded)?.max(PUT_OFF_LEAST);
+        // Both say that nothing of the call was carried out.
+        let refused = [ErrorCode::Overloaded, ErrorCode::NotLeader].map(ErrorCode::as_str);
+        let refused = failure.code.is_some_and(|code| refused.contains(&code));
+        let delay = failure.retry_after.filter(|_| refused)?.max(PUT_OFF_LEAST);
         self.left = self.left.checked_sub(delay)?;
         Some(delay)
     }
@@ -160,12 +163,16 @@ mod tests {
             (ErrorCode::Overloaded, seconds(61)),
             (ErrorCode::StorageFull, seconds(1)),
             (ErrorCode::NoNode, seconds(1)),
+            (ErrorCode::ShuttingDown, seconds(1)),
+            (ErrorCode::NotLeader, None),
         ] {
             assert_eq!(put_off.delay(&failure(code, delay)), None, "{code:?} {delay:?}");
         }
         let taken: Vec<_> =
             std::iter::from_fn(|| put_off.delay(&failure(ErrorCode::Overloaded, seconds(25)))).collect();
         assert_eq!(taken, [Duration::from_secs(25); 2], "a third one would be longer than a minute");
+        let nobody_leads = failure(ErrorCode::NotLeader, seconds(2));
+        assert_eq!(put_off.delay(&nobody_leads), seconds(2), "another will lead soon");
         assert_eq!(put_off.delay(&failure(ErrorCode::Overloaded, Some(Duration::ZERO))), Some(PUT_OFF_LEAST));
     }
 

@@ -259,16 +259,17 @@ class Load:
         world.children.append(self.process)
         try:
             eventually("the load: each kind of work done once", 600, lambda: (self.state / "begun").exists() or self.process.poll() is not None)
-        except Failed:
-            self.end()
-            raise
+        except Failed as late:
+            raise Failed(f"{late}; it says: {self.end()[-3000:]}") from None
         return self
 
     def end(self) -> str:
         try:
             printed, errors = self.process.communicate(timeout=400)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            # With what it has started: nobody else would end that.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
             raise Failed("the load doesn't end") from None
         if not printed.strip():
             raise Failed(f"the load said nothing: {errors[-1500:]}")

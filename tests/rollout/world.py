@@ -278,15 +278,19 @@ class Load:
     def __exit__(self, kind, *_):
         if kind is not None and not issubclass(kind, Exception):
             return  # The run itself is to end; it takes the load along.
+        if kind is not None:
+            try:
+                self.end()
+            except Failed as late:
+                print(f"and {late}", flush=True)  # What went wrong first is what is told last.
+            return
         said = json.loads(self.end())
         done = ", ".join(f"{count} {what}" for what, count in said["done"].items())
         wrong = {how: said[how] for how in ("failed", "broken", "lost", "doubled") if said[how]}
         self.told = f"{done}; 0 failed, broken, lost or doubled; slowest {said['slowest_s']}"
-        if wrong and kind is None:
+        if wrong:
             words = "\n".join(f"  {how}: {len(what)}\n    " + "\n    ".join(what[:12]) for how, what in wrong.items())
             raise Failed(f"under load ({done}):\n{words}")
-        if kind is not None:
-            return
         # Each visible result once: a text and its account per document, and nothing beside them.
         expected = sorted(f"./letter{i:02}.txt.{what}" for i in range(DOCUMENTS) for what in ("txt", "json"))
         for output in (self.state / "outputs").read_text().split():

@@ -151,7 +151,8 @@ case $order in
     # shellcheck disable=SC2046
     await $(seq 1 "$1") ;;
   sh) i=$1; shift; within "$HUB" "${SSH[@]}" "root@$(address "$i")" "$@" ;;
-  run) within "$HUB" "$@" ;;
+  # In our place, so that whoever ends us ends the command.
+  run) exec nsenter --net="/run/netns/$HUB" "$@" ;;
   kill) halt "$1" ;;
   start) create "$1"; start "$1"; await "$1" ;;
   cut) ip -n "$HUB" link set "v$PREFIX$1" down ;;

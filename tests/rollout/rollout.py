@@ -26,6 +26,9 @@ import steps  # noqa: E402
 
 ALL = "lint site again cut alert renew upgrade bad swap add restore uninstall box home archive five".split()
 SHORT = "site again upgrade bad".split()
+# Whatever hangs, a run ends: minutes for the guests themselves, and for each step.
+MINUTES_FIRST = 15
+MINUTES_STEP = 12
 
 
 def main() -> int:
@@ -46,10 +49,22 @@ def main() -> int:
         print(f"rollout: {CACHE}/ansible isn't there: run {sys.argv[0]} --tools once", file=sys.stderr)
         return 1
     world = World()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
+    ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+    minutes = MINUTES_FIRST + MINUTES_STEP * len(names)
+
+    def end(number: int, _) -> None:
+        # Once: what takes the guests down isn't to be broken off.
+        for other in ending:
+            signal.signal(other, signal.SIG_IGN)
+        if number == signal.SIGALRM:
+            print(f"failed: not done within {minutes} minutes", flush=True)
+        sys.exit(1)
+
+    for number in ending:
+        signal.signal(number, end)
     if not os.environ.get("ROLLOUT_KEEP"):
         atexit.register(world.down)
+    signal.alarm(minutes * 60)
     for name in names:
         begun = time.monotonic()
         try:

@@ -259,16 +259,17 @@ class Load:
         world.children.append(self.process)
         try:
             eventually("the load: each kind of work done once", 600, lambda: (self.state / "begun").exists() or self.process.poll() is not None)
-        except Failed:
-            self.end()
-            raise
+        except Failed as late:
+            raise Failed(f"{late}; it says: {self.end()[-3000:]}") from None
         return self
 
     def end(self) -> str:
         try:
             printed, errors = self.process.communicate(timeout=400)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            # With what it has started: nobody else would end that.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
             raise Failed("the load doesn't end") from None
         if not printed.strip():
             raise Failed(f"the load said nothing: {errors[-1500:]}")
@@ -277,15 +278,19 @@ class Load:
     def __exit__(self, kind, *_):
         if kind is not None and not issubclass(kind, Exception):
             return  # The run itself is to end; it takes the load along.
+        if kind is not None:
+            try:
+                self.end()
+            except Failed as late:
+                print(f"and {late}", flush=True)  # What went wrong first is what is told last.
+            return
         said = json.loads(self.end())
         done = ", ".join(f"{count} {what}" for what, count in said["done"].items())
         wrong = {how: said[how] for how in ("failed", "broken", "lost", "doubled") if said[how]}
         self.told = f"{done}; 0 failed, broken, lost or doubled; slowest {said['slowest_s']}"
-        if wrong and kind is None:
+        if wrong:
             words = "\n".join(f"  {how}: {len(what)}\n    " + "\n    ".join(what[:12]) for how, what in wrong.items())
             raise Failed(f"under load ({done}):\n{words}")
-        if kind is not None:
-            return
         # Each visible result once: a text and its account per document, and nothing beside them.
         expected = sorted(f"./letter{i:02}.txt.{what}" for i in range(DOCUMENTS) for what in ("txt", "json"))
         for output in (self.state / "outputs").read_text().split():

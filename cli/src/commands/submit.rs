@@ -176,9 +176,14 @@ async fn submit(client: &Client, request: v1::SubmitJobRequest) -> Result<v1::Su
     let mut jobs = client.jobs().await?;
     let mut backoff = Backoff::new(Duration::from_millis(300), Duration::from_secs(2));
     loop {
-        match client.call(jobs.submit_job(client.request(request.clone()))).await {
+        let answer = client.call(jobs.submit_job(client.request(request.clone()))).await;
+        match answer {
             Err(failure) if failure.retryable() && backoff.attempt() < RETRIES => {
                 tokio::time::sleep(backoff.next_random()).await;
+                // Of several coordinators another may be there.
+                if let Ok(connected) = client.jobs().await {
+                    jobs = connected;
+                }
             }
             answer => return answer,
         }

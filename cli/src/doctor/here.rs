@@ -56,7 +56,15 @@ pub(super) async fn settings(given: &[PathBuf], checks: &mut Vec<Check>) -> Vec<
         match table(&path) {
             Err(why) => {
                 let todo = "name the right file with --config, or run this as root if only root may read it";
-                checks.push(Check::fail("settings", format!("{}: {why}", path.display()), todo));
+                let said = format!("{}: {why}", path.display());
+                // That only root may read it is as it should be, and nothing that is broken.
+                let closed =
+                    std::fs::File::open(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+                checks.push(if closed {
+                    Check::warn("settings", said, todo)
+                } else {
+                    Check::fail("settings", said, todo)
+                });
             }
             Ok(table) => {
                 checks.push(judged(&path).await);

@@ -70,6 +70,13 @@ const NEEDS: &[Need] = &[
     Need { program: "mmdebstrap", probe: None, package: "mmdebstrap", without: "the rollout to guests", vital: false },
     Need { program: "ssh", probe: None, package: "openssh-client", without: "the rollout to guests", vital: false },
     Need {
+        program: "python3",
+        probe: Some(VENV_WORKS),
+        package: "python3-venv",
+        without: "the rollout to guests (ansible)",
+        vital: false,
+    },
+    Need {
         program: "promtool",
         probe: None,
         package: "prometheus",
@@ -90,6 +97,10 @@ const PROTOC_WORKS: &str = "probe=$(mktemp -d) && \
      printf 'syntax = \"proto3\";\\nimport \"google/protobuf/descriptor.proto\";\\n' > $probe/probe.proto && \
      protoc -I $probe --descriptor_set_out=/dev/null $probe/probe.proto 2>/dev/null; code=$?; rm -rf $probe; exit $code";
 
+/// Debian keeps apart what a virtual environment is made with. That of the system is asked: tests/rollout takes it, wherever another is.
+const VENV_WORKS: &str =
+    "python=/usr/bin/python3; [ -e $python ] || python=python3; $python -c 'import ensurepip, venv' 2>/dev/null";
+
 impl Need {
     fn met(&self, round: &Round) -> bool {
         round.find(self.program).is_some() && self.probe.is_none_or(|probe| round.succeeds("sh", &["-c", probe]))
@@ -100,7 +111,7 @@ impl Need {
 const ETCD: &str = "etcd-server";
 const ETCD_FOLDER: &str = ".cache/etcd";
 /// Where the starter models lie unpacked.
-const MODELS: &str = ".cache/models/starter";
+pub(super) const MODELS: &str = ".cache/models/starter";
 
 /// Finds or installs everything; notes what stays away.
 ///

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::needs;
 use super::round::Round;
 
 /// What a round on guests needs beside root: program and Debian package.
@@ -59,6 +60,14 @@ fn steps(round: &mut Round, which: &str, minutes: u64) -> anyhow::Result<()> {
     }
     if round.has_failed() {
         round.skip("rollout to guests: something failed before");
+        return Ok(());
+    }
+    if !round.succeeds("unshare", &["--mount", "--net", "--pid", "--fork", "true"]) {
+        round.skip("rollout to guests: this machine lets nobody make namespaces");
+        return Ok(());
+    }
+    if !round.succeeds("python3", &["tests/setup/models.py", "--into", needs::MODELS, "--check"]) {
+        round.skip("rollout to guests: the starter models aren't there");
         return Ok(());
     }
     if !round.succeeds("python3", &["tests/rollout/rollout.py", "--tools"]) {

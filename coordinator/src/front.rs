@@ -2,8 +2,9 @@
 //! so that every coordinator's address is as good as any.
 //!
 //! While nobody leads, jobs are told from the store, and all else waits a while for who leads next; then it is refused with
-//! `NOT_LEADER` and when to come back. A call is handed on once: two that each take the other for the leader don't play ball
-//! with it. One that nobody took yet, since the leader has just gone, is handed to the next.
+//! `NOT_LEADER` and when to come back. A call is handed on by whoever knows more: the leader of a moment ago hands it to the next
+//! one. But at most three times: two that each take the other for the leader don't play ball with it. One that nobody took yet,
+//! since the leader has just gone, is handed to the next.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -31,6 +32,8 @@ use crate::driver::not_leader;
 
 /// Marks a call that was handed on.
 const HANDED_ON: &str = "ingle-handed-on";
+/// How often a call is handed on.
+const HOPS_MAX: u8 = 3;
 /// How often the leader is looked up, and how long that may take.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
@@ -74,7 +77,7 @@ impl Following {
 
     /// Answers by whoever leads, soon. `front`: we may be the one.
     async fn answer(mut self, mut request: Request, front: &Front) -> Response {
-        let handed_on = request.headers().contains_key(HANDED_ON);
+        let hops = hops(&request);
         let told = TOLD.contains(&request.uri().path());
         let end = Instant::now() + LED_WITHIN;
         loop {
@@ -84,8 +87,8 @@ impl Following {
             }
             let leader = self.leader.borrow().clone().filter(|leader| leader.id != self.own);
             match leader {
-                Some(_) if handed_on => return refused(not_leader()),
-                Some(leader) => match self.hand_on(&leader, request).await {
+                Some(_) if hops >= HOPS_MAX => return refused(not_leader()),
+                Some(leader) => match self.hand_on(&leader, request, hops + 1).await {
                     Ok(response) => return response,
                     Err((Some(untouched), _)) if Instant::now() < end => request = untouched,
                     Err((_, problem)) => return refused(problem),
@@ -118,7 +121,12 @@ impl Following {
     }
 
     /// The leader's answer; or why there is none, and the request if nobody has seen anything of it.
-    async fn hand_on(&self, leader: &Candidate, request: Request) -> Result<Response, (Option<Request>, Problem)> {
+    async fn hand_on(
+        &self,
+        leader: &Candidate,
+        request: Request,
+        hops: u8,
+    ) -> Result<Response, (Option<Request>, Problem)> {
         let mut channel = match self.channel(&leader.address) {
             Ok(channel) => channel,
             Err(words) => return Err((None, Problem::new(ErrorCode::NotLeader, words))),
@@ -126,7 +134,7 @@ impl Following {
         let (head, body) = request.into_parts();
         let lent = Lent { body: Arc::new(Mutex::new(body)), touched: Arc::default() };
         let mut handed = http::Request::from_parts(head.clone(), Body::new(lent.clone()));
-        handed.headers_mut().insert(HANDED_ON, http::HeaderValue::from_static("1"));
+        handed.headers_mut().insert(HANDED_ON, http::HeaderValue::from(u16::from(hops)));
         let answered = async {
             std::future::poll_fn(|context| channel.poll_ready(context)).await?;
             channel.call(handed).await
@@ -215,6 +223,13 @@ where
             }
         }
     }
+}
+
+/// How often a request was handed on already.
+fn hops(request: &Request) -> u8 {
+    let said = request.headers().get(HANDED_ON).map(|value| value.to_str().ok().and_then(|text| text.parse().ok()));
+    // Whatever it says, it was.
+    said.map_or(0, |hops| hops.unwrap_or(HOPS_MAX))
 }
 
 /// A request's body that can be had back as long as nobody has looked at it.
@@ -406,6 +421,28 @@ mod tests {
         front.lead(Routes::default());
         // Routes without a service say that they have none: it was they who answered.
         assert_eq!(code(&asked.await.unwrap()), Some(Code::Unimplemented));
+    }
+
+    #[tokio::test]
+    async fn a_call_is_handed_on_a_few_times_and_no_more() {
+        let (follower, told) = following();
+        let mut front = Front::following(follower);
+        let gone = Candidate { id: "c-gone".into(), incarnation: "i".into(), address: "127.0.0.1:1".into() };
+        told.send_replace(Some(gone));
+        let handed = |times: &'static str| {
+            let mut request = ask("/ingle.v1.Inference/Embed");
+            request.headers_mut().insert(HANDED_ON, http::HeaderValue::from_static(times));
+            request
+        };
+        for times in ["3", "4", "300", "often"] {
+            assert_eq!(code(&front.call(handed(times)).await.unwrap()), Some(Code::Unavailable), "{times}");
+        }
+        // The leader of a moment ago knows the next one, and tries to reach it.
+        let again = front.call(handed("2"));
+        let mut again = std::pin::pin!(again);
+        assert!(futures::poll!(&mut again).is_pending());
+        front.lead(Routes::default());
+        assert_eq!(code(&again.await.unwrap()), Some(Code::Unimplemented));
     }
 
     #[tokio::test]

@@ -31,7 +31,6 @@ need() {
     local missing=()
     protoc_works || missing+=(protobuf-compiler libprotobuf-dev)
     command -v cc >/dev/null || missing+=(build-essential)
-    command -v cmake >/dev/null || missing+=(cmake)
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     if ! command -v cargo >/dev/null; then
         echo "error: cargo is not installed" >&2
